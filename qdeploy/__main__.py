@@ -1,0 +1,3 @@
+from qdeploy.cli.main import main
+
+main()

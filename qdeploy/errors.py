@@ -1,0 +1,117 @@
+"""Every error qdeploy raises on purpose.
+
+    QDeployError                exit code 2: one message for the user, no traceback
+      UsageError                an option or argument that cannot work
+        UnknownNameError        a method, scheme, engine … that does not exist; says what is near
+      RecipeError               a recipe that is not valid
+      CheckpointError           a model folder that is missing, broken or of an unknown architecture
+      CalibrationError          calibration text that is missing, empty or too short
+      OutputError               the output cannot be written: in use, disk full
+      QuantizationError         a module that cannot be quantized as asked
+      ExportError               a checkpoint that the target engine would refuse
+      EngineError               an engine that is not installed, does not start or died
+      EndpointError             an endpoint that refuses, fails or lacks what is needed
+      ComparisonError           two runs that may not be compared
+      VerificationError         exit code 1: the served model is not the checkpoint
+      GateError                 exit code 1: a measured figure is beyond the limit the user set
+
+A message says what failed, where (module, file), the number that was wrong, and the smallest change that
+mends it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class QDeployError(Exception):
+    """Base of all errors that end in one message for the user."""
+
+    exit_code = 2
+
+
+class UsageError(QDeployError):
+    """An option or argument that cannot work."""
+
+
+class UnknownNameError(UsageError):
+    """A name that is not registered; the message offers the nearest ones and lists what exists."""
+
+    def __init__(self, kind: str, name: str, available: Iterable[str]) -> None:
+        names = sorted(available)
+        near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=3, cutoff=0.5)
+        guess = [n for n in names if n.lower() in near]
+        hint = f" Did you mean {' or '.join(map(repr, guess))}?" if guess else ""
+        super().__init__(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(names) or 'none'}.")
+        self.name = name
+        self.suggestions = guess
+
+
+class RecipeError(QDeployError):
+    """A recipe that is not valid."""
+
+
+class CheckpointError(QDeployError):
+    """A model folder that is missing, broken or of an unknown architecture."""
+
+
+class CalibrationError(QDeployError):
+    """Calibration text that is missing, empty or too short."""
+
+
+class OutputError(QDeployError):
+    """The output cannot be written."""
+
+
+class QuantizationError(QDeployError):
+    """A module that cannot be quantized as asked."""
+
+
+class ExportError(QDeployError):
+    """A checkpoint that the target engine would refuse."""
+
+
+class EngineError(QDeployError):
+    """An engine that is not installed, does not start or died."""
+
+
+class EndpointError(QDeployError):
+    """An endpoint that refuses, fails or lacks a needed capability."""
+
+
+class ComparisonError(QDeployError):
+    """Two runs that may not be compared."""
+
+
+class VerificationError(QDeployError):
+    """The served model does not compute what its checkpoint says."""
+
+    exit_code = 1
+
+
+class GateError(QDeployError):
+    """A measured figure is beyond a limit that the user set."""
+
+    exit_code = 1
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk met while writing `path` into an OutputError that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+        reason = reasons.get(error.errno or 0)
+        if reason is None and "No space left on device" in str(error):
+            reason = reasons[errno.ENOSPC]
+        if reason is None and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            reason = f"permission denied ({error.strerror})"
+        if reason is None:
+            raise
+        raise OutputError(f"Cannot write {path}: {reason}. Make room or choose another folder with -o, "
+                          "then run the same command again.") from error

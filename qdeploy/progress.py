@@ -1,0 +1,56 @@
+"""Progress for people: a bar with an ETA on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+"""Where messages for people go; standard output is for results."""
+
+LOG_INTERVAL_S = 15.0
+
+
+class Task:
+    """One bar. `advance` moves it; `note` says what is being worked on."""
+
+    def __init__(self, title: str, total: int, bar: Progress | None) -> None:
+        self._title, self._total, self._bar = title, total, bar
+        self._done, self._note = 0, ""
+        self._start = self._last = time.monotonic()
+        self._id = bar.add_task(title, total=total, note="") if bar else None
+
+    def note(self, text: str) -> None:
+        self._note = text
+        if self._bar and self._id is not None:
+            self._bar.update(self._id, note=text)
+
+    def advance(self, steps: int = 1) -> None:
+        self._done += steps
+        if self._bar and self._id is not None:
+            self._bar.advance(self._id, steps)
+        elif self._done >= self._total or time.monotonic() - self._last > LOG_INTERVAL_S:
+            self._log()
+
+    def _log(self) -> None:
+        self._last = time.monotonic()
+        elapsed = self._last - self._start
+        remaining = elapsed / max(self._done, 1) * (self._total - self._done)
+        console.print(f"{self._title}: {self._done}/{self._total} {self._note} "
+                      f"({elapsed:.0f} s, about {remaining:.0f} s left)", highlight=False)
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Task]:
+    """A task of `total` steps shown while the block runs."""
+    if not console.is_terminal:
+        yield Task(title, total, None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console) as bar:
+        yield Task(title, total, bar)
