@@ -1,7 +1,7 @@
 """Runs as records: what a measurement leaves on disk, and all that a report or a comparison may read.
 
 A run folder holds `run.json` (a RunRecord) and, beside it, per-item results in Parquet (`items.parquet` for
-accuracy, `tokens.parquet` for fidelity, `requests.parquet` for load). Comparisons join two folders on their keys.
+accuracy, `tokens.parquet` for fidelity, `requests.parquet` for load). Comparisons join two folders on keys.
 """
 
 from __future__ import annotations
@@ -161,8 +161,10 @@ def load_record(folder: Path) -> RunRecord:
     """
     path = folder / "run.json"
     if not path.is_file():
-        raise ComparisonError(f"{folder} is not a run folder: it holds no run.json. Give the folder that "
-                              "`qdeploy eval -o` or `qdeploy bench -o` wrote.")
+        raise ComparisonError(
+            f"{folder} is not a run folder: it holds no run.json. Give the folder that "
+            "`qdeploy eval -o` or `qdeploy bench -o` wrote."
+        )
     try:
         record = RunRecord.model_validate(read_json(path))
     except (ValidationError, ValueError) as error:

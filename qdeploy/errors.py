@@ -113,5 +113,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             reason = f"permission denied ({error.strerror})"
         if reason is None:
             raise
-        raise OutputError(f"Cannot write {path}: {reason}. Make room or choose another folder with -o, "
-                          "then run the same command again.") from error
+        raise OutputError(
+            f"Cannot write {path}: {reason}. Make room or choose another folder with -o, "
+            "then run the same command again."
+        ) from error

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 console = Console(stderr=True)
 """Where messages for people go; standard output is for results."""
@@ -40,8 +47,11 @@ class Task:
         self._last = time.monotonic()
         elapsed = self._last - self._start
         remaining = elapsed / max(self._done, 1) * (self._total - self._done)
-        console.print(f"{self._title}: {self._done}/{self._total} {self._note} "
-                      f"({elapsed:.0f} s, about {remaining:.0f} s left)", highlight=False)
+        console.print(
+            f"{self._title}: {self._done}/{self._total} {self._note} "
+            f"({elapsed:.0f} s, about {remaining:.0f} s left)",
+            highlight=False,
+        )
 
 
 @contextmanager
@@ -50,7 +60,14 @@ def progress(title: str, total: int) -> Iterator[Task]:
     if not console.is_terminal:
         yield Task(title, total, None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console) as bar:
         yield Task(title, total, bar)

@@ -84,8 +84,10 @@ def with_group_size(scheme: Scheme, group_size: int | None) -> Scheme:
         UsageError: the scheme quantizes activations and so needs one scale per output channel.
     """
     if scheme.activation_bits is not None and group_size is not None:
-        raise UsageError(f"{scheme.name} needs one scale per output channel; group size {group_size} has no "
-                         "kernel. Use --group-size channel.")
+        raise UsageError(
+            f"{scheme.name} needs one scale per output channel; group size {group_size} has no "
+            "kernel. Use --group-size channel."
+        )
     return replace(scheme, group_size=group_size)
 
 
@@ -120,6 +122,8 @@ def check_group_size(scheme: Scheme, in_features: Mapping[str, int]) -> None:
     shown = ", ".join(f"{name} ({k} columns)" for name, k in list(misfits.items())[:4])
     more = f" and {len(misfits) - 4} more" if len(misfits) > 4 else ""
     fits = [str(g) for g in fitting_group_sizes(in_features.values())] + ["channel"]
-    raise UsageError(f"Group size {scheme.group_size} does not divide {len(misfits)} of {len(in_features)} layers: "
-                     f"{shown}{more}. Sizes that fit all of them: {', '.join(fits)}. "
-                     f"Use --group-size {fits[0]} or --group-size auto.")
+    raise UsageError(
+        f"Group size {scheme.group_size} does not divide {len(misfits)} of {len(in_features)} layers: "
+        f"{shown}{more}. Sizes that fit all of them: {', '.join(fits)}. "
+        f"Use --group-size {fits[0]} or --group-size auto."
+    )

@@ -16,8 +16,21 @@ import typer
 from qdeploy import __version__
 from qdeploy.errors import QDeployError
 
-ORDER = ("quantize", "inspect", "export", "serve", "verify", "eval", "bench", "run", "report", "import", "recipe",
-         "engines", "doctor")
+ORDER = (
+    "quantize",
+    "inspect",
+    "export",
+    "serve",
+    "verify",
+    "eval",
+    "bench",
+    "run",
+    "report",
+    "import",
+    "recipe",
+    "engines",
+    "doctor",
+)
 """The order of work; commands of third parties come after."""
 
 
@@ -27,8 +40,12 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _root(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True,
-                                                help="Print the version and exit.")] = False) -> None:
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
     """Quantize a language model, serve it, and prove what that cost and what it won.
 
     checkpoint → [bold]quantize[/] → packed safetensors → [bold]export[/] → engine-ready folder →
@@ -38,8 +55,14 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_show_vers
 
 def build() -> typer.Typer:
     """The whole command-line application."""
-    app = typer.Typer(name="qdeploy", no_args_is_help=True, rich_markup_mode="rich", add_completion=False,
-                      pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+    app = typer.Typer(
+        name="qdeploy",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     app.callback()(_root)
     for point in sorted(entry_points(group="qdeploy.commands"), key=_position):
         command = point.load()
