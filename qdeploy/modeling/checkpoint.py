@@ -1,0 +1,202 @@
+"""Model folders, read tensor by tensor.
+
+A folder holds `config.json` and either `model.safetensors` or `model.safetensors.index.json` with the shards
+it names. Every header is checked when the reader opens, so that a broken download is found before any work;
+no tensor is read before it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from qdeploy.errors import CheckpointError
+from qdeploy.files import read_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth")
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""safetensors' dtype names, as far as model folders use them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class CheckpointReader:
+    """A safetensors model folder.
+
+    Attributes:
+        folder: the folder.
+        config: the parsed `config.json`.
+
+    Raises:
+        CheckpointError: the folder, its config or a shard is missing, truncated or not safetensors.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = _config(folder)
+        self.files = _shards(folder)
+        self._entries = {name: entry for file in self.files for name, entry in _header(file).items()}
+        _check_index(folder, self._entries)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors, in file order."""
+        return list(self._entries)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header."""
+        return self._entry(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor as stored, from the header."""
+        return self._entry(name).dtype
+
+    def get(self, name: str) -> Tensor:
+        """The tensor, memory-mapped: nothing is read before it is used, and it must not be written to."""
+        with safe_open(self._entry(name).file, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def sha256(self) -> str:
+        """Hex SHA-256 over config.json and every weight file: one value per content, whatever the dates."""
+        digest = hashlib.sha256()
+        for file in (self.folder / "config.json", *self.files):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+    def _entry(self, name: str) -> _Entry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise CheckpointError(f"{self.folder} has no tensor {name!r}.") from None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder. Give a model folder or a hub id such as org/name.")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
+    try:
+        config = read_json(path)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}. Download it again.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds {type(config).__name__}, not an object.")
+    return config
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The weight files, in the order of their names."""
+    if (folder / INDEX).is_file():
+        names = sorted(set(_weight_map(folder).values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{folder} lacks {len(missing)} of {len(names)} shards that {INDEX} names: "
+                f"{_some(missing)}. Download them again."
+            )
+        return [folder / name for name in names]
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds pickled weights ({_some(pickles)}), which can run code when loaded; qdeploy reads "
+            'safetensors only. Convert a model that you trust: python -c "import transformers as t; m = '
+            f"t.AutoModelForCausalLM.from_pretrained('{folder}', dtype='auto'); m.save_pretrained('{folder}')\""
+        )
+    raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}.")
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    try:
+        weight_map = read_json(folder / INDEX)["weight_map"]
+        return {str(name): str(file) for name, file in weight_map.items()}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / INDEX} is not a valid index ({error!r}). Download it again."
+        ) from error
+
+
+def _check_index(folder: Path, entries: dict[str, _Entry]) -> None:
+    if not (folder / INDEX).is_file():
+        return
+    absent = [
+        f"{name} in {file}"
+        for name, file in _weight_map(folder).items()
+        if name not in entries or entries[name].file.name != file
+    ]
+    if absent:
+        raise CheckpointError(
+            f"{INDEX} lists {len(absent)} tensors that {folder} does not hold: {_some(absent)}. "
+            "Index and shards are of different versions; download the folder again."
+        )
+
+
+def _header(file: Path) -> dict[str, _Entry]:
+    """Tensor name → entry of one file, checked against the file's size."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length + 8 > size:
+            raise _truncated(file, size, length + 8)
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        entries = {
+            name: _Entry(file, tuple(tensor["shape"]), DTYPES[tensor["dtype"]])
+            for name, tensor in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file} is not a safetensors file ({error!r} in its header). Download it again."
+        ) from error
+    if 8 + length + end != size:
+        raise _truncated(file, size, 8 + length + end)
+    return entries
+
+
+def _truncated(file: Path, size: int, expected: int) -> CheckpointError:
+    return CheckpointError(
+        f"{file} is truncated or damaged: its header describes {expected} bytes, it has {size}. "
+        "Download it again."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more

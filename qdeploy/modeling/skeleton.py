@@ -1,0 +1,121 @@
+"""The model's own code without its weights.
+
+Modules are built on the meta device, which takes no memory, and filled from the checkpoint one part at a time
+in float32: every bfloat16 and float16 weight is exact in it, and processors multiply it fastest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdeploy.errors import CheckpointError
+from qdeploy.modeling.checkpoint import CheckpointReader
+
+COMPUTE_DTYPE = torch.float32
+
+
+def build_skeleton(reader: CheckpointReader) -> Any:
+    """The transformers causal language model of `reader`'s config, all parameters on the meta device.
+
+    Raises:
+        CheckpointError: transformers has no such architecture, or its parameters are not the checkpoint's.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(reader.folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=COMPUTE_DTYPE)
+    except (ValueError, KeyError, ImportError) as error:
+        raise _unknown(reader, error) from error
+    _check_parameters(model, reader)
+    return model.eval().requires_grad_(False)
+
+
+def _unknown(reader: CheckpointReader, error: Exception) -> CheckpointError:
+    import transformers
+
+    kind = reader.config.get("model_type")
+    return CheckpointError(
+        f"Unknown architecture {kind!r} in {reader.folder / 'config.json'}: transformers "
+        f"{transformers.__version__} cannot build it as a causal language model ({str(error).splitlines()[0]})"
+    )
+
+
+def _check_parameters(model: nn.Module, reader: CheckpointReader) -> None:
+    if "quantization_config" in reader.config:
+        raise CheckpointError(f"{reader.folder} is already quantized. Start from the 16-bit model.")
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    wrong = [
+        f"{name} {list(shape)} ({'shape ' + str(list(reader.shape(name))) if name in reader else 'absent'})"
+        for name, shape in expected.items()
+        if name not in reader or reader.shape(name) != shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{reader.folder} does not hold the weights that its config.json describes: {len(wrong)} of "
+            f"{len(expected)} differ, the first {wrong[0]}. Weights and config are of different models."
+        )
+
+
+def materialize(module: nn.Module, prefix: str, reader: CheckpointReader, device: torch.device) -> None:
+    """Load the parameters of `module`, whose name in the checkpoint is `prefix`, as float32 on `device`.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite.
+    """
+    state = {
+        name: finite(f"{prefix}.{name}", reader.get(f"{prefix}.{name}")).to(device, COMPUTE_DTYPE)
+        for name in module.state_dict()
+    }
+    module.load_state_dict(state, assign=True)
+
+
+def release(module: nn.Module) -> None:
+    """Put the parameters of `module` back on the meta device."""
+    module.load_state_dict(
+        {name: value.to("meta") for name, value in module.state_dict().items()}, assign=True
+    )
+
+
+def finite(name: str, tensor: Tensor) -> Tensor:
+    """`tensor` itself.
+
+    Raises:
+        CheckpointError: it holds NaN or infinity; says how many.
+    """
+    bad = int(tensor.numel() - tensor.isfinite().sum())
+    if bad:
+        raise CheckpointError(
+            f"{name} holds {bad} NaN or infinite values of {tensor.numel()}. "
+            "The checkpoint is damaged; download it again or use another revision."
+        )
+    return tensor
+
+
+def materialize_buffers(model: Any, device: torch.device) -> None:
+    """Recompute on `device` the buffers that no checkpoint holds, such as rotary frequencies.
+
+    transformers' own loader does the same: `_init_weights` is where a model says what such a buffer holds.
+
+    Raises:
+        CheckpointError: the model has such a buffer and does not say what it holds.
+    """
+    kept = set(model.state_dict())
+    for prefix, module in model.named_modules():
+        names = [n for n, _ in module.named_buffers(recurse=False) if f"{prefix}.{n}".lstrip(".") not in kept]
+        for name in names:
+            empty = torch.empty_like(module.get_buffer(name), device=device)
+            setattr(module, name, empty.fill_(torch.nan) if empty.is_floating_point() else empty)
+        if names:
+            model._init_weights(module)
+        for name in names:
+            buffer = module.get_buffer(name)
+            if not buffer.is_floating_point() or buffer.isnan().any():
+                raise CheckpointError(
+                    f"{type(model).__name__} does not say how to compute its buffer {prefix}.{name}, "
+                    "so it cannot be loaded block by block."
+                )
