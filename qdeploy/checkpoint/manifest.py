@@ -1,0 +1,96 @@
+"""`qdeploy.json`: how a checkpoint was made and what each layer lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qdeploy.errors import CheckpointError
+from qdeploy.files import read_json
+
+MANIFEST = "qdeploy.json"
+
+
+class _Part(BaseModel):
+    # A misspelt figure must not vanish.
+    model_config = ConfigDict(extra="forbid")
+
+
+class Module(_Part):
+    """One quantized linear layer.
+
+    Attributes:
+        scheme: one line for people, e.g. "W4A16 symmetric, group 64".
+        shape: (N, K), output and input features.
+        relative_error: ‖(W − Ŵ)X‖² / ‖WX‖² on the calibration inputs; of the weights alone where the
+            method sees no data.
+        damp: dampening that the solver ended with, as a fraction of the Hessian's mean diagonal.
+        fallback: why a simpler method was used for this layer, if it was.
+    """
+
+    name: str
+    scheme: str
+    method: str
+    shape: tuple[int, int]
+    relative_error: float | None = None
+    damp: float | None = None
+    fallback: str | None = None
+    seconds: float | None = None
+
+
+class Calibration(_Part):
+    """The text that the methods saw."""
+
+    source: str
+    sha256: str
+    samples: int
+    sequence_length: int
+    seed: int
+
+
+class Model(_Part):
+    """The 16-bit checkpoint that was quantized."""
+
+    source: str
+    architecture: str
+    model_type: str
+    parameters: int
+    dtype: str
+
+
+class Totals(_Part):
+    source_bytes: int
+    output_bytes: int
+    seconds: float
+    peak_rss_bytes: int
+
+
+class Manifest(_Part):
+    """The content of qdeploy.json."""
+
+    record: Literal["qdeploy-checkpoint"] = "qdeploy-checkpoint"
+    schema_version: Literal[1] = 1
+    provenance: dict[str, Any]
+    recipe: dict[str, Any]
+    recipe_sha256: str
+    calibration: Calibration | None = None
+    model: Model
+    modules: list[Module] = Field(default_factory=list)
+    totals: Totals
+
+
+def load_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a checkpoint folder; None if qdeploy did not make it.
+
+    Raises:
+        CheckpointError: qdeploy.json is not a manifest of this version.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        return Manifest.model_validate(read_json(path))
+    except (ValidationError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a qdeploy manifest of version 1: {error}") from error
