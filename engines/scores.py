@@ -1,0 +1,97 @@
+"""Log-probabilities of a prompt's own tokens, as servers write them in `/v1/completions` answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qdeploy.errors import EndpointError
+
+CLAMP = -9999.0
+"""What vLLM writes for −inf, which JSON cannot hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a model thinks of one token sequence of length T.
+
+    Attributes:
+        token_ids: [T], the sequence.
+        token_logprobs: [T], ln p(token t | tokens before t), nats; None at t = 0, which nothing predicts.
+        top: [T], token id → ln p of the k likeliest tokens at each position, likeliest first; {} at t = 0.
+            None when they were not asked for.
+        clamped: how many of `token_logprobs` stand for −inf (the server writes −9999).
+    """
+
+    token_ids: list[int]
+    token_logprobs: list[float | None]
+    top: list[dict[int, float]] | None = None
+    clamped: int = 0
+
+    def total(self, start: int = 1) -> float:
+        """Sum of the log-probabilities from position `start` on; position 0 counts nothing."""
+        return sum(value for value in self.token_logprobs[start:] if value is not None)
+
+
+def from_prompt_logprobs(token_ids: Sequence[int], choice: dict[str, Any], top_k: int) -> Scores:
+    """Read vLLM's `prompt_logprobs`: per position {token id: {logprob, rank, decoded_token}}.
+
+    The ids are the keys: decoded strings collide (all byte fragments decode to U+FFFD) and would lose mass.
+
+    Raises:
+        EndpointError: there are none, or they are those of another sequence.
+    """
+    rows = choice.get("prompt_logprobs")
+    if not rows or len(rows) != len(token_ids):
+        raise missing_logprobs(len(rows or ()), len(token_ids), "prompt_logprobs")
+    chosen: list[float | None] = [None]
+    top: list[dict[int, float]] = [{}]
+    for position, (token, row) in enumerate(zip(token_ids[1:], rows[1:], strict=True), start=1):
+        if row is None or str(token) not in row:
+            raise _other_sequence(position, token)
+        chosen.append(float(row[str(token)]["logprob"]))
+        top.append(_likeliest(row, top_k))
+    return Scores(list(token_ids), chosen, top, _clamped(chosen))
+
+
+def from_echo(token_ids: Sequence[int], choice: dict[str, Any]) -> Scores:
+    """Read `logprobs.token_logprobs` of a request with `echo`; generated tokens behind the prompt are cut.
+
+    Raises:
+        EndpointError: there are none for the prompt, or they are those of another sequence.
+    """
+    logprobs = choice.get("logprobs") or {}
+    values = list(logprobs.get("token_logprobs") or ())[: len(token_ids)]
+    if len(values) != len(token_ids) or values[0] is not None or None in values[1:]:
+        scored = sum(value is not None for value in values)
+        raise missing_logprobs(scored, len(token_ids) - 1, "logprobs with echo")
+    for position, (token, written) in enumerate(zip(token_ids, logprobs.get("tokens") or (), strict=False)):
+        if str(written).startswith("token_id:") and written != f"token_id:{token}":
+            raise _other_sequence(position, token)
+    return Scores(list(token_ids), values, None, _clamped(values))
+
+
+def missing_logprobs(found: int, wanted: int, field: str) -> EndpointError:
+    """The error of an endpoint that answers, but without the prompt's log-probabilities."""
+    return EndpointError(
+        f"The endpoint returns no log-probabilities of prompt tokens: asked for {field} of {wanted} tokens, "
+        f"got {found}. Log-likelihood tasks and perplexity need them; serve the model with vLLM."
+    )
+
+
+def _likeliest(row: dict[str, dict[str, Any]], top_k: int) -> dict[int, float]:
+    """The first `top_k` by log-probability: the actual token comes along as an extra, and goes here."""
+    ranked = sorted(row.items(), key=lambda item: -item[1]["logprob"])[:top_k]
+    return {int(token): float(entry["logprob"]) for token, entry in ranked}
+
+
+def _clamped(values: Sequence[float | None]) -> int:
+    return sum(value is not None and value <= CLAMP for value in values)
+
+
+def _other_sequence(position: int, token: int) -> EndpointError:
+    return EndpointError(
+        f"The endpoint scored another token sequence than the one sent: token {token} at position {position} "
+        "is missing from its answer. It probably prepends a BOS token of its own; serve with vLLM."
+    )
