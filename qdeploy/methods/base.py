@@ -1,0 +1,108 @@
+"""What a method is: a config dataclass, and one function from a linear's problem to its solution.
+
+A method is found through the entry point group `qdeploy.methods`, whose value is the config dataclass; the
+function is registered beside it with `@rounder(Config)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from qdeploy.errors import QuantizationError
+from qdeploy.methods.hessian import Hessian
+from qdeploy.quantized import QuantizedLinear
+from qdeploy.schemes import Scheme
+
+
+@dataclass(frozen=True)
+class LinearProblem:
+    """One linear layer to quantize.
+
+    Attributes:
+        name: module name, for messages.
+        weight: float32 [N, K], N output and K input features.
+        hessian: second moment of the layer's inputs; None where the method needs none.
+        scheme: the number format to end in; its group size divides K.
+    """
+
+    name: str
+    weight: Tensor
+    hessian: Hessian | None
+    scheme: Scheme
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A quantized linear layer and how it came about.
+
+    Attributes:
+        quantized: codes, scales and zeros.
+        relative_error: tr(ΔHΔᵀ) / tr(WHWᵀ) over the calibration inputs, ‖Δ‖² / ‖W‖² where there are none.
+        damp: the damping that made H positive definite, as a fraction of its mean diagonal.
+        fallback: why another method than the one asked for was used; None when it was not.
+    """
+
+    quantized: QuantizedLinear
+    relative_error: float
+    damp: float | None = None
+    fallback: str | None = None
+
+
+Config = TypeVar("Config")
+Rounder = Callable[[Config, LinearProblem], Solution]
+
+
+@dataclass(frozen=True)
+class _Method:
+    round: Rounder[Any]
+    needs_hessian: bool
+
+
+_METHODS: dict[type, _Method] = {}
+
+
+def rounder(config: type[Config], *, needs_hessian: bool) -> Callable[[Rounder[Config]], Rounder[Config]]:
+    """Register the decorated function as the method that `config` configures."""
+
+    def register(function: Rounder[Config]) -> Rounder[Config]:
+        _METHODS[config] = _Method(function, needs_hessian)
+        return function
+
+    return register
+
+
+def needs_hessian(config: object) -> bool:
+    """Whether the method wants the second moment of the layer's inputs."""
+    return _METHODS[type(config)].needs_hessian
+
+
+def solve(config: object, problem: LinearProblem) -> Solution:
+    """Quantize one layer with the method that `config` belongs to.
+
+    Raises:
+        QuantizationError: the weight holds NaN or infinity.
+    """
+    broken = int((~torch.isfinite(problem.weight)).sum())
+    if broken:
+        raise QuantizationError(
+            f"{problem.name}: {broken} of {problem.weight.numel()} weights are NaN or infinite. "
+            "The checkpoint is damaged; download it again."
+        )
+    return _METHODS[type(config)].round(config, problem)
+
+
+def relative_error(problem: LinearProblem, quantized: QuantizedLinear) -> float:
+    """Share of the layer's output energy that the rounding loses; see `Solution.relative_error`."""
+    weight = problem.weight
+    delta = weight - quantized.dequantize()
+    if problem.hessian is not None and problem.hessian.tokens:
+        h = problem.hessian.matrix
+        lost, total = float(((delta @ h) * delta).sum()), float(((weight @ h) * weight).sum())
+    else:
+        lost, total = float(delta.square().sum()), float(weight.square().sum())
+    return lost / total if total > 0 else 0.0

@@ -1,0 +1,117 @@
+"""GPTQ (Frantar et al., arXiv 2210.17323): round columns one by one, let the others make up for the error.
+
+W [N, K] is rounded to Q so as to minimize tr((W − Q)H(W − Q)ᵀ). With H⁻¹ = UᵀU, U upper triangular, column j
+is rounded to q, and e = (w_j − q) / U_jj is taken off the columns yet to come: W_{j:} ← W_{j:} − e·U_{j,j:}.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from qdeploy.methods.base import LinearProblem, Solution, relative_error, rounder
+from qdeploy.methods.grid import Grid, fit, search
+from qdeploy.methods.hessian import LARGEST_DAMP, Factor, Hessian
+from qdeploy.methods.rtn import RTN, round_to_nearest
+from qdeploy.quantized import QuantizedLinear
+
+LEAF = 16
+"""Columns that are rounded one at a time between matrix products."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class GPTQ:
+    """GPTQ with static groups: scales come from the original weights, so that no column order is stored."""
+
+    damp: Annotated[
+        float,
+        Field(gt=0, le=LARGEST_DAMP, description="Fraction of H's mean diagonal added to it (paper: 0.01)."),
+    ] = 0.01
+    shrinkage: Annotated[
+        float,
+        Field(ge=0, le=1, description="How far H is shrunk toward its diagonal, against overfitting."),
+    ] = 0.3
+    act_order: Annotated[
+        bool, Field(description="Round the most strongly driven columns first (GPTQ reference: --act-order).")
+    ] = True
+    grid: Annotated[
+        bool, Field(description="Search scales for the least error weighted by diag H, not span the range.")
+    ] = True
+
+
+@rounder(GPTQ, needs_hessian=True)
+def gptq(config: GPTQ, problem: LinearProblem) -> Solution:
+    """Quantize one layer; where H cannot be used, round to nearest and say so in `Solution.fallback`."""
+    hessian = problem.hessian
+    if hessian is None or not hessian.tokens:
+        return _fallback(config, problem, "no calibration token reached it")
+    factor = hessian.factor(config.damp, config.shrinkage, config.act_order)
+    if factor is None:
+        return _fallback(config, problem, _indefinite(config, hessian))
+    if config.grid:
+        grid = search(problem.weight, problem.scheme, hessian.diagonal)
+    else:
+        grid = fit(problem.weight, problem.scheme)
+    codes = round_columns(problem.weight, grid, factor)
+    quantized = QuantizedLinear(codes, grid.scales, grid.zeros, grid.scheme)
+    return Solution(quantized, relative_error(problem, quantized), damp=factor.damp)
+
+
+def _fallback(config: GPTQ, problem: LinearProblem, reason: str) -> Solution:
+    solution = round_to_nearest(RTN(grid=config.grid), problem)
+    return replace(solution, fallback=f"gptq: {problem.name}: {reason}; rounded to nearest instead")
+
+
+def _indefinite(config: GPTQ, hessian: Hessian) -> str:
+    return (
+        f"its Hessian is not positive definite ({hessian.dead} of {len(hessian.diagonal)} columns dead, "
+        f"{hessian.tokens} tokens, damp {config.damp:g} retried up to {LARGEST_DAMP:g})"
+    )
+
+
+def round_columns(weight: Tensor, grid: Grid, factor: Factor) -> Tensor:
+    """Codes uint8 [N, K] of `weight` float32 [N, K], columns rounded in the factor's order."""
+    order, columns = factor.order, weight.shape[1]
+    group = order // (columns // grid.scales.shape[1])
+    # Transposed, so that a column of W is contiguous.
+    w = weight.T[order].contiguous()
+    s, z = grid.scales.float().T[group], grid.offsets().T[group]
+    codes = _Rounding(w, factor.upper, s, z, grid.scheme.qmax).run()
+    return codes[torch.argsort(order)].T.contiguous()
+
+
+class _Rounding:
+    """The recursion over column ranges; all of W, E, S, Z are [K, N] in the order of rounding."""
+
+    def __init__(self, w: Tensor, u: Tensor, s: Tensor, z: Tensor, qmax: int) -> None:
+        self.w, self.u, self.s, self.z, self.qmax = w, u, s, z, qmax
+        self.e = torch.empty_like(w)
+        self.q = torch.empty_like(w, dtype=torch.uint8)
+
+    def run(self) -> Tensor:
+        self._range(0, len(self.w))
+        return self.q
+
+    def _range(self, start: int, end: int) -> None:
+        """The paper's lazy batch updates, at every scale: halves meet in one matrix product."""
+        if end - start <= LEAF:
+            for j in range(start, end):
+                self._column(start, j)
+            return
+        middle = (start + end) // 2
+        self._range(start, middle)
+        self.w[middle:end].addmm_(self.u[start:middle, middle:end].T, self.e[start:middle], alpha=-1)
+        self._range(middle, end)
+
+    def _column(self, start: int, j: int) -> None:
+        w = self.w[j]
+        if j > start:
+            w = w - self.u[start:j, j] @ self.e[start:j]
+        q = (w / self.s[j]).round_().add_(self.z[j]).clamp_(0, self.qmax)
+        self.q[j] = q
+        self.e[j] = (w - self.s[j] * (q - self.z[j])) / self.u[j, j]

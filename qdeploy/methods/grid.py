@@ -1,0 +1,91 @@
+"""Scales and zero points: fitted to the range of each group, or searched for the least rounding error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qdeploy.quantized import QuantizedLinear, portable_scales
+from qdeploy.schemes import Scheme
+
+STEPS = 21
+SMALLEST_SHRINK = 0.6
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values that codes can take: s · (q − z).
+
+    Attributes:
+        scales: bfloat16 [N, G].
+        zeros: uint8 [N, G], None for the symmetric grid.
+        scheme: the number format.
+    """
+
+    scales: Tensor
+    zeros: Tensor | None
+    scheme: Scheme
+
+    def offsets(self) -> Tensor:
+        """Zero points as float32 [N, G]."""
+        if self.zeros is None:
+            return torch.full_like(self.scales, float(self.scheme.zero), dtype=torch.float32)
+        return self.zeros.float()
+
+    def nearest(self, weight: Tensor) -> QuantizedLinear:
+        """Round each weight [N, K] to the nearest grid value."""
+        groups = weight.reshape(len(weight), self.scales.shape[1], -1)
+        q = _codes(groups, self.scales.float().unsqueeze(-1), self.offsets().unsqueeze(-1), self.scheme.qmax)
+        return QuantizedLinear(q.flatten(1).to(torch.uint8), self.scales, self.zeros, self.scheme)
+
+
+def fit(weight: Tensor, scheme: Scheme, shrink: float = 1.0) -> Grid:
+    """The grid that spans `shrink` times the range of each group of `weight` [N, K].
+
+    Symmetric: 2·max|w| over 2^b − 1 steps, as in the GPTQ reference and compressed-tensors. Asymmetric: the
+    range widened to include 0, which is then exactly representable. Scales are rounded to the precision in
+    which they are stored before anything is computed from them.
+    """
+    groups = weight.reshape(len(weight), scheme.groups(weight.shape[1]), -1)
+    if scheme.symmetric:
+        return Grid(portable_scales(groups.abs().amax(-1) * (2 * shrink / scheme.qmax)), None, scheme)
+    lo, hi = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
+    scales = portable_scales((hi - lo) * (shrink / scheme.qmax))
+    zeros = (-shrink * lo / scales.float()).round().clamp(0, scheme.qmax)
+    return Grid(scales, zeros.to(torch.uint8), scheme)
+
+
+def search(weight: Tensor, scheme: Scheme, importance: Tensor | None = None) -> Grid:
+    """The grid, out of STEPS shrunk by 1 … SMALLEST_SHRINK, with the least squared rounding error by group.
+
+    Args:
+        weight: float32 [N, K].
+        scheme: the number format.
+        importance: float32 [K], weight of each column's error; None for all alike.
+    """
+    best = fit(weight, scheme)
+    least = _error(best, weight, importance)
+    for shrink in torch.linspace(1, SMALLEST_SHRINK, STEPS).tolist()[1:]:
+        grid = fit(weight, scheme, shrink)
+        error = _error(grid, weight, importance)
+        better = error < least
+        least = torch.where(better, error, least)
+        zeros = None
+        if best.zeros is not None and grid.zeros is not None:
+            zeros = torch.where(better, grid.zeros, best.zeros)
+        best = Grid(torch.where(better, grid.scales, best.scales), zeros, scheme)
+    return best
+
+
+def _error(grid: Grid, weight: Tensor, importance: Tensor | None) -> Tensor:
+    """Weighted squared error of rounding to nearest, by group: [N, G]."""
+    squares = (grid.nearest(weight).dequantize() - weight).square()
+    if importance is not None:
+        squares = squares * importance
+    return squares.reshape(*grid.scales.shape, -1).sum(-1)
+
+
+def _codes(weight: Tensor, scales: Tensor, zeros: Tensor, qmax: int) -> Tensor:
+    return (weight / scales).round().add(zeros).clamp(0, qmax)

@@ -1,0 +1,117 @@
+"""The second moment of a layer's inputs, and GPTQ's factorization of it (arXiv 2210.17323, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LARGEST_DAMP = 1.0
+"""Beyond this the identity outweighs H and the result is rounding to nearest."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """H⁻¹ = UᵀU in the order in which columns are rounded.
+
+    Attributes:
+        upper: float32 [K, K], upper triangular.
+        order: int64 [K], columns in the order of rounding.
+        damp: the fraction of H's mean diagonal that was added to it.
+    """
+
+    upper: Tensor
+    order: Tensor
+    damp: float
+
+
+class Hessian:
+    """H = (2/n) Σ xᵀx over n tokens, in float32; shared by all linears that read the same input."""
+
+    def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
+        self.tokens = 0
+        self._sum = torch.zeros(in_features, in_features, device=device)
+        self._factors: dict[tuple[float, float, bool], Factor | None] = {}
+
+    def add(self, x: Tensor) -> None:
+        """Take in a batch of inputs [..., K] of any floating type."""
+        rows = x.reshape(-1, x.shape[-1]).to(self._sum.device, torch.float32)
+        self._sum.addmm_(rows.T, rows)
+        self.tokens += len(rows)
+        self._factors.clear()
+
+    @property
+    def matrix(self) -> Tensor:
+        """H, float32 [K, K]."""
+        return self._sum * (2 / max(self.tokens, 1))
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal of H, float32 [K]: how strongly each input column is driven."""
+        return self._sum.diagonal() * (2 / max(self.tokens, 1))
+
+    @property
+    def dead(self) -> int:
+        """How many columns no token ever drove."""
+        return int((self._sum.diagonal() == 0).sum())
+
+    def factor(self, damp: float, shrinkage: float, act_order: bool) -> Factor | None:
+        """Factorize H⁻¹, once for all linears that share this input.
+
+        Args:
+            damp: fraction of the mean diagonal added to the diagonal; grown tenfold while H is not positive
+                definite, up to LARGEST_DAMP.
+            shrinkage: H ← (1 − shrinkage)·H + shrinkage·diag(H).
+            act_order: round the most strongly driven columns first.
+
+        Returns:
+            The factor, or None where no damping makes H positive definite.
+        """
+        key = (damp, shrinkage, act_order)
+        if key not in self._factors:
+            self._factors[key] = self._factorize(*key)
+        return self._factors[key]
+
+    def _factorize(self, damp: float, shrinkage: float, act_order: bool) -> Factor | None:
+        h = self.matrix * (1 - shrinkage)
+        diagonal = self.diagonal
+        dead = diagonal == 0
+        mean = diagonal[~dead].mean() if not dead.all() else diagonal.new_ones(())
+        # A dead column is independent of all others: with any positive diagonal it is rounded to nearest.
+        h.diagonal().copy_(torch.where(dead, mean, diagonal))
+        order = torch.argsort(diagonal, descending=True, stable=True) if act_order else None
+        if order is None:
+            order = torch.arange(len(diagonal), device=h.device)
+        else:
+            h = h[order][:, order]
+        for tried, dtype in _attempts(damp):
+            damped = h.to(dtype, copy=True)
+            damped.diagonal().add_(tried * mean)
+            upper = _inverse_cholesky(damped)
+            if upper is not None:
+                return Factor(upper.float(), order, tried)
+        return None
+
+
+def _attempts(damp: float) -> Iterator[tuple[float, torch.dtype]]:
+    """Dampings to try; each in float64 too, since rounding errors alone can make H indefinite."""
+    while damp <= LARGEST_DAMP:
+        yield damp, torch.float32
+        yield damp, torch.float64
+        damp *= 10
+
+
+def _inverse_cholesky(h: Tensor) -> Tensor | None:
+    """Upper triangular U with UᵀU = h⁻¹, None if h is not positive definite.
+
+    Factorizing h from its last row up, h = RRᵀ with R upper triangular, gives U = R⁻¹ with one Cholesky and
+    one triangular inverse instead of inverting h between two Choleskys.
+    """
+    lower, info = torch.linalg.cholesky_ex(h.flip(0, 1))
+    if info.item():
+        return None
+    identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
+    upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+    return upper if bool(torch.isfinite(upper).all()) else None

@@ -1,0 +1,365 @@
+"""The recipe: what is done to which layers of which model, with which calibration data.
+
+A recipe file and command-line flags end in the same object; its canonical JSON is hashed into the manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+
+from qdeploy import registry, schemes
+from qdeploy.errors import RecipeError, UsageError
+from qdeploy.files import sha256_text
+from qdeploy.schemes import Scheme
+
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Siblings that engines run as one matrix, and so must be stored alike."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CalibrationConfig(_Frozen):
+    """Which text the statistics are gathered on.
+
+    Attributes:
+        source: "builtin", "wikitext2", "c4" or a .txt, .jsonl or .parquet file.
+        samples: number of token sequences.
+        sequence_length: tokens in each.
+        seed: chooses the sequences.
+    """
+
+    source: str = "builtin"
+    samples: Annotated[int, Field(ge=1)] = 128
+    sequence_length: Annotated[int, Field(ge=8)] = 512
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class SchemeSpec(_Frozen):
+    """A number format as written in a recipe: a preset's name or these fields.
+
+    Attributes:
+        bits: bits of a weight code.
+        group: columns that share a scale, "channel" for one scale per output channel, or "auto" for the
+            largest size that divides every layer of the rule.
+        symmetric: zero point in the middle of the grid.
+        activation_bits: None for 16-bit activations; 8 for int8 per token.
+    """
+
+    bits: Annotated[int, Field(ge=2, le=8)]
+    group: Annotated[int, Field(ge=1)] | Literal["channel", "auto"] = 128
+    symmetric: bool = True
+    activation_bits: Literal[8] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, value: Any) -> Any:
+        return _preset_fields(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_a_kernel(self) -> SchemeSpec:
+        if self.activation_bits is not None and (self.bits, self.symmetric, self.group) != (
+            8,
+            True,
+            "channel",
+        ):
+            raise UsageError(
+                f"Int8 activations need bits: 8, symmetric: true, group: channel; got bits: {self.bits}, "
+                f"symmetric: {str(self.symmetric).lower()}, group: {self.group}."
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """The preset's name, or one made the same way."""
+        return f"W{self.bits}A{self.activation_bits or 16}" + ("" if self.symmetric else "_ASYM")
+
+    def resolve(self, in_features: Mapping[str, int]) -> Scheme:
+        """The scheme for layers of these names and widths.
+
+        Raises:
+            UsageError: the group size does not divide some layer.
+        """
+        size = (
+            None
+            if self.group == "channel"
+            else schemes.GROUP_SIZES[0]
+            if self.group == "auto"
+            else self.group
+        )
+        scheme = Scheme(self.name, self.bits, size, self.symmetric, self.activation_bits)
+        if self.group == "auto":
+            return schemes.auto_group_size(scheme, in_features.values())
+        schemes.check_group_size(scheme, in_features)
+        return scheme
+
+
+def _preset_fields(name: str) -> dict[str, Any]:
+    scheme = schemes.preset(name)
+    return {
+        "bits": scheme.bits,
+        "group": scheme.group_size or "channel",
+        "symmetric": scheme.symmetric,
+        "activation_bits": scheme.activation_bits,
+    }
+
+
+class Stage(_Frozen):
+    """A method and its knobs: in YAML, `gptq` or `gptq: {damp: 0.02}`.
+
+    Attributes:
+        method: registered name.
+        config: the method's config dataclass.
+    """
+
+    method: str
+    config: Any
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {value: {}}
+        if not isinstance(value, dict) or len(value) != 1:
+            raise RecipeError(f"A stage is a method's name or one `name: {{knob: value}}`, not {value!r}.")
+        [(method, knobs)] = value.items()
+        return {"method": method, "config": _configure(str(method), knobs or {})}
+
+    @model_serializer
+    def _dump(self) -> dict[str, Any]:
+        return {self.method: dataclasses.asdict(self.config)}
+
+
+def _configure(method: str, knobs: Any) -> Any:
+    config = registry.load("methods", method)
+    if not isinstance(knobs, dict):
+        raise RecipeError(f"{method}: knobs are written `{method}: {{knob: value}}`, not {knobs!r}.")
+    known = [field.name for field in dataclasses.fields(config)]
+    for knob in knobs:
+        if knob not in known:
+            near = difflib.get_close_matches(str(knob), known, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise RecipeError(f"{method} has no knob {knob!r}.{hint} It has: {', '.join(known)}.")
+    try:
+        return config(**knobs)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, prefix=f"{method}.")) from error
+
+
+class Rule(_Frozen):
+    """What is done to the layers that `match` names.
+
+    Attributes:
+        match: "Linear" (every linear of the decoder blocks), a module's name, or "re:" and a regular
+            expression that the whole name must match.
+        scheme: the number format, None to leave the layers in 16 bit (`none` in YAML).
+        stages: methods in order; the last one makes the codes.
+    """
+
+    match: str
+    scheme: SchemeSpec | None
+    stages: tuple[Stage, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if isinstance(value.get("scheme"), str) and value["scheme"].lower() == "none":
+            value["scheme"] = None
+        if value.get("scheme") is not None:
+            value.setdefault("stages", ["gptq"])
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Rule:
+        if self.scheme is None and self.stages:
+            raise RecipeError(f"Rule {self.match!r} has scheme none and so can have no stages.")
+        if self.scheme is not None and len(self.stages) != 1:
+            raise RecipeError(f"Rule {self.match!r} needs exactly one stage; it has {len(self.stages)}.")
+        if self.match.startswith("re:"):
+            try:
+                re.compile(self.match[3:])
+            except re.error as error:
+                raise RecipeError(f"Rule {self.match!r} is not a regular expression: {error}.") from error
+        return self
+
+    def matches(self, name: str, class_name: str) -> bool:
+        """Whether the rule is meant for this module."""
+        if self.match.startswith("re:"):
+            return re.fullmatch(self.match[3:], name) is not None
+        if self.match == class_name:
+            return name.rpartition(".")[2] != "lm_head"
+        return self.match == name
+
+
+class Recipe(_Frozen):
+    """Everything that decides what a quantized checkpoint holds.
+
+    Attributes:
+        model: folder or hub name of the 16-bit checkpoint.
+        rules: the first that matches a layer decides; a layer that none matches stays in 16 bit.
+        calibration: the text.
+        true_sequential: inside a block, each linear sees the quantized outputs of those before it.
+    """
+
+    model: str
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
+    calibration: CalibrationConfig = CalibrationConfig()
+    true_sequential: bool = True
+
+    @classmethod
+    def from_yaml(cls, path: Path, model: str | None = None) -> Recipe:
+        """Read a recipe file; `model` takes the place of the one it names.
+
+        Raises:
+            RecipeError: the file is missing, is no YAML mapping, or holds something that is not valid.
+        """
+        try:
+            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"Cannot read the recipe {path}: {error}.") from error
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(fields, dict):
+            raise RecipeError(f"{path} must be a mapping with the keys {', '.join(cls.model_fields)}.")
+        if model is not None:
+            fields["model"] = model
+        return _validated(fields, str(path))
+
+    @classmethod
+    def from_flags(
+        cls,
+        model: str,
+        *,
+        scheme: str = "W4A16",
+        method: str = "gptq",
+        group_size: str | None = None,
+        symmetric: bool | None = None,
+        calibration: Mapping[str, Any] | None = None,
+    ) -> Recipe:
+        """One rule for every linear, from the flags of `qdeploy quantize`.
+
+        Args:
+            model: folder or hub name.
+            scheme: preset name.
+            method: registered method.
+            group_size: a number, "channel" or "auto"; None for the preset's.
+            symmetric: None for the preset's.
+            calibration: fields of CalibrationConfig; what is left out keeps its default.
+        """
+        spec = _preset_fields(scheme)
+        if group_size is not None:
+            spec["group"] = _group(group_size, spec)
+        if symmetric is not None:
+            spec["symmetric"] = symmetric
+        rule = {"match": "Linear", "scheme": spec, "stages": [method]}
+        return _validated({"model": model, "rules": [rule], "calibration": dict(calibration or {})}, "flags")
+
+    def to_yaml(self) -> str:
+        """The canonical text; reading it back gives an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def sha256(self) -> str:
+        """Hash of the canonical JSON."""
+        return sha256_text(json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")))
+
+    def rule_for(self, name: str, class_name: str) -> Rule | None:
+        """The first rule that matches the module; None where none does."""
+        return next((rule for rule in self.rules if rule.matches(name, class_name)), None)
+
+
+def _group(text: str, spec: Mapping[str, Any]) -> int | str:
+    text = text.lower()
+    if text == "auto" and spec["activation_bits"] is not None:
+        return "channel"
+    if text in ("channel", "auto"):
+        return text
+    if not text.isdecimal() or int(text) == 0:
+        raise UsageError(f"Group size {text!r} is neither a number nor 'channel' nor 'auto'.")
+    return int(text)
+
+
+def _validated(fields: Mapping[str, Any], origin: str) -> Recipe:
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise RecipeError(f"{origin}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError, prefix: str = "") -> str:
+    """Pydantic's findings as `where: what (got value)`."""
+    return "; ".join(
+        f"{prefix}{'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
+        for item in error.errors()
+    )
+
+
+def resolve_schemes(recipe: Recipe, linears: Mapping[str, tuple[int, int]]) -> dict[str, tuple[Scheme, Any]]:
+    """Decide for each linear layer.
+
+    Args:
+        recipe: the rules.
+        linears: module name → (output, input) features.
+
+    Returns:
+        Module name → (scheme, config of its method), in the order of `linears`; layers that stay in 16 bit
+        are left out.
+
+    Raises:
+        UsageError: a group size does not divide some layer.
+        RecipeError: a rule never applies, nothing is quantized, or fused siblings differ.
+    """
+    chosen = {name: recipe.rule_for(name, "Linear") for name in linears}
+    resolved: dict[str, tuple[Scheme, Any]] = {}
+    for rule in recipe.rules:
+        names = [name for name, found in chosen.items() if found is rule]
+        _check_applies(rule, names, linears)
+        if rule.scheme is not None:
+            scheme = rule.scheme.resolve({name: linears[name][1] for name in names})
+            resolved.update(dict.fromkeys(names, (scheme, rule.stages[-1].config)))
+    if not resolved:
+        raise RecipeError("The recipe quantizes no layer. Add a rule with match: Linear and a scheme.")
+    _check_fused(linears, resolved)
+    return {name: resolved[name] for name in linears if name in resolved}
+
+
+def _check_applies(rule: Rule, names: Sequence[str], linears: Mapping[str, Any]) -> None:
+    if names:
+        return
+    hidden = sum(rule.matches(name, "Linear") for name in linears)
+    if hidden:
+        raise RecipeError(
+            f"Rule {rule.match!r} never applies: earlier rules match all of its {hidden} layers. Move it up."
+        )
+    near = difflib.get_close_matches(rule.match, linears, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else f" Layers have names like {next(iter(linears), '')!r}."
+    raise RecipeError(f"Rule {rule.match!r} matches no layer of the model.{hint}")
+
+
+def _check_fused(linears: Mapping[str, Any], resolved: Mapping[str, tuple[Scheme, Any]]) -> None:
+    for name in linears:
+        parent, _, leaf = name.rpartition(".")
+        for siblings in FUSED:
+            if leaf != siblings[0]:
+                continue
+            found = {
+                s: resolved.get(f"{parent}.{s}", (None,))[0] for s in siblings if f"{parent}.{s}" in linears
+            }
+            if len(set(found.values())) > 1:
+                stored = ", ".join(f"{s}: {v.describe() if v else '16 bit'}" for s, v in found.items())
+                raise RecipeError(
+                    f"{parent}: engines run {', '.join(found)} as one matrix, so they need one scheme; got "
+                    f"{stored}. Give them one rule."
+                )
