@@ -44,3 +44,9 @@ def read_json(path: Path) -> Any:
 def sha256_text(text: str) -> str:
     """Hex SHA-256 of the UTF-8 bytes of `text`."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

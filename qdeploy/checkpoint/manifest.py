@@ -26,6 +26,7 @@ class Module(_Part):
         shape: (N, K), output and input features.
         relative_error: ‖(W − Ŵ)X‖² / ‖WX‖² on the calibration inputs; of the weights alone where the
             method sees no data.
+        fingerprint: `qdeploy.fingerprint.fingerprint` of the layer before it was packed.
         damp: dampening that the solver ended with, as a fraction of the Hessian's mean diagonal.
         fallback: why a simpler method was used for this layer, if it was.
     """
@@ -34,6 +35,7 @@ class Module(_Part):
     scheme: str
     method: str
     shape: tuple[int, int]
+    fingerprint: str | None = None
     relative_error: float | None = None
     damp: float | None = None
     fallback: str | None = None
@@ -68,7 +70,11 @@ class Totals(_Part):
 
 
 class Manifest(_Part):
-    """The content of qdeploy.json."""
+    """The content of qdeploy.json.
+
+    Attributes:
+        files: weight file → hex SHA-256, added when the folder is finished.
+    """
 
     record: Literal["qdeploy-checkpoint"] = "qdeploy-checkpoint"
     schema_version: Literal[1] = 1
@@ -78,6 +84,7 @@ class Manifest(_Part):
     calibration: Calibration | None = None
     model: Model
     modules: list[Module] = Field(default_factory=list)
+    files: dict[str, str] = Field(default_factory=dict)
     totals: Totals
 
 

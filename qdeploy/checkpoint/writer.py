@@ -27,7 +27,7 @@ from qdeploy.checkpoint.companions import copy_companions
 from qdeploy.checkpoint.lock import FolderLock
 from qdeploy.checkpoint.tensor_file import write_tensors
 from qdeploy.errors import OutputError, disk_errors
-from qdeploy.files import fsync_folder, read_json, write_json
+from qdeploy.files import fsync_folder, read_json, sha256_file, write_json
 
 INDEX = "model.safetensors.index.json"
 
@@ -126,7 +126,7 @@ class ShardWriter:
 
         Args:
             config: config.json, with its quantization_config.
-            manifest: qdeploy.json.
+            manifest: qdeploy.json; the SHA-256 of every shard is added as "files".
             source: the checkpoint folder whose tokenizer, chat template, generation config and licence
                 are copied.
 
@@ -137,8 +137,9 @@ class ShardWriter:
         with disk_errors(self.output):
             copy_companions(source, self.partial)
             write_json(self.partial / "config.json", config)
-            write_json(self.partial / "qdeploy.json", manifest)
             names = self._final_names()
+            files = {name: sha256_file(self._file(key)) for key, name in names.items()}
+            write_json(self.partial / "qdeploy.json", {**manifest, "files": files})
             write_json(self.partial / INDEX, self._index(names))
             # From here on nothing needs room on the disk, so a full one leaves every shard resumable.
             for key, name in names.items():
