@@ -1,0 +1,205 @@
+"""vLLM as a local server process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qdeploy.engines import logs, ports
+from qdeploy.engines.endpoint import Endpoint
+from qdeploy.engines.environment import Device, Environment, find
+from qdeploy.engines.process import ServerProcess
+
+from qdeploy.errors import CheckpointError, EngineError
+from qdeploy.files import read_json
+
+DEADLINE_S = 600.0
+MAX_LOGPROBS = 256
+"""Most top-k log-probabilities per position that the server gives out; vLLM's own default is 20."""
+
+CPU_KV_CACHE_GIB = "2"
+ENGINE_ARGUMENTS = "engine_args.json"
+
+
+@dataclass
+class RunningEngine:
+    """A served model; stop it with `stop` or by leaving a `with` block.
+
+    Attributes:
+        base_url: the OpenAI API, e.g. "http://127.0.0.1:8000/v1".
+        model: the served name.
+        checkpoint: the folder that is served.
+        kernel: classes that run the quantized layers, from the engine's own log; None for a 16-bit model.
+        quantization: method from the engine's log, e.g. "compressed-tensors"; None for a 16-bit model.
+        arguments: what was given to the engine besides model, address and port.
+    """
+
+    base_url: str
+    model: str
+    version: str
+    checkpoint: Path
+    arguments: list[str]
+    log: Path
+    load_seconds: float
+    kernel: str | None
+    quantization: str | None
+    process: ServerProcess = field(repr=False)
+    name: str = "vllm"
+
+    def __enter__(self) -> RunningEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def alive(self) -> bool:
+        """Whether the server still runs."""
+        return self.process.alive()
+
+    def stop(self) -> None:
+        """Stop the server and everything it started."""
+        self.process.stop()
+
+    def describe(self) -> dict[str, Any]:
+        """What a run record keeps about the engine (the fields of `qdeploy.bench.records.Engine`)."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "base_url": self.base_url,
+            "model": self.model,
+            "local": True,
+            "kernel": self.kernel,
+            "quantization": self.quantization,
+            "arguments": self.arguments,
+            "load_seconds": self.load_seconds,
+            "checkpoint": str(self.checkpoint),
+        }
+
+
+class VllmEngine:
+    """vLLM in an environment of its own.
+
+    Args:
+        environment: None finds the installed one.
+        device: which one to find; None: what suits this machine.
+    """
+
+    name = "vllm"
+
+    def __init__(self, environment: Environment | None = None, device: Device | None = None) -> None:
+        self.environment = environment or find("vllm", device)
+
+    def launch(
+        self,
+        model: Path,
+        *,
+        log: Path,
+        port: int | None = None,
+        host: str = "127.0.0.1",
+        arguments: Sequence[str] = (),
+        deadline_s: float = DEADLINE_S,
+    ) -> RunningEngine:
+        """Serve a folder (16-bit, quantized or exported) and return when it answers.
+
+        Args:
+            log: file for the engine's output.
+            port: None chooses a free one.
+            arguments: more arguments for vLLM, after and so over those of the folder's `engine_args.json`.
+
+        Raises:
+            UsageError: the port is taken.
+            CheckpointError: the folder holds no model.
+            EngineError: vLLM died, was not ready in time, or serves a quantized checkpoint unquantized.
+        """
+        model = model.resolve()
+        config = _config(model)
+        if port is None:
+            port = ports.free_port(host)
+        ports.check_free(port, host)
+        named = ["--served-model-name", model.name]
+        engine_arguments = [*named, *self._defaults(), *_folder_arguments(model), *arguments]
+        command = [str(self.environment.python), "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--model", str(model), "--host", host, "--port", str(port), *engine_arguments]
+        process = ServerProcess(command, log, self._variables())
+        root = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        seconds = process.wait_ready([f"{root}/health", f"{root}/v1/models"], deadline_s)
+        try:
+            text = logs.read_log(log)
+            engine = RunningEngine(
+                base_url=f"{root}/v1",
+                model=_served_name(f"{root}/v1"),
+                version=self.environment.version,
+                checkpoint=model,
+                arguments=engine_arguments,
+                log=log,
+                load_seconds=round(seconds, 1),
+                kernel=logs.kernels(text),
+                quantization=logs.quantization(text),
+                process=process,
+            )
+            _check_quantized(engine, config)
+        except BaseException:
+            process.stop()
+            raise
+        return engine
+
+    def _defaults(self) -> list[str]:
+        """Prompt scoring as deep as KL needs, no sampling defaults of the model's own."""
+        common = ["--max-logprobs", str(MAX_LOGPROBS), "--generation-config", "vllm"]
+        # Compiling takes minutes on a CPU and buys little there; `--no-enforce-eager` turns it on.
+        return [*common, "--enforce-eager"] if self.environment.device == "cpu" else common
+
+    def _variables(self) -> dict[str, str]:
+        """The environment variables of the server."""
+        # Some kernels are compiled at run time, by tools in the environment's own bin folder.
+        path = f"{self.environment.python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        fixed = {"PATH": path, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+        # `kernel` and `quantization` are read from lines of level INFO.
+        fixed |= {"VLLM_CONFIGURE_LOGGING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+        # With AMX, vLLM would run 4-bit weights with 8-bit activations, which is not what W4A16 means.
+        fixed |= {"VLLM_CPU_INT4_W4A8": "0"}
+        return {"VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB, **os.environ, **fixed}
+
+
+def _config(model: Path) -> dict[str, Any]:
+    path = model / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{model} holds no config.json, so no model. Give the folder that `qdeploy quantize` or "
+            "`qdeploy export` wrote, or a 16-bit Hugging Face folder."
+        )
+    try:
+        return dict(read_json(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+
+
+def _folder_arguments(model: Path) -> list[str]:
+    """Arguments that `qdeploy export` wrote for this folder."""
+    path = model / ENGINE_ARGUMENTS
+    if not path.is_file():
+        return []
+    settings = read_json(path)
+    if settings.get("engine") != "vllm":
+        raise EngineError(f"{model} was exported for {settings.get('engine')!r}, not for vLLM ({path}).")
+    return [str(argument) for argument in settings.get("arguments", ())]
+
+
+def _served_name(base_url: str) -> str:
+    with Endpoint(base_url, api_key=os.environ.get("VLLM_API_KEY")) as endpoint:
+        return endpoint.models()[0]
+
+
+def _check_quantized(engine: RunningEngine, config: dict[str, Any]) -> None:
+    """A quantized checkpoint must run on a quantized kernel."""
+    method = config.get("quantization_config", {}).get("quant_method")
+    if method is None and (engine.checkpoint / "hf_quant_config.json").is_file():
+        method = "modelopt"
+    if method is not None and engine.kernel is None:
+        raise EngineError(
+            f"{engine.checkpoint} is quantized ({method}) but was served unquantized: vLLM's log names no "
+            f"kernel for quantized layers. Look for the layers' names in quantization_config and in {engine.log}."
+        )
