@@ -17,8 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from qdeploy.engines.scores import Scores, from_echo, from_prompt_logprobs
 
+from qdeploy.engines.scores import Scores, from_echo, from_prompt_logprobs
 from qdeploy.errors import EndpointError
 
 KEY_VARIABLES = ("QDEPLOY_API_KEY", "OPENAI_API_KEY")

@@ -1,11 +1,11 @@
 """Environments that engines live in, because each engine pins its own torch.
 
     $QDEPLOY_HOME/engines/vllm-0.32.0-cpu/    a virtual environment
-        installed.json                        written last: what is without it is half installed, and is redone
+        installed.json                        written last: without it, the rest is rebuilt
         install.log
 
-QDEPLOY_HOME is `$XDG_DATA_HOME/qdeploy`, by default `~/.local/share/qdeploy`. A Python that has vLLM already is
-used instead when QDEPLOY_VLLM_PYTHON names it.
+QDEPLOY_HOME is `$XDG_DATA_HOME/qdeploy`, by default `~/.local/share/qdeploy`. A Python that
+has vLLM already is used instead when QDEPLOY_VLLM_PYTHON names it.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ def read_log(path: Path) -> str:
 def kernels(log: str) -> str | None:
     """Kernel classes that vLLM says it runs quantized layers with, e.g. "MarlinLinearKernel"; None: none.
 
-    vLLM logs `Using K for CompressedTensorsWNA16` (weight-only, GPTQ, AWQ), `Selected K for …` (FP8, INT8) and
-    `Using 'B' … MoE backend`, once per kernel.
+    vLLM logs `Using K for CompressedTensorsWNA16` (weight-only, GPTQ, AWQ), `Selected K for …` (FP8,
+    INT8) and `Using 'B' … MoE backend`, once per kernel.
     """
     found = [kernel or backend for kernel, backend in _KERNEL.findall(log) if "Unquantized" not in backend]
     return ", ".join(dict.fromkeys(found)) or None

@@ -1,4 +1,4 @@
-"""A server process under supervision: it gets ready in time or fails with the reason, and never outlives us."""
+"""A server process under supervision: ready in time or failed with the reason, and never outliving us."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
-from qdeploy.engines import logs, reaper
 
+from qdeploy.engines import logs, reaper
 from qdeploy.errors import EngineError, disk_errors
 
 POLL_S = 0.25
@@ -22,8 +22,8 @@ POLL_S = 0.25
 class ServerProcess:
     """A server started through the reaper, in a session of its own, so that Ctrl-C reaches only us.
 
-    The reaper stops the whole tree as soon as our end of its standard input closes: at `stop`, at the end of a
-    `with` block, and when this process ends in whatever way.
+    The reaper stops the whole tree as soon as our end of its standard input closes: at `stop`, at the end
+    of a `with` block, and when this process ends in whatever way.
 
     Args:
         log: gets standard output and standard error; overwritten.

@@ -12,7 +12,6 @@ from qdeploy.engines import logs, ports
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.engines.environment import Device, Environment, find
 from qdeploy.engines.process import ServerProcess
-
 from qdeploy.errors import CheckpointError, EngineError
 from qdeploy.files import read_json
 
@@ -201,5 +200,5 @@ def _check_quantized(engine: RunningEngine, config: dict[str, Any]) -> None:
     if method is not None and engine.kernel is None:
         raise EngineError(
             f"{engine.checkpoint} is quantized ({method}) but was served unquantized: vLLM's log names no "
-            f"kernel for quantized layers. Look for the layers' names in quantization_config and in {engine.log}."
+            f"kernel for quantized layers. Compare the names in quantization_config with {engine.log}."
         )
