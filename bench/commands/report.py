@@ -1,0 +1,41 @@
+"""`qdeploy report`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Campaign folders or run folders.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it.")] = Path("report.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the path and the verdicts as JSON.")] = False,
+) -> None:
+    """Write one HTML page on what quantization cost and won.
+
+    Reads what `qdeploy run`, `qdeploy eval`, `qdeploy bench` and `qdeploy verify` left in their folders and
+    measures nothing. The page is one file that loads nothing from elsewhere: send it, print it, archive it.
+    Every figure stands with its sample size and interval, and a difference that is not significant is called so.
+
+    Run folders given one by one are joined by the checkpoint that they measured.
+
+    Examples:
+
+      qdeploy report campaign -o report.html
+
+      qdeploy report runs/base-eval runs/w4-eval runs/base-bench runs/w4-bench
+    """
+    from qdeploy.bench.report import write_report
+    from qdeploy.progress import console
+
+    summaries = write_report(runs, output)
+    if as_json:
+        verdicts = {s.name: {"verdict": s.verdict, "summary": s.sentence} for s in summaries}
+        typer.echo(json.dumps({"report": str(output), "variants": verdicts}, indent=2, ensure_ascii=False))
+        return
+    for summary in summaries:
+        console.print(f"{summary.name}: {summary.sentence}", highlight=False, markup=False)
+    console.print(f"Report: {output}", highlight=False)

@@ -1,0 +1,118 @@
+"""The page: templates filled with the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from qdeploy.bench.report import compare, metrics, numbers, words
+from qdeploy.bench.report.collect import Evidence, Variant, collect
+from qdeploy.bench.report.plots.accuracy import forest_panels
+from qdeploy.bench.report.plots.fidelity import kl_panels
+from qdeploy.bench.report.plots.latency import latency_panels
+from qdeploy.bench.report.plots.layers import layer_panels
+from qdeploy.errors import UsageError, disk_errors
+from qdeploy.files import write_text
+
+FILTERS = (
+    numbers.number,
+    numbers.milliseconds,
+    numbers.size,
+    numbers.percent,
+    numbers.points,
+    numbers.p_value,
+    numbers.interval,
+    numbers.interval_percent,
+    numbers.interval_points,
+)
+
+
+def write_report(paths: Sequence[Path], output: Path) -> list[words.Summary]:
+    """Write the report on campaign and run folders to `output`, atomically; returns what it says first.
+
+    Raises:
+        ComparisonError: the folders hold no runs, or two of a kind for one model.
+        OutputError: `output` cannot be written.
+        UsageError: `output` is a folder.
+    """
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder. Give a file, for example -o {output / 'report.html'}.")
+    evidence = collect(paths)
+    with disk_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, render(evidence))
+    return summaries(evidence)
+
+
+def summaries(evidence: Evidence) -> list[words.Summary]:
+    """One summary for each quantized variant."""
+    return [words.summarize(variant, evidence.baseline) for variant in evidence.quantized]
+
+
+def render(evidence: Evidence) -> str:
+    """The report as one HTML document that loads nothing from elsewhere."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("qdeploy.bench.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {filter.__name__: filter for filter in FILTERS}
+    environment.filters["yaml"] = _yaml
+    return environment.get_template("report.html").render(_context(evidence))
+
+
+def _context(evidence: Evidence) -> dict[str, Any]:
+    variants, baseline = evidence.variants, evidence.baseline
+    return {
+        "title": _title(evidence),
+        "evidence": evidence,
+        "variants": variants,
+        "baseline": baseline,
+        "summaries": summaries(evidence),
+        "metrics": metrics.measured(variants),
+        "percentile": compare.percentile,
+        "significant": compare.significant,
+        "latency_change": lambda metric, variant: latency_change(metric, variant, baseline),
+        "size_factor": lambda variant: words.size_factor(variant, baseline),
+        "task_words": words.task_words,
+        "plots": {
+            "latency": latency_panels(variants),
+            "accuracy": forest_panels(variants),
+            "kl": kl_panels(variants),
+            "layers": layer_panels(variants),
+        },
+        "commands": _commands(variants),
+    }
+
+
+def latency_change(metric: metrics.Metric, variant: Variant, baseline: Variant | None) -> str:
+    """The median against the baseline's, in words; what a table cell says."""
+    if variant.is_baseline or baseline is None:
+        return "is the baseline" if variant.is_baseline else "no baseline"
+    pair = (compare.percentile(metric.of(v), 50) for v in (variant, baseline))
+    change = compare.ratio(*pair)
+    return "too few requests to say" if change is None else words.change_words(change)
+
+
+def _title(evidence: Evidence) -> str:
+    found = [v.checkpoint.model for v in evidence.variants if v.checkpoint]
+    return found[0] if found else "Deployment report"
+
+
+def _commands(variants: Sequence[Variant]) -> list[str]:
+    """The command lines that made the records, each once, in the order they ran."""
+    manifests = [v.checkpoint.manifest for v in variants if v.checkpoint]
+    sources = [manifest.provenance for manifest in manifests if manifest]
+    sources += [run.provenance for variant in variants for run in variant.runs]
+    ordered = sorted(sources, key=lambda source: str(source.get("created", "")))
+    return list(dict.fromkeys(source["command"] for source in ordered if source.get("command")))
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()

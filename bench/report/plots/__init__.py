@@ -1,0 +1,1 @@
+"""Plots, one a module; each takes records and returns panels of SVG markup."""

@@ -1,0 +1,57 @@
+"""Accuracy differences to the baseline as a forest plot: interval, zero, and the margin that decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qdeploy.bench.records import Estimate, TaskScore
+from qdeploy.bench.report.collect import Variant
+from qdeploy.bench.report.numbers import estimate_points, points
+from qdeploy.bench.report.svg import WIDTH, Drawing, axis, linear, ticks
+
+LEFT, RIGHT, TOP, ROW = 8, 8, 40, 42
+
+
+def forest_panels(variants: Sequence[Variant]) -> list[str]:
+    """One panel for each variant with tasks compared; the same horizontal scale in all."""
+    found = [
+        (index, variant.name, [(task, task.difference) for task in variant.eval.tasks if task.difference])
+        for index, variant in enumerate(variants)
+        if variant.eval
+    ]
+    found = [entry for entry in found if entry[2]]
+    reach = max((_reach(task, d) for _, _, rows in found for task, d in rows), default=0.01) * 1.05
+    return [_panel(index, name, rows, reach) for index, name, rows in found]
+
+
+def _reach(task: TaskScore, difference: Estimate) -> float:
+    ends = (difference.value, difference.low or 0, difference.high or 0, task.margin or 0)
+    return max(abs(end) for end in ends)
+
+
+def _panel(index: int, name: str, rows: list[tuple[TaskScore, Estimate]], reach: float) -> str:
+    bottom = TOP + ROW * len(rows)
+    drawing = Drawing(
+        bottom + 36,
+        f"Accuracy difference, {name}",
+        "; ".join(f"{task.title}: {estimate_points(difference)}" for task, difference in rows),
+    )
+    drawing.text(0, 14, "Accuracy minus baseline, percentage points", "heading")
+    drawing.text(0, 31, name, "label")
+    x = linear(-reach * 100, reach * 100, LEFT, WIDTH - RIGHT)
+    axis(drawing, x, ticks(-reach * 100, reach * 100, 6), TOP, bottom)
+    drawing.line(x(0), TOP, x(0), bottom, "reference")
+    for row, (task, difference) in enumerate(rows):
+        y = TOP + ROW * row
+        drawing.text(LEFT, y + 14, f"{task.title}  n = {task.items}", "label")
+        if task.margin is not None:
+            drawing.line(x(-task.margin * 100), y + 4, x(-task.margin * 100), y + ROW - 4, "margin")
+        if difference.low is not None and difference.high is not None:
+            drawing.line(
+                x(difference.low * 100), y + 28, x(difference.high * 100), y + 28, f"interval v{index}"
+            )
+        drawing.circle(x(difference.value * 100), y + 28, 4.5, f"dot v{index}")
+        drawing.tooltip(points(difference.value))
+    drawing.text(LEFT, bottom + 30, "worse", "tick")
+    drawing.text(WIDTH - RIGHT, bottom + 30, "better", "tick", "end")
+    return drawing.markup()

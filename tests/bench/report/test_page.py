@@ -1,0 +1,177 @@
+"""The report as a document: well-formed, self-contained, honest about what is missing."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from qdeploy.bench.report import write_report
+from qdeploy.errors import ComparisonError, UsageError
+
+from .conftest import CampaignMaker, record
+
+VOID = {"meta", "br", "link", "input"}
+LOADERS = {"script", "link", "img", "iframe", "object", "embed", "source", "video", "audio", "base"}
+
+
+class Document(HTMLParser):
+    """Checks that tags balance and collects what the tests ask about."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert not self.open, f"unclosed {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def report(tmp_path: Path, *folders: Path) -> str:
+    write_report(folders, tmp_path / "report.html")
+    return (tmp_path / "report.html").read_text()
+
+
+def test_well_formed_and_self_contained(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    html = report(tmp_path, make_campaign("w4", "w8"))
+    document = Document(html)
+    assert not [tag for tag, _ in document.tags if tag in LOADERS]
+    assert not [a for _, a in document.tags if (a.get("href") or "#")[0] != "#" or "src" in a]
+    assert not re.search(r"url\(|@import", html)
+
+
+def test_ids_are_unique_and_links_lead_somewhere(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    document = Document(report(tmp_path, make_campaign("w4", "w8")))
+    ids = [a["id"] for _, a in document.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    wanted = [v for _, a in document.tags for v in (a.get("aria-labelledby") or "").split()]
+    wanted += [(a["href"] or "")[1:] for _, a in document.tags if "href" in a]
+    assert set(wanted) <= set(ids)
+
+
+def test_accessible_tables_and_pictures(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    html = report(tmp_path, make_campaign())
+    tags = [tag for tag, _ in Document(html).tags]
+    assert tags.count("caption") == tags.count("table")
+    assert tags.count("desc") == tags.count("svg") > 4
+    assert all("scope" in a for tag, a in Document(html).tags if tag == "th")
+
+
+def test_hostile_names_are_text(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    html = report(tmp_path, make_campaign(title="<script>alert(1)</script>"))
+    assert "<script" not in html
+    assert "<script>alert(1)</script>" in Document(html).text
+
+
+def test_refused_percentile_says_what_it_needs(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    few = Document(report(tmp_path, make_campaign(requests=60))).text
+    assert "needs 299 requests" in few
+
+
+def test_enough_requests_are_not_refused(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    assert "needs 299" not in Document(report(tmp_path, make_campaign(requests=400))).text
+
+
+def test_too_few_requests_to_compare(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    assert "too few requests to say" in Document(report(tmp_path, make_campaign(requests=5))).text
+
+
+def test_inconclusive_says_what_would_decide(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    text = Document(report(tmp_path, make_campaign())).text
+    assert "accuracy is undecided" in text
+    assert "inconclusive against the margin of 2.00 pp" in text
+    assert "1480 items needed to decide" in text
+    assert "not significant" in text
+
+
+def test_says_that_one_run_has_no_run_to_run_interval(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    assert (
+        "nothing here covers the variation between runs" in Document(report(tmp_path, make_campaign())).text
+    )
+
+
+@pytest.mark.parametrize("kind", ["bench", "eval", "verify"])
+def test_a_missing_part_is_said_to_be_missing(
+    tmp_path: Path, make_campaign: CampaignMaker, kind: str
+) -> None:
+    campaign = make_campaign()
+    for folder in campaign.glob(f"variants/*/{kind}"):
+        shutil.rmtree(folder)
+    text = Document(report(tmp_path, campaign)).text
+    missing = {"bench": "no load run", "eval": "no task was run", "verify": "Not run."}
+    assert missing[kind] in text
+
+
+def test_report_outlives_the_weights(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    campaign = make_campaign()
+    for folder in campaign.glob("variants/*/checkpoint"):
+        shutil.rmtree(folder)
+    assert "its weights are no longer there" in Document(report(tmp_path, campaign)).text
+
+
+def test_loose_run_folders_join_by_checkpoint(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    campaign = make_campaign()
+    folders = [campaign / "variants" / v / k for v in ("w4a16-gptq", "baseline") for k in ("bench", "eval")]
+    text = Document(report(tmp_path, *folders)).text
+    assert "×0.706" in text
+    assert text.index("w4a16-gptq") < text.index("is the baseline")
+
+
+def test_one_run_alone_has_no_baseline(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    text = Document(report(tmp_path, make_campaign() / "variants" / "w4a16-gptq" / "bench")).text
+    assert "No baseline among these runs" in text
+
+
+def test_two_runs_of_a_kind_are_refused(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+        record("bench", "m", False).save(folder)
+    with pytest.raises(ComparisonError, match="second bench run"):
+        report(tmp_path, *folders)
+
+
+def test_nothing_measured_is_an_error(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    campaign = make_campaign()
+    for run in campaign.glob("variants/*/*/run.json"):
+        run.unlink()
+    with pytest.raises(ComparisonError, match="Nothing was measured"):
+        report(tmp_path, campaign)
+
+
+def test_same_evidence_same_bytes(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    campaign = make_campaign()
+    assert report(tmp_path, campaign) == report(tmp_path, campaign)
+
+
+def test_output_folder_is_made(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    output = tmp_path / "new" / "report.html"
+    write_report([make_campaign()], output)
+    assert output.is_file()
+
+
+def test_output_that_is_a_folder(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    with pytest.raises(UsageError, match="is a folder"):
+        write_report([make_campaign()], tmp_path)
