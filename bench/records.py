@@ -88,6 +88,7 @@ class LoadResult(Record):
     schedule_lag_p99_ms: float | None = None
     client_limited: bool = False
     tokens_per_chunk: float | None = None
+    tpot_undefined: int = 0
     metrics: dict[str, Distribution]
     vllm_aliases: dict[str, float] = Field(default_factory=dict)
 
@@ -112,7 +113,11 @@ class Fidelity(Record):
 
 
 class TaskScore(Record):
-    """Accuracy on one task, alone and paired with the baseline."""
+    """Accuracy on one task, alone and paired with the baseline.
+
+    `part_of` names the task of which this is one kind of item (parts get no verdict). `detectable` is the
+    smallest difference that this many items show with 80 % power at the observed share of flips.
+    """
 
     task: str
     title: str
@@ -128,6 +133,8 @@ class TaskScore(Record):
     margin: float | None = None
     verdict: Verdict | None = None
     items_needed: int | None = None
+    part_of: str | None = None
+    detectable: float | None = None
 
 
 class RunRecord(Record):

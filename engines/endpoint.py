@@ -156,8 +156,16 @@ class Endpoint:
 
     def get_optional(self, path: str) -> dict[str, Any] | None:
         """The JSON at a path under the server's root; None where the server has no such path."""
+        return self._optional("GET", path)
+
+    def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int] | None:
+        """Token ids of `text` by the /tokenize path of vLLM and SGLang; None where the server has none."""
+        body = {"model": self.model, "prompt": text, "add_special_tokens": add_special_tokens}
+        return (self._optional("POST", "/tokenize", body) or {}).get("tokens")
+
+    def _optional(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
         try:
-            response = self._client.get(self.root_url + path)
+            response = self._client.request(method, self.root_url + path, json=body)
             return dict(response.json()) if response.is_success else None
         except (httpx.HTTPError, ValueError):
             return None

@@ -1,0 +1,140 @@
+"""From measured requests to the figures of a load run (definitions: docs/metrics.md)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from qdeploy.bench.load.outcome import Outcome
+from qdeploy.bench.load.percentiles import distribution
+from qdeploy.bench.load.spec import LoadSpec
+from qdeploy.bench.records import Distribution, LoadResult
+
+MAX_LAG_MS = 10.0
+MAX_RATE_ERROR = 0.01
+
+
+def summarize(spec: LoadSpec, outcomes: Sequence[Outcome], peak_in_flight: int) -> LoadResult:
+    """The figures of one run; failed requests count as failures and in nothing else."""
+    done = [o for o in outcomes if o.error is None]
+    duration = (max(o.end_ns for o in outcomes) - min(o.dispatched_ns for o in outcomes)) / 1e9
+    output_tokens = sum(o.output_tokens or 0 for o in done)
+    chunks = sum(len(o.chunk_ns) for o in done)
+    lag = None if spec.mode == "closed" else _lag_p99_ms(outcomes)
+    rate = _dispatch_rate(outcomes)
+    metrics = latencies(spec, done)
+    result = LoadResult(
+        arrival=spec.mode,
+        rate=spec.rate,
+        concurrency=spec.concurrency,
+        prompt_tokens_asked=spec.prompt_tokens,
+        output_tokens_asked=spec.output_tokens,
+        seed=spec.seed,
+        requests=len(outcomes),
+        completed=len(done),
+        failed=len(outcomes) - len(done),
+        errors=dict(Counter(o.error for o in outcomes if o.error).most_common()),
+        duration_s=duration,
+        achieved_rate=rate,
+        input_tokens=sum(o.prompt_tokens or 0 for o in done),
+        output_tokens=output_tokens,
+        request_throughput=len(done) / duration,
+        output_token_throughput=output_tokens / duration,
+        peak_in_flight=peak_in_flight,
+        schedule_lag_p99_ms=lag,
+        client_limited=lag is not None and client_limited(spec, lag, rate),
+        tokens_per_chunk=output_tokens / chunks if chunks else None,
+        tpot_undefined=len(done) - metrics["tpot_ms"].count,
+        metrics=metrics,
+    )
+    result.vllm_aliases = vllm_aliases(result)
+    return result
+
+
+def latencies(spec: LoadSpec, done: Sequence[Outcome]) -> dict[str, Distribution]:
+    """Every latency in ms. Scheduled-time ones only in an open loop: a closed loop has no schedule."""
+    found = {
+        "ttft_ms": distribution([_ms(o.first_token_ns, o.sent_ns) for o in done]),
+        "tpot_ms": distribution([t for o in done if (t := time_per_output_token_ms(o)) is not None]),
+        "e2e_ms": distribution([_ms(o.last_token_ns, o.sent_ns) for o in done]),
+        "ntpot_ms": distribution([_ms(o.last_token_ns, o.sent_ns) / (o.output_tokens or 1) for o in done]),
+    }
+    if spec.mode != "closed":
+        found["ttft_sched_ms"] = distribution([_ms(o.first_token_ns, o.scheduled_ns) for o in done])
+        found["e2e_sched_ms"] = distribution([_ms(o.last_token_ns, o.scheduled_ns) for o in done])
+    counted = all(o.chunk_tokens is not None for o in done)
+    gaps = [gap for o in done for gap in (token_gaps_ms(o) if counted else chunk_gaps_ms(o))]
+    found["itl_ms" if counted else "icl_ms"] = distribution(gaps, independent=False)
+    return found
+
+
+def time_per_output_token_ms(outcome: Outcome) -> float | None:
+    """(E2E - TTFT) / (N - n_first); None where no token came after the first chunk."""
+    first = outcome.chunk_tokens[0] if outcome.chunk_tokens else 1
+    later = (outcome.output_tokens or 0) - first
+    return _ms(outcome.last_token_ns, outcome.first_token_ns) / later if later > 0 else None
+
+
+def chunk_gaps_ms(outcome: Outcome) -> list[float]:
+    """Time between one chunk with tokens and the next."""
+    return [float(gap) for gap in np.diff(outcome.chunk_ns) / 1e6]
+
+
+def token_gaps_ms(outcome: Outcome) -> list[float]:
+    """Time per token after the first chunk: a gap that brought k tokens is k gaps of a k-th of it."""
+    counts = (outcome.chunk_tokens or [])[1:]
+    return [gap / k for gap, k in zip(chunk_gaps_ms(outcome), counts, strict=True) for _ in range(k)]
+
+
+def client_limited(spec: LoadSpec, lag_p99_ms: float, achieved_rate: float) -> bool:
+    """Whether the client, not the server, shaped the load: late dispatches or another rate than asked."""
+    off = abs(achieved_rate / spec.rate - 1) if spec.rate else 0.0
+    return lag_p99_ms > MAX_LAG_MS or off > MAX_RATE_ERROR
+
+
+def vllm_aliases(result: LoadResult) -> dict[str, float]:
+    """The same figures under the key names of vLLM's serving benchmark, for existing dashboards.
+
+    Its `itl` is the gap between chunks; figures that the sample cannot carry are left out.
+    """
+    aliases = {
+        "duration": result.duration_s,
+        "completed": float(result.completed),
+        "failed": float(result.failed),
+        "total_input_tokens": float(result.input_tokens),
+        "total_output_tokens": float(result.output_tokens),
+        "request_throughput": result.request_throughput,
+        "output_throughput": result.output_token_throughput,
+        "total_token_throughput": (result.input_tokens + result.output_tokens) / result.duration_s,
+        "max_concurrent_requests": float(result.peak_in_flight),
+    }
+    names = {"ttft_ms": "ttft", "tpot_ms": "tpot", "itl_ms": "itl", "icl_ms": "itl", "e2e_ms": "e2el"}
+    for metric, name in names.items():
+        if metric in result.metrics:
+            aliases |= _alias(name, result.metrics[metric])
+    return aliases
+
+
+def _alias(name: str, found: Distribution) -> dict[str, float]:
+    aliases = {f"mean_{name}_ms": found.mean}
+    for p in found.percentiles:
+        aliases["median_" + name + "_ms" if p.q == 0.5 else f"p{p.q * 100:g}_{name}_ms"] = p.value
+    return {key: value for key, value in aliases.items() if value is not None}
+
+
+def _ms(later: int | None, earlier: int | None) -> float:
+    """Difference of two stamps in ms; every completed request has both."""
+    assert later is not None and earlier is not None
+    return (later - earlier) / 1e6
+
+
+def _lag_p99_ms(outcomes: Sequence[Outcome]) -> float:
+    return float(np.quantile([(o.dispatched_ns - o.scheduled_ns) / 1e6 for o in outcomes], 0.99))
+
+
+def _dispatch_rate(outcomes: Sequence[Outcome]) -> float:
+    """Dispatches per second between the first and the last one."""
+    times = [o.dispatched_ns for o in outcomes]
+    return (len(times) - 1) / max((max(times) - min(times)) / 1e9, 1e-9)
