@@ -14,6 +14,7 @@
       ComparisonError           two runs that may not be compared
       VerificationError         exit code 1: the served model is not the checkpoint
       GateError                 exit code 1: a measured figure is beyond the limit the user set
+      Interrupted               exit code 130: stopped with Ctrl-C; the same command goes on from there
 
 A message says what failed, where (module, file), the number that was wrong, and the smallest change that
 mends it.
@@ -97,6 +98,12 @@ class GateError(QDeployError):
     """A measured figure is beyond a limit that the user set."""
 
     exit_code = 1
+
+
+class Interrupted(QDeployError):
+    """Stopped with Ctrl-C in the middle of work that the same command resumes."""
+
+    exit_code = 130
 
 
 @contextmanager

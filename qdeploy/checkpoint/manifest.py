@@ -29,6 +29,7 @@ class Module(_Part):
         fingerprint: `qdeploy.fingerprint.fingerprint` of the layer before it was packed.
         damp: dampening that the solver ended with, as a fraction of the Hessian's mean diagonal.
         fallback: why a simpler method was used for this layer, if it was.
+        seconds: time the solver took.
     """
 
     name: str
@@ -53,9 +54,10 @@ class Calibration(_Part):
 
 
 class Model(_Part):
-    """The 16-bit checkpoint that was quantized."""
+    """The 16-bit checkpoint that was quantized; `sha256` is over its config.json and weight files."""
 
     source: str
+    sha256: str
     architecture: str
     model_type: str
     parameters: int
@@ -73,6 +75,8 @@ class Manifest(_Part):
     """The content of qdeploy.json.
 
     Attributes:
+        serving: native if engines have fast kernels for the checkpoint as it is, converted if they do once it
+            is stored in another format, reference if it can only be dequantized to 16 bit.
         files: weight file → hex SHA-256, added when the folder is finished.
     """
 
@@ -83,6 +87,7 @@ class Manifest(_Part):
     recipe_sha256: str
     calibration: Calibration | None = None
     model: Model
+    serving: Literal["native", "converted", "reference"] = "native"
     modules: list[Module] = Field(default_factory=list)
     files: dict[str, str] = Field(default_factory=dict)
     totals: Totals

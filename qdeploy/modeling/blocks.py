@@ -21,6 +21,11 @@ class Block:
     name: str
     module: nn.Module
 
+    @property
+    def parameters(self) -> list[str]:
+        """Full names of the block's parameters."""
+        return [f"{self.name}.{name}" for name, _ in self.module.named_parameters()]
+
     def linears(self) -> dict[str, nn.Linear]:
         """Full name → linear layer."""
         return {
@@ -63,8 +68,8 @@ def _check_linears(block: Block) -> None:
     total = sum(parameter.numel() for parameter in block.module.parameters())
     if linear < total / 2:
         raise CheckpointError(
-            f"Unknown architecture: only {linear / total:.0%} of {block.name} is in linear layers; its largest "
-            f"weight is {name} {list(largest.shape)}, which qdeploy cannot quantize."
+            f"Unknown architecture: only {linear / total:.0%} of {block.name} is in linear layers; its "
+            f"largest weight is {name} {list(largest.shape)}, which qdeploy cannot quantize."
         )
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ class CheckpointReader:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
+    @cached_property
     def sha256(self) -> str:
         """Hex SHA-256 over config.json and every weight file: one value per content, whatever the dates."""
         digest = hashlib.sha256()
@@ -133,9 +135,10 @@ def _shards(folder: Path) -> list[Path]:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
-            f"{folder} holds pickled weights ({_some(pickles)}), which can run code when loaded; qdeploy reads "
-            'safetensors only. Convert a model that you trust: python -c "import transformers as t; m = '
-            f"t.AutoModelForCausalLM.from_pretrained('{folder}', dtype='auto'); m.save_pretrained('{folder}')\""
+            f"{folder} holds pickled weights ({_some(pickles)}), which can run code when loaded; qdeploy "
+            "reads safetensors only. Convert a model that you trust: python -c "
+            '"from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}-safetensors')\""
         )
     raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}.")
 

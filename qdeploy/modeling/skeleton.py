@@ -6,6 +6,7 @@ in float32: every bfloat16 and float16 weight is exact in it, and processors mul
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -38,10 +39,10 @@ def build_skeleton(reader: CheckpointReader) -> Any:
 def _unknown(reader: CheckpointReader, error: Exception) -> CheckpointError:
     import transformers
 
-    kind = reader.config.get("model_type")
+    kind, reason = reader.config.get("model_type"), str(error).splitlines()[0]
     return CheckpointError(
         f"Unknown architecture {kind!r} in {reader.folder / 'config.json'}: transformers "
-        f"{transformers.__version__} cannot build it as a causal language model ({str(error).splitlines()[0]})"
+        f"{transformers.__version__} cannot build a causal language model of it ({reason})"
     )
 
 
@@ -61,24 +62,22 @@ def _check_parameters(model: nn.Module, reader: CheckpointReader) -> None:
         )
 
 
-def materialize(module: nn.Module, prefix: str, reader: CheckpointReader, device: torch.device) -> None:
-    """Load the parameters of `module`, whose name in the checkpoint is `prefix`, as float32 on `device`.
+def materialize(
+    model: nn.Module, names: Iterable[str], reader: CheckpointReader, device: torch.device
+) -> None:
+    """Load the named parameters of `model` as float32 on `device`.
 
     Raises:
         CheckpointError: a weight is NaN or infinite.
     """
-    state = {
-        name: finite(f"{prefix}.{name}", reader.get(f"{prefix}.{name}")).to(device, COMPUTE_DTYPE)
-        for name in module.state_dict()
-    }
-    module.load_state_dict(state, assign=True)
+    state = {name: finite(name, reader.get(name)).to(device, COMPUTE_DTYPE) for name in names}
+    model.load_state_dict(state, strict=False, assign=True)
 
 
-def release(module: nn.Module) -> None:
-    """Put the parameters of `module` back on the meta device."""
-    module.load_state_dict(
-        {name: value.to("meta") for name, value in module.state_dict().items()}, assign=True
-    )
+def release(model: nn.Module, names: Iterable[str]) -> None:
+    """Put the named parameters of `model` back on the meta device."""
+    state = {name: model.get_parameter(name).to("meta") for name in names}
+    model.load_state_dict(state, strict=False, assign=True)
 
 
 def finite(name: str, tensor: Tensor) -> Tensor:
