@@ -8,6 +8,7 @@ wanted). Scoring given token ids at every position exists in vLLM (`prompt_logpr
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -97,6 +98,11 @@ class Endpoint:
         length = cards.get(self.model, {}).get("max_model_len")
         return int(length) if length is not None else None
 
+    @property
+    def owner(self) -> str | None:
+        """What the server calls itself in its list of models: "vllm", "sglang", "llamacpp" …"""
+        return next((str(card["owned_by"]) for card in self._cards if card.get("owned_by")), None)
+
     @cached_property
     def _cards(self) -> list[dict[str, Any]]:
         return list(self._request("GET", f"{self.base_url}/models").json().get("data") or ())
@@ -107,10 +113,17 @@ class Endpoint:
         Raises:
             EndpointError: unreachable, refused, or an error status after all attempts.
         """
-        text_or_ids = prompt if isinstance(prompt, str) else list(prompt)
-        body = {"model": self.model, "prompt": text_or_ids, "temperature": 0, **options}
+        body = self._body(prompt, options)
         answer: dict[str, Any] = self._request("POST", f"{self.base_url}/completions", body).json()
         return answer
+
+    def stream(self, prompt: str | Sequence[int], **options: Any) -> list[dict[str, Any]]:
+        """Like `complete` with `stream`: all chunks, once the last one is here."""
+        answer = self._request(
+            "POST", f"{self.base_url}/completions", self._body(prompt, options, stream=True)
+        )
+        data = [line[5:].strip() for line in answer.text.splitlines() if line.startswith("data:")]
+        return [json.loads(chunk) for chunk in data if chunk != "[DONE]"]
 
     def score(self, token_ids: Sequence[int], top_k: int = 0) -> Scores:
         """Log-probabilities of the sequence's own tokens and, for `top_k` > 0, of the likeliest ones.
@@ -169,6 +182,10 @@ class Endpoint:
             return dict(response.json()) if response.is_success else None
         except (httpx.HTTPError, ValueError):
             return None
+
+    def _body(self, prompt: str | Sequence[int], options: dict[str, Any], **more: Any) -> dict[str, Any]:
+        text_or_ids = prompt if isinstance(prompt, str) else list(prompt)
+        return {"model": self.model, "prompt": text_or_ids, "temperature": 0, **options, **more}
 
     def _check_length(self, length: int) -> None:
         if length < 2:

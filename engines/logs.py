@@ -11,7 +11,9 @@ _PREFIX = re.compile(
     r"^(\([\w-]+ pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?"
 )
 _EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
-_NOISE = re.compile(r"[█▄▀]|Route: |% Completed|^\s*$|^\s*[\^~]+\s*$")
+_NOISE = re.compile(r"[█▄▀]|Route: |% Completed|^\s*$|^Traceback \(|^  ")
+"""Banner, routes, progress and the bodies of tracebacks."""
+
 _SECONDARY = (
     "Engine core initialization failed",
     "Worker failed with error",
@@ -45,8 +47,8 @@ def quantization(log: str) -> str | None:
 def failure(log: str) -> str:
     """The likeliest cause, the first exception that is not a mere consequence, then the last lines."""
     lines = [_PREFIX.sub("", line).rstrip() for line in log.splitlines()]
-    lines = [line for line in lines if not _NOISE.search(line)]
-    tail = "\n".join(f"    {line[:300]}" for line in lines[-TAIL_LINES:])
+    telling = [line for line in lines if not _NOISE.search(line)]
+    tail = "\n".join(f"    {line[:300]}" for line in telling[-TAIL_LINES:])
     cause = _cause(lines)
     return (f"{cause}\n" if cause else "") + (f"  Last lines of the log:\n{tail}" if tail else "")
 

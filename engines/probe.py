@@ -1,0 +1,151 @@
+"""What an endpoint can do, found by asking it for small things before any scoring.
+
+Servers that lack prompt log-probabilities do not refuse: they answer without them, and a log-likelihood task
+run on such answers reports chance-level accuracy without an error. Hence the probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from qdeploy.engines.endpoint import Endpoint
+from qdeploy.errors import EndpointError
+
+PATTERN = (101, 203, 307, 409, 503, 607, 701, 809)
+"""Token ids that every vocabulary of a language model has."""
+
+TOP_K = (256, 128, 20, 5)
+"""Numbers of log-probabilities per position to ask for; vLLM's own limit is 20."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What one endpoint can do.
+
+    Attributes:
+        engine: what the server calls itself, e.g. "vllm"; "unknown" where it does not say.
+        prompt_logprobs: log-probabilities of the prompt's own tokens, for prompts given as token ids.
+        top_k: most log-probabilities per prompt position, keyed by token id, that it gave; 0: none.
+        special_tokens: tokens such as BOS that the server puts before a prompt given as text.
+        empty_output: takes `max_tokens` 0.
+        usage: counts tokens in a plain answer; stream_usage: at a stream's end; continuous_usage: in each
+            chunk.
+        reasons: name of what is missing → what the server said.
+    """
+
+    engine: str
+    version: str | None
+    model: str
+    max_model_len: int | None
+    prompt_logprobs: bool
+    top_k: int
+    special_tokens: int | None
+    empty_output: bool
+    usage: bool
+    stream_usage: bool
+    continuous_usage: bool
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def require_prompt_logprobs(self) -> None:
+        """Refuse what needs log-likelihoods.
+
+        Raises:
+            EndpointError: the endpoint gives no log-probabilities of prompt tokens; says why.
+        """
+        if not self.prompt_logprobs:
+            raise EndpointError(
+                f"{self.model} on {self.engine} cannot score prompts: {self.reasons['prompt_logprobs']} "
+                "Accuracy and fidelity would be chance-level numbers, so nothing was measured."
+            )
+
+
+def probe(endpoint: Endpoint) -> Capabilities:
+    """Ask the endpoint for each capability; about eight requests of a few tokens.
+
+    Raises:
+        EndpointError: it cannot be reached, refuses the key or does not serve the model.
+    """
+    model = endpoint.model
+    if model not in endpoint.models():
+        raise EndpointError(
+            f"{endpoint.base_url} does not serve {model!r}. It serves: {', '.join(endpoint.models())}."
+        )
+    version = (endpoint.get_optional("/version") or {}).get("version")
+    reasons: dict[str, str] = {}
+
+    def supports(name: str, check: Callable[[], None]) -> bool:
+        try:
+            check()
+        except EndpointError as error:
+            reasons[name] = str(error)
+            return False
+        return True
+
+    return Capabilities(
+        engine=endpoint.owner or "unknown",
+        version=str(version) if version else None,
+        model=model,
+        max_model_len=endpoint.max_model_len,
+        prompt_logprobs=supports("prompt_logprobs", partial(_check_scores, endpoint)),
+        top_k=next((k for k in TOP_K if supports(f"top_k={k}", partial(_check_top, endpoint, k))), 0),
+        special_tokens=_special_tokens(endpoint),
+        empty_output=supports("empty_output", partial(_check_empty_output, endpoint)),
+        usage=supports("usage", partial(_check_usage, endpoint)),
+        stream_usage=supports("stream_usage", partial(_check_stream, endpoint, False)),
+        continuous_usage=supports("continuous_usage", partial(_check_stream, endpoint, True)),
+        reasons=reasons,
+    )
+
+
+def _check_scores(endpoint: Endpoint) -> None:
+    """A repeated pattern and a scrambled one must get different, non-zero likelihoods."""
+    start = len(PATTERN) * 2
+    repeated = endpoint.score(PATTERN * 3).total(start)
+    scrambled = endpoint.score(PATTERN * 2 + PATTERN[::-1]).total(start)
+    if repeated == 0.0 or repeated == scrambled:
+        raise EndpointError(
+            f"The endpoint's log-probabilities do not depend on the prompt: a repeated and a scrambled "
+            f"sequence both sum to {repeated:g}."
+        )
+
+
+def _check_top(endpoint: Endpoint, k: int) -> None:
+    top = endpoint.score(PATTERN, top_k=k).top
+    found = len(top[-1]) if top else 0
+    if found != k:
+        raise EndpointError(f"The endpoint gave {found} log-probabilities per position of {k} asked for.")
+
+
+def _special_tokens(endpoint: Endpoint) -> int | None:
+    """How many more tokens a text counts when the server may add its own; None where it does not tell."""
+    try:
+        plain, bare = (
+            endpoint.complete("The", max_tokens=1, **options)["usage"]["prompt_tokens"]
+            for options in ({}, {"add_special_tokens": False})
+        )
+    except (EndpointError, KeyError, TypeError):
+        return None
+    return int(plain) - int(bare)
+
+
+def _check_empty_output(endpoint: Endpoint) -> None:
+    endpoint.complete(PATTERN, max_tokens=0, echo=True)
+
+
+def _check_usage(endpoint: Endpoint) -> None:
+    usage = endpoint.complete(PATTERN, max_tokens=1).get("usage") or {}
+    if usage.get("prompt_tokens") != len(PATTERN):
+        raise EndpointError(
+            f"The endpoint counts {usage.get('prompt_tokens')} tokens of {len(PATTERN)} sent."
+        )
+
+
+def _check_stream(endpoint: Endpoint, continuous: bool) -> None:
+    """Token counts in the last chunk, or in every one with vLLM's `continuous_usage_stats`."""
+    options = {"include_usage": True, **({"continuous_usage_stats": True} if continuous else {})}
+    chunks = endpoint.stream(PATTERN, max_tokens=2, stream_options=options)
+    wanted = chunks if continuous else chunks[-1:]
+    if not chunks or not all(chunk.get("usage") for chunk in wanted):
+        raise EndpointError(f"The endpoint streams no token counts with stream_options {options}.")
