@@ -14,10 +14,14 @@ from torch import Tensor
 from qdeploy.errors import CheckpointError
 from qdeploy.formats import bits
 from qdeploy.formats.ct_config import module_schemes, quantization_config
+from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme
 
-__all__ = ["module_schemes", "pack", "quantization_config", "unpack"]
+__all__ = ["module_schemes", "pack", "quantization_config", "read_linear", "unpack"]
+
+SUFFIXES = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+"""Every tensor that a quantized layer may own, its bias aside."""
 
 
 def pack(q: QuantizedLinear) -> dict[str, Tensor]:
@@ -63,6 +67,20 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
         _check_shape("weight_zero_point", packed_zeros, (bits.words(n, scheme.bits), groups))
         zeros = bits.unpack(packed_zeros, scheme.bits, n, dim=0)
     return QuantizedLinear(bits.unpack(packed, scheme.bits, k), scales, zeros, scheme)
+
+
+def read_linear(reader: CheckpointReader, module: str, scheme: Scheme) -> QuantizedLinear:
+    """The quantized layer `module` of a checkpoint.
+
+    Raises:
+        CheckpointError: as `unpack`; the message names folder and module.
+    """
+    names = {suffix: f"{module}.{suffix}" for suffix in SUFFIXES}
+    tensors = {suffix: reader.get(name) for suffix, name in names.items() if name in reader}
+    try:
+        return unpack(tensors, scheme)
+    except CheckpointError as error:
+        raise CheckpointError(f"{module} in {reader.folder} is damaged: {error}.") from error
 
 
 def _tensor(tensors: Mapping[str, Tensor], suffix: str) -> Tensor:

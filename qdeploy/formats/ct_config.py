@@ -7,21 +7,15 @@ keys inside a group.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from qdeploy.errors import CheckpointError
+from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import PRESETS, Scheme
 
 PACKED, INT8 = "pack-quantized", "int-quantized"
 _WEIGHT_SUFFIXES = (".weight_packed", ".weight_scale")
-
-
-class TensorNames(Protocol):
-    """Whatever knows the tensor names of a checkpoint; CheckpointReader does."""
-
-    @property
-    def names(self) -> Iterable[str]: ...
 
 
 def storage_format(scheme: Scheme) -> str:
@@ -89,7 +83,7 @@ def _per_token(bits: int | None) -> dict[str, Any] | None:
     }
 
 
-def module_schemes(config: Mapping[str, Any], reader: TensorNames) -> dict[str, Scheme]:
+def module_schemes(config: Mapping[str, Any], reader: CheckpointReader) -> dict[str, Scheme]:
     """Quantized module → scheme, from config.json and the tensors that are there.
 
     A module counts as quantized if it owns packed weights or a weight scale. Targets are matched as

@@ -1,0 +1,86 @@
+"""What a packed checkpoint computes, in plain floating point: the reference for the engines that serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdeploy.errors import CheckpointError
+from qdeploy.formats.compressed_tensors import SUFFIXES, module_schemes, read_linear
+from qdeploy.modeling.checkpoint import CheckpointReader
+
+
+def dequantized_state(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Parameters of the model in `folder` under the names that it has in 16 bits.
+
+    Quantized weights come as float32, exactly s · (q − z); everything else in the dtype it is stored in.
+
+    Raises:
+        CheckpointError: the folder is broken, or quantized in a way that cannot be read.
+    """
+    reader = CheckpointReader(folder)
+    schemes = module_schemes(reader.config, reader)
+    for module, scheme in schemes.items():
+        yield f"{module}.weight", read_linear(reader, module, scheme).dequantize()
+    packed = {f"{module}.{suffix}" for module in schemes for suffix in SUFFIXES}
+    for name in reader.names:
+        if name not in packed:
+            yield name, reader.get(name)
+
+
+def dequantized_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A transformers causal language model with the mathematics of the checkpoint in `folder`.
+
+    Weights are dequantized; inputs of W8A8 layers are rounded to int8 per token, as engines do. 16-bit
+    folders load as they are. Needs memory for the whole model in `dtype`.
+
+    Raises:
+        CheckpointError: the folder is broken, or quantized in a way that cannot be read.
+    """
+    reader = CheckpointReader(folder)
+    model = _load(folder, dict(dequantized_state(folder)), dtype)
+    for name, scheme in module_schemes(reader.config, reader).items():
+        if scheme.activation_bits is not None:
+            model.get_submodule(name).register_forward_pre_hook(_round_input)
+    return model.eval()
+
+
+def _load(folder: Path, state: dict[str, Tensor], dtype: torch.dtype) -> Any:
+    """The model of the folder's config with the weights of `state`, all of them and no others."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"transformers cannot build the model of {folder}: {error}") from error
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model, report = architecture.from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[problem]:
+            # transformers fills what is missing with random numbers.
+            raise CheckpointError(
+                f"{folder} does not fit its config.json: {problem} {sorted(report[problem])}"
+            )
+    return model
+
+
+def round_per_token(x: Tensor) -> Tensor:
+    """`x` [..., K] rounded to 255 levels per row: s · round(x / s) with s = max|x| / 127.
+
+    This is the dynamic symmetric int8 quantization of vLLM's W8A8 kernels.
+    """
+    scale = x.abs().amax(-1, keepdim=True).float() / 127
+    rounded = (x.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)).round() * scale
+    return rounded.to(x.dtype)
+
+
+def _round_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (round_per_token(inputs[0]), *inputs[1:])
