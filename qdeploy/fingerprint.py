@@ -26,5 +26,5 @@ def fingerprint(q: QuantizedLinear) -> str:
     zeros = q.zeros if q.zeros is not None else torch.full(groups, q.scheme.zero, dtype=torch.uint8)
     digest = hashlib.sha256(repr((q.scheme.bits, tuple(q.codes.shape), groups)).encode())
     for tensor in (q.codes, zeros, q.scales.float()):
-        digest.update(tensor.cpu().contiguous().numpy())
+        digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()[:DIGITS]

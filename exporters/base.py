@@ -1,0 +1,101 @@
+"""What every exporter returns and how its findings are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from qdeploy.errors import ExportError
+
+Severity = Literal["error", "warning", "info"]
+SHOWN = 5
+"""Errors that a message lists in full; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that a check has to say about a checkpoint.
+
+    Attributes:
+        severity: "error": the engine would refuse the folder or compute something else; "warning": it runs,
+            but not as one may think; "info": worth knowing.
+        problem: what is the case, with the number that matters.
+        fix: the smallest change that mends it; empty for "info".
+        module: the layer or file that it is about, if it is one.
+    """
+
+    severity: Severity
+    problem: str
+    fix: str = ""
+    module: str | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.module}: " if self.module else ""
+        return f"{where}{self.problem}{'. ' + self.fix if self.fix else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was exported, for what, and what to expect there.
+
+    Attributes:
+        kernels: engine's kernel class → number of layers as the engine fuses them; empty for 16 bits.
+        arguments: engine arguments that the folder needs besides model, address and port.
+        weight_bytes: size of the weight files.
+    """
+
+    engine: str
+    engine_version: str
+    source: str
+    output: str
+    target: str
+    tensor_parallel: int
+    scheme: str
+    quantized_layers: int
+    kernels: dict[str, int]
+    arguments: list[str]
+    weight_bytes: int
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def kernel(self) -> str | None:
+        """The kernels in one line, most used first; None for a 16-bit model."""
+        ranked = sorted(self.kernels.items(), key=lambda item: -item[1])
+        return ", ".join(f"{name} ({count} layers)" for name, count in ranked) or None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of export.json."""
+        return asdict(self) | {"kernel_expected": self.kernel}
+
+
+class Exporter(Protocol):
+    """Turns a checkpoint folder into what one engine loads."""
+
+    name: str
+
+    def export(self, source: Path, output: Path, *, gpu: str, tensor_parallel: int = 1) -> ExportReport:
+        """Check `source` for the target and write `output`.
+
+        Raises:
+            ExportError: the engine would refuse the checkpoint; nothing is written.
+        """
+        ...
+
+
+def refuse_errors(findings: Sequence[Finding], target: str) -> None:
+    """Raise if any finding is an error.
+
+    Raises:
+        ExportError: lists the first errors and how many there are.
+    """
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if not errors:
+        return
+    shown = "\n".join(f"  {finding}." for finding in errors[:SHOWN])
+    more = f"\n  and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+    count = f"{len(errors)} problem{'s' if len(errors) > 1 else ''}"
+    raise ExportError(
+        f"{target} would not serve this checkpoint, {count}; nothing was written:\n{shown}{more}"
+    )

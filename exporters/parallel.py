@@ -1,0 +1,112 @@
+"""Whether a model can be split over devices, and what each device then runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from qdeploy.exporters.base import Finding
+from qdeploy.exporters.kernels import VLLM, choose
+from qdeploy.exporters.layers import COLUMN_PARALLEL, KEY_VALUE, ROW_PARALLEL, FusedLayer, Layer
+from qdeploy.exporters.targets import Target
+
+BF16_CAPABILITY = 80
+
+
+def heads(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(attention heads, key/value heads) of config.json, which may keep them under `text_config`."""
+    text = config.get("text_config") or config
+    count = int(text["num_attention_heads"])
+    return count, int(text.get("num_key_value_heads") or count)
+
+
+def check_heads(config: Mapping[str, Any], tensor_parallel: int) -> Iterator[Finding]:
+    """Query heads are dealt out evenly; key/value heads evenly, or repeated evenly."""
+    queries, keys = heads(config)
+    fits = [t for t in range(1, queries + 1) if queries % t == 0 and (keys % t == 0 or t % keys == 0)]
+    if tensor_parallel not in fits:
+        yield Finding(
+            "error",
+            f"{queries} attention heads and {keys} key/value heads cannot be split over {tensor_parallel} "
+            "devices",
+            f"Use --tensor-parallel {' or '.join(map(str, fits[:5]))}",
+        )
+
+
+def check_partition(layers: Sequence[Layer], tensor_parallel: int, kv_heads: int) -> Iterator[Finding]:
+    """Each device's share of a layer is whole, and holds whole groups."""
+    for layer in layers:
+        parts = min(tensor_parallel, kv_heads) if layer.leaf in KEY_VALUE else tensor_parallel
+        if layer.leaf in COLUMN_PARALLEL and layer.n % parts:
+            yield Finding(
+                "error",
+                f"N = {layer.n} cannot be split over {parts} devices",
+                "Use a smaller --tensor-parallel",
+                layer.name,
+            )
+        if layer.leaf in ROW_PARALLEL:
+            yield from _check_row(layer, parts)
+
+
+def _check_row(layer: Layer, parts: int) -> Iterator[Finding]:
+    group = layer.scheme.group_size if layer.scheme else None
+    if layer.k % parts or (group and layer.k // parts % group):
+        what = f" in whole groups of {group}" if group else ""
+        yield Finding(
+            "error",
+            f"K = {layer.k} cannot be split over {parts} devices{what}",
+            "Use a smaller --tensor-parallel" + (" or quantize with a smaller group size" if group else ""),
+            layer.name,
+        )
+
+
+def check_kernels(layers: Sequence[FusedLayer], target: Target) -> Iterator[Finding]:
+    """Every quantized layer has a kernel on the target; padding is told once, with the count."""
+    padded = []
+    for layer in layers:
+        choice = choose(layer, target)
+        if choice.kernel is None:
+            yield Finding(
+                "error",
+                f"no kernel on {target} takes {layer.scheme.describe() if layer.scheme else ''} "
+                f"[{layer.n}, {layer.k}] ({'; '.join(choice.reasons)})",
+                _other_scheme(layer, target),
+                layer.name,
+            )
+        if choice.padded:
+            padded.append(layer)
+    if padded:
+        first = padded[0]
+        yield Finding(
+            "warning",
+            f"Marlin pads {len(padded)} of {len(layers)} layers at every call, this one from "
+            f"[{first.n}, {first.k}]: it wants multiples of 64 × 128 or 128 × 64",
+            "Nothing to do; the cost grows with how far the shape is from one",
+            first.name,
+        )
+
+
+def _other_scheme(layer: FusedLayer, target: Target) -> str:
+    scheme = layer.scheme
+    if target.capability is None and scheme and scheme.activation_bits is None and scheme.bits == 8:
+        return "Use W4A16 or W8A8 on a CPU, or export for a GPU"
+    if scheme and scheme.activation_bits is not None:
+        return "Use W4A16 or W8A16 there, or a GPU before sm100"
+    return "Put the layer in the recipe's ignore list"
+
+
+def check_dtype(config: Mapping[str, Any], target: Target) -> Iterator[Finding]:
+    """GPUs before sm80 have no bfloat16; vLLM then runs in float16 of its own accord."""
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    if target.capability is not None and target.capability < BF16_CAPABILITY and dtype == "bfloat16":
+        yield Finding(
+            "warning",
+            f"the model is bfloat16, which {target} lacks; vLLM {VLLM} runs it in float16",
+            "Watch for overflow: measure accuracy on that GPU",
+        )
+
+
+def kernel_counts(layers: Sequence[FusedLayer], target: Target) -> dict[str, int]:
+    """Expected kernel → how many fused layers run on it."""
+    return dict(Counter(kernel for layer in layers if (kernel := choose(layer, target).kernel)))

@@ -1,0 +1,63 @@
+"""The devices that an export can be for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qdeploy.errors import UnknownNameError
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A kind of device.
+
+    Attributes:
+        capability: CUDA compute capability times ten, e.g. 90 for sm90; None for a CPU.
+    """
+
+    name: str
+    capability: int | None
+
+    def __str__(self) -> str:
+        return self.name if self.capability is None else f"{self.name} (sm{self.capability})"
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("t4", 75),
+        Target("a100", 80),
+        Target("a10", 86),
+        Target("l4", 89),
+        Target("l40s", 89),
+        Target("rtx4090", 89),
+        Target("h100", 90),
+        Target("h200", 90),
+        Target("b200", 100),
+        Target("cpu", None),
+    )
+}
+"""Compute capabilities as NVIDIA lists them: https://developer.nvidia.com/cuda-gpus."""
+
+
+def find_target(name: str) -> Target:
+    """The target of that name; "auto" is this machine's first GPU, or its CPU where there is none.
+
+    Raises:
+        UnknownNameError: no such target.
+    """
+    name = name.lower()
+    if name == "auto":
+        return _here()
+    if name not in TARGETS:
+        raise UnknownNameError("GPU", name, [*TARGETS, "auto"])
+    return TARGETS[name]
+
+
+def _here() -> Target:
+    import torch
+
+    if not torch.cuda.is_available():
+        return TARGETS["cpu"]
+    major, minor = torch.cuda.get_device_capability(0)
+    return Target(torch.cuda.get_device_name(0), 10 * major + minor)

@@ -1,0 +1,152 @@
+"""Export for vLLM: check what its loader would check, link the files, write how to start it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+from qdeploy.checkpoint.companions import companions
+from qdeploy.checkpoint.manifest import MANIFEST
+from qdeploy.errors import OutputError, UsageError, disk_errors
+from qdeploy.exporters import checks, parallel
+from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
+from qdeploy.exporters.kernels import VLLM
+from qdeploy.exporters.launch import engine_arguments, write_launch_files
+from qdeploy.exporters.layers import Layer, per_device, read_layers
+from qdeploy.exporters.targets import Target, find_target
+from qdeploy.files import fsync_folder, write_json
+from qdeploy.modeling.checkpoint import INDEX, CheckpointReader
+
+
+class VllmExporter:
+    """Compressed-tensors and 16-bit folders for vLLM, whose files need no change."""
+
+    name = "vllm"
+
+    def export(
+        self, source: Path, output: Path, *, gpu: str = "auto", tensor_parallel: int = 1
+    ) -> ExportReport:
+        """Check `source` for the target and write `output`: its files as hard links, and how to start vLLM.
+
+        Args:
+            gpu: a name out of `targets.TARGETS`, or "auto".
+            tensor_parallel: devices that the model is split over.
+
+        Raises:
+            UsageError: unknown GPU, or a degree of parallelism below one.
+            CheckpointError: `source` is not a readable checkpoint.
+            ExportError: vLLM would refuse it; nothing is written.
+            OutputError: `output` is not empty, or the disk refuses.
+        """
+        if tensor_parallel < 1:
+            raise UsageError(f"--tensor-parallel is {tensor_parallel}; it must be at least 1.")
+        _refuse_used(output)
+        target = find_target(gpu)
+        report = inspect(CheckpointReader(source), output, target, tensor_parallel)
+        refuse_errors(report.findings, f"vLLM {VLLM} on {target}")
+        _write(source, output, report, target)
+        return report
+
+
+def check(folder: Path, target: Target, tensor_parallel: int = 1) -> list[Finding]:
+    """Everything that vLLM would object to in `folder`, and what else is worth knowing.
+
+    Raises:
+        CheckpointError: the folder is not a readable checkpoint.
+    """
+    reader = CheckpointReader(folder)
+    return _findings(reader, read_layers(reader), target, tensor_parallel)
+
+
+def inspect(reader: CheckpointReader, output: Path, target: Target, tensor_parallel: int) -> ExportReport:
+    """The report of an export, before anything is written."""
+    layers = read_layers(reader)
+    findings = _findings(reader, layers, target, tensor_parallel)
+    broken = any(finding.severity == "error" for finding in findings)
+    split = [] if broken else per_device(layers, tensor_parallel, parallel.heads(reader.config)[1])
+    schemes = dict.fromkeys(layer.scheme.describe() for layer in layers if layer.scheme)
+    return ExportReport(
+        engine="vllm",
+        engine_version=VLLM,
+        source=str(reader.folder),
+        output=str(output),
+        target=str(target),
+        tensor_parallel=tensor_parallel,
+        scheme="; ".join(schemes) or "16-bit",
+        quantized_layers=sum(layer.scheme is not None for layer in layers),
+        kernels=parallel.kernel_counts(split, target),
+        arguments=engine_arguments(tensor_parallel),
+        weight_bytes=sum(file.stat().st_size for file in reader.files),
+        findings=findings,
+    )
+
+
+def _findings(
+    reader: CheckpointReader, layers: Sequence[Layer], target: Target, tensor_parallel: int
+) -> list[Finding]:
+    kv_heads = parallel.heads(reader.config)[1]
+    found = list(
+        chain(
+            checks.check_files(reader),
+            checks.check_tensors(reader, layers),
+            checks.check_shapes(reader, layers),
+            checks.check_scales(reader, layers),
+            checks.check_groups(layers),
+            checks.check_fused(layers),
+            checks.check_config(reader.config, layers),
+            parallel.check_heads(reader.config, tensor_parallel),
+            parallel.check_partition(layers, tensor_parallel, kv_heads),
+            parallel.check_dtype(reader.config, target),
+        )
+    )
+    # The shapes that kernels see mean nothing while the layers themselves are wrong.
+    if all(finding.severity != "error" for finding in found):
+        found += parallel.check_kernels(per_device(layers, tensor_parallel, kv_heads), target)
+    return found
+
+
+def _write(source: Path, output: Path, report: ExportReport, target: Target) -> None:
+    """Make the folder under another name, then rename it."""
+    partial = output.with_name(output.name + ".partial")
+    with disk_errors(output):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            for file in _model_files(source):
+                link = partial / file.relative_to(source)
+                link.parent.mkdir(exist_ok=True)
+                _link(file, link)
+            write_launch_files(partial, output.resolve().name, report, target)
+            write_json(partial / "export.json", report.to_dict())
+            fsync_folder(partial)
+            partial.rename(output)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _model_files(source: Path) -> Iterator[Path]:
+    """Weights, configuration, manifest and companions; never code or pickles."""
+    yield from CheckpointReader(source).files
+    for name in ("config.json", INDEX, MANIFEST):
+        if (source / name).is_file():
+            yield source / name
+    yield from companions(source)
+
+
+def _link(file: Path, link: Path) -> None:
+    """A hard link to the file itself; a copy where the file system allows no link."""
+    try:
+        os.link(file.resolve(), link)
+    except OSError:
+        shutil.copyfile(file, link)
+
+
+def _refuse_used(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(
+            f"Output folder in use: {output} is not empty. Choose another folder with -o, or remove it first."
+        )
