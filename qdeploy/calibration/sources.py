@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from qdeploy.calibration.builtin import builtin_text
 from qdeploy.errors import CalibrationError, UnknownNameError
 
 C4_FILE = "en/c4-train.00000-of-01024.json.gz"
 C4_DOCUMENTS = 20_000
+
+ROLES = {"human": "user", "gpt": "assistant"}
+"""Role names of the ShareGPT layout."""
 
 
 def documents(source: str, tokenizer: Any) -> list[str]:
@@ -42,26 +48,28 @@ def _builtin() -> list[str]:
 
 
 def _wikitext2() -> list[str]:
-    rows = _hub("wikitext2", "Salesforce/wikitext", name="wikitext-2-raw-v1", split="train")
-    return ["\n\n".join(row["text"] for row in rows)]
+    texts = _hub("wikitext2", "Salesforce/wikitext", None, name="wikitext-2-raw-v1", split="train")
+    return ["\n\n".join(texts)]
 
 
 def _c4() -> list[str]:
-    rows = _hub("c4", "allenai/c4", data_files={"train": C4_FILE}, split="train", streaming=True)
-    return [row["text"] for row in rows.take(C4_DOCUMENTS)]
+    return _hub(
+        "c4", "allenai/c4", C4_DOCUMENTS, data_files={"train": C4_FILE}, split="train", streaming=True
+    )
 
 
-def _hub(source: str, dataset: str, **options: Any) -> Any:
+def _hub(source: str, dataset: str, limit: int | None, **options: Any) -> list[str]:
+    """The first `limit` texts of a hub data set."""
     alternatives = "Use --calibration builtin, or a .txt, .jsonl or .parquet file."
     try:
         import datasets
     except ImportError as error:
         raise CalibrationError(
-            f"Calibration source {source} needs a package more: pip install 'qdeploy[hub]'. {alternatives}"
+            f"Calibration source {source} needs one more package: pip install 'qdeploy[hub]'. {alternatives}"
         ) from error
     try:
-        return datasets.load_dataset(dataset, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+        return [row["text"] for row in islice(datasets.load_dataset(dataset, **options), limit)]
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         raise CalibrationError(f"Cannot fetch {dataset} for {source}: {error}. {alternatives}") from error
 
 
@@ -95,26 +103,22 @@ def _row_text(line: str, where: str, tokenizer: Any) -> str:
     )
 
 
-ROLES = {"human": "user", "gpt": "assistant"}
-"""Role names of the ShareGPT layout."""
-
-
 def _chat(messages: Any, where: str, tokenizer: Any) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise CalibrationError(
             f'{where} is a chat, but the model has no chat template. Use rows with "text".'
         )
     try:
-        turns = [
-            {
-                "role": ROLES.get(turn.get("from", ""), turn.get("from")) if "from" in turn else turn["role"],
-                "content": turn.get("value") if "from" in turn else turn["content"],
-            }
-            for turn in messages
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
+        turns = [_turn(message) for message in messages]
+    except (KeyError, TypeError) as error:
         raise CalibrationError(f"{where}: a turn needs role and content (or from and value).") from error
     return str(tokenizer.apply_chat_template(turns, tokenize=False))
+
+
+def _turn(message: dict[str, str]) -> dict[str, str]:
+    if "from" in message:
+        return {"role": ROLES.get(message["from"], message["from"]), "content": message["value"]}
+    return {"role": message["role"], "content": message["content"]}
 
 
 def _parquet(path: Path, tokenizer: Any) -> Iterator[str]:

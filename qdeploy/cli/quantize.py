@@ -1,0 +1,116 @@
+"""`qdeploy quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qdeploy.cli import recipe_options as options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MEGABYTE = 1_000_000
+SERVING = {
+    "native": "as it is: qdeploy export {output} --engine vllm -o DEPLOY",
+    "converted": "once converted by qdeploy export",
+    "reference": "nowhere as it is: no engine has a kernel; for accuracy studies only",
+}
+"""manifest's `serving` → words."""
+
+
+def quantize(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; must be new or empty.")],
+    model: options.Model = None,
+    scheme: options.SchemeName = None,
+    method: options.Method = None,
+    group_size: options.GroupSize = None,
+    symmetric: options.Symmetric = None,
+    calibration: options.Calibration = None,
+    samples: options.Samples = None,
+    sequence_length: options.SequenceLength = None,
+    seed: options.Seed = None,
+    recipe: options.RecipeFile = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin again instead of resuming an interrupted run.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")
+    ] = False,
+) -> None:
+    """Quantize a model's linear layers and write a checkpoint that engines load as it is.
+
+    The model is read, quantized and written one block at a time, so that it need not fit in memory. Each
+    block is calibrated on what the quantized blocks before it put out. Embeddings, norms and the output head
+    stay in 16 bit. The folder holds compressed-tensors safetensors, the tokenizer and chat template, and
+    qdeploy.json: versions, recipe, calibration data, and the error of every layer.
+
+    A run that was interrupted goes on where it stopped when the same command is given again.
+
+    A layer that GPTQ cannot solve is rounded to nearest, and listed in the summary and in qdeploy.json. For
+    different formats or methods layer by layer, write a recipe; `qdeploy recipe show` prints one to start
+    from.
+
+    Examples:
+
+        qdeploy quantize HuggingFaceTB/SmolLM2-135M-Instruct --group-size auto -o smollm2-w4
+
+        qdeploy quantize ./llama --asymmetric --calibration chats.jsonl --samples 256 -o llama-w4
+
+        qdeploy quantize ./llama --scheme W8A8 --method rtn -o llama-w8a8
+
+        qdeploy quantize --recipe recipe.yaml -o out
+    """
+    import json as jsonlib
+
+    from rich.console import Console
+
+    from qdeploy.pipeline import quantize as run
+    from qdeploy.progress import console
+
+    flags = {
+        "scheme": scheme,
+        "method": method,
+        "group_size": group_size,
+        "symmetric": symmetric,
+        "calibration": calibration,
+        "samples": samples,
+        "sequence_length": sequence_length,
+        "seed": seed,
+    }
+    manifest = run(options.build_recipe(model, recipe, flags), output, restart=restart)
+    for module in manifest["modules"]:
+        if module["fallback"]:
+            console.print(f"[yellow]Fallback:[/] {module['fallback']}", highlight=False)
+    if json:
+        typer.echo(jsonlib.dumps(manifest, indent=2))
+    else:
+        Console().print(summary(manifest, output))
+
+
+def summary(manifest: dict[str, Any], output: Path) -> Table:
+    """What was done, what it cost, and where the result can be served."""
+    from rich.table import Table
+
+    totals = manifest["totals"]
+    before, after = totals["source_bytes"], totals["output_bytes"]
+    table = Table(title=str(output), show_header=False)
+    for kind in sorted({(module["scheme"], module["method"]) for module in manifest["modules"]}):
+        modules = [m for m in manifest["modules"] if (m["scheme"], m["method"]) == kind]
+        table.add_row(f"{kind[0]}, {kind[1]}", f"{len(modules)} layers, relative error {_errors(modules)}")
+    fallbacks = sum(module["fallback"] is not None for module in manifest["modules"])
+    if fallbacks:
+        table.add_row("[yellow]Rounded to nearest instead[/]", f"{fallbacks} layers, listed above")
+    table.add_row("Size", f"{before / MEGABYTE:.1f} MB → {after / MEGABYTE:.1f} MB ({before / after:.2f}×)")
+    table.add_row("Time", f"{totals['seconds']:.1f} s")
+    table.add_row("Peak memory", f"{totals['peak_rss_bytes'] / MEGABYTE:.0f} MB")
+    table.add_row("Served", SERVING[manifest["serving"]].format(output=output))
+    return table
+
+
+def _errors(modules: list[dict[str, Any]]) -> str:
+    worst = max(modules, key=lambda module: module["relative_error"])
+    mean = sum(module["relative_error"] for module in modules) / len(modules)
+    return f"mean {mean:.3g}, worst {worst['relative_error']:.3g} ({worst['name']})"

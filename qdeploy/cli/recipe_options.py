@@ -1,0 +1,83 @@
+"""The options that make a recipe, shared by `qdeploy quantize` and `qdeploy recipe show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from qdeploy.recipe import Recipe
+
+Model = Annotated[
+    str | None, typer.Argument(help="Folder or hub id of the 16-bit model. May be left to the recipe file.")
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", help="YAML file that takes the place of the other options, layer by layer if need be."
+    ),
+]
+SchemeName = Annotated[
+    str | None,
+    typer.Option("--scheme", help="Number format: W4A16, W4A16_ASYM, W8A16 or W8A8. Default: W4A16."),
+]
+Method = Annotated[
+    str | None, typer.Option(help="How codes are chosen: gptq (needs calibration) or rtn. Default: gptq.")
+]
+GroupSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Columns that share a scale: a number, 'channel', or 'auto' for the largest of 128, 64 and 32 "
+        "that divides every layer. Default: the scheme's."
+    ),
+]
+Symmetric = Annotated[
+    bool | None,
+    typer.Option(
+        "--symmetric/--asymmetric",
+        help="Fix the zero point, or choose it group by group. Default: the scheme's.",
+        show_default=False,
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        help="Text that GPTQ sees: builtin (Python's documentation, offline), wikitext2, c4, or a .txt, "
+        ".jsonl or .parquet file. Default: builtin."
+    ),
+]
+Samples = Annotated[int | None, typer.Option(help="Calibration sequences. Default: 128.")]
+SequenceLength = Annotated[int | None, typer.Option(help="Tokens in each of them. Default: 512.")]
+Seed = Annotated[int | None, typer.Option(help="Chooses the sequences. Default: 0.")]
+
+
+def build_recipe(model: str | None, file: Path | None, flags: dict[str, Any]) -> Recipe:
+    """The recipe of a file or of flags, never of both.
+
+    Args:
+        model: overrides the one in the file; needed without a file.
+        file: YAML.
+        flags: option name, with underscores, → value; None where the option was not given.
+
+    Raises:
+        UsageError: a file and flags, or neither a model nor a file.
+        RecipeError: the recipe is not valid.
+    """
+    from qdeploy.recipe import CalibrationConfig, Recipe
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    if file is not None:
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"{file} decides what {names} would. Change the file, or leave --recipe out.")
+        return Recipe.from_yaml(file, model)
+    if model is None:
+        raise UsageError("No model. Give a folder or hub id, or --recipe with a file that names one.")
+    if "calibration" in given:
+        given["source"] = given.pop("calibration")
+    calibration = {name: given.pop(name) for name in CalibrationConfig.model_fields if name in given}
+    return Recipe.from_flags(model, **given, calibration=calibration)
