@@ -18,7 +18,7 @@ def report(
 
     Reads what `qdeploy run`, `qdeploy eval`, `qdeploy bench` and `qdeploy verify` left in their folders and
     measures nothing. The page is one file that loads nothing from elsewhere: send it, print it, archive it.
-    Every figure stands with its sample size and interval, and a difference that is not significant is called so.
+    Every figure stands with its sample size and interval; a difference that is not significant is called so.
 
     Run folders given one by one are joined by the checkpoint that they measured.
 

@@ -79,7 +79,7 @@ def collect(paths: Sequence[Path]) -> Evidence:
 
 def _campaign_variant(campaign: Path, entry: dict[str, Any]) -> Variant:
     folder = campaign / "variants" / entry["name"]
-    runs = {k: load_record(folder / k) for k in KINDS if (folder / k / "run.json").is_file()}
+    runs: dict[str, Any] = {k: load_record(folder / k) for k in KINDS if (folder / k / "run.json").is_file()}
     export = folder / "deploy" / "export.json"
     return Variant(
         name=entry["name"],
@@ -99,15 +99,17 @@ def _group(folders: Sequence[Path]) -> list[Variant]:
         variant = variants.get(key) or _loose_variant(record)
         if getattr(variant, record.kind) is not None:
             raise ComparisonError(
-                f"{folder} is a second {record.kind} run of {key}. A report shows one of each kind: leave one out."
+                f"{folder} is a second {record.kind} run of {key}. A report shows one "
+                "of each kind: leave one out."
             )
-        variants[key] = replace(variant, **{record.kind: record})
+        part: dict[str, Any] = {record.kind: record}
+        variants[key] = replace(variant, **part)
     return _with_one_baseline(list(variants.values()))
 
 
 def _loose_variant(record: RunRecord) -> Variant:
     checkpoint = read_checkpoint(Path(record.engine.checkpoint)) if record.engine.checkpoint else None
-    return Variant(name=record.name, checkpoint=checkpoint)
+    return Variant(name=record.engine.model, checkpoint=checkpoint)
 
 
 def _with_one_baseline(variants: list[Variant]) -> list[Variant]:

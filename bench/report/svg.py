@@ -31,8 +31,8 @@ class Drawing:
     def line(self, x1: float, y1: float, x2: float, y2: float, style: str) -> None:
         self._add("line", x1=x1, y1=y1, x2=x2, y2=y2, style=style)
 
-    def rect(self, x: float, y: float, width: float, height: float, style: str, **attributes: float) -> None:
-        self._add("rect", x=x, y=y, width=width, height=height, style=style, **attributes)
+    def rect(self, x: float, y: float, width: float, height: float, style: str, opacity: float = 1.0) -> None:
+        self._add("rect", x=x, y=y, width=width, height=height, style=style, fill_opacity=opacity)
 
     def circle(self, x: float, y: float, radius: float, style: str) -> None:
         self._add("circle", cx=x, cy=y, r=radius, style=style)

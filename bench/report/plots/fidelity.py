@@ -29,7 +29,7 @@ def _panel(index: int, name: str, fidelity: Fidelity, top: float) -> str:
     drawing = Drawing(
         bottom + 32,
         f"KL per window, {name}",
-        f"Mean KL lower bound of each of {len(values)} windows, nats per token; largest {number(max(values))}.",
+        f"Mean KL lower bound of {len(values)} windows, nats per token; at most {number(max(values))}.",
     )
     drawing.text(0, 14, "KL lower bound per window, nats/token", "heading")
     drawing.text(0, 31, f"{name}  n = {len(values)} windows", "label")

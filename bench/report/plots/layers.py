@@ -31,7 +31,7 @@ def _panel(name: str, errors: list[tuple[int, ModuleError]], worst: float) -> st
     drawing = Drawing(
         bottom + 62,
         f"Relative error per layer, {name}",
-        f"{len(kinds)} kinds of layer by {blocks} blocks; the largest error of all variants is {number(worst)}.",
+        f"{len(kinds)} kinds of layer by {blocks} blocks; the largest error is {number(worst)}.",
     )
     drawing.text(0, 14, "Relative error of each layer's output", "heading")
     drawing.text(0, 31, f"{name}  n = {len(errors)} layers", "label")
@@ -40,9 +40,7 @@ def _panel(name: str, errors: list[tuple[int, ModuleError]], worst: float) -> st
         drawing.text(LEFT - 6, TOP + ROW * row + 14, kind, "tick", "end")
     for block, error in errors:
         y = TOP + ROW * kinds.index(error.kind)
-        drawing.rect(
-            x(block), y + 1, x(1) - x(0) - 0.6, ROW - 2, "heat", fill_opacity=_shade(error.error, worst)
-        )
+        drawing.rect(x(block), y + 1, x(1) - x(0) - 0.6, ROW - 2, "heat", opacity=_shade(error.error, worst))
         drawing.tooltip(f"{error.name}: {number(error.error)}")
     for mark in ticks(0, blocks - 1, 6):
         if mark == int(mark):
@@ -61,5 +59,5 @@ def _legend(drawing: Drawing, y: float, worst: float) -> None:
     steps = 20
     x = linear(0, steps, LEFT, LEFT + 160)
     for step in range(steps):
-        drawing.rect(x(step), y, x(1) - x(0) + 0.3, 12, "heat", fill_opacity=_shade(step, steps - 1))
+        drawing.rect(x(step), y, x(1) - x(0) + 0.3, 12, "heat", opacity=_shade(step, steps - 1))
     drawing.text(LEFT + 166, y + 10, f"{number(worst)} (worst)", "tick")

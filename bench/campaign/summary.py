@@ -1,0 +1,47 @@
+"""The campaign in one table."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from qdeploy.bench.report import numbers
+from qdeploy.bench.report.collect import Evidence, Variant
+from qdeploy.bench.report.compare import overall, percentile
+from qdeploy.bench.report.words import headline_metrics, size_factor
+
+
+def summary_rows(evidence: Evidence) -> list[dict[str, str]]:
+    """One row for each variant, column title → text; the baseline first."""
+    return [_row(variant, evidence.baseline) for variant in evidence.variants]
+
+
+def summary_table(rows: list[dict[str, str]]) -> Table:
+    """The rows for a terminal: one column a variant, for there are more figures than variants."""
+    table = Table("", *(row["variant"] for row in rows))
+    for key in rows[0]:
+        if key != "variant":
+            table.add_row(key, *(row[key] for row in rows))
+    return table
+
+
+def _row(variant: Variant, baseline: Variant | None) -> dict[str, str]:
+    load = variant.bench.load if variant.bench else None
+    fidelity = variant.eval.fidelity if variant.eval else None
+    tasks = [task for task in (variant.eval.tasks if variant.eval else []) if task.part_of is None]
+    factor = size_factor(variant, baseline)
+    row = {
+        "variant": variant.name,
+        "weights": numbers.size(variant.checkpoint.weight_bytes if variant.checkpoint else None),
+        "size ratio": numbers.MISSING if factor is None else f"×{factor:.3f}",
+        "kernel": (variant.engine.kernel if variant.engine else None) or "16-bit",
+    }
+    for metric in headline_metrics(variant):
+        median = percentile(metric.of(variant), 50)
+        row[f"median {metric.short}"] = numbers.milliseconds(median.value if median else None)
+    row["output tokens/s"] = numbers.number(load.output_token_throughput) if load else numbers.MISSING
+    row["perplexity"] = numbers.estimate(fidelity.perplexity if fidelity else None)
+    row["KL, at least"] = numbers.estimate(fidelity.kl_lower_bound if fidelity else None)
+    for task in tasks:
+        row[f"{task.title}, n = {task.items}"] = numbers.estimate_percent(task.accuracy)
+    row["verdict"] = "baseline" if variant.is_baseline else overall(tasks) or "not compared"
+    return row

@@ -1,0 +1,179 @@
+"""The plan of a campaign: one model, several ways to quantize it, what to measure on each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+    with_config,
+)
+
+from qdeploy.bench.evaluation import EvalSettings
+from qdeploy.bench.load import LoadSpec
+from qdeploy.errors import QDeployError, RecipeError
+from qdeploy.recipe import CalibrationConfig, Recipe
+
+BASELINE = "baseline"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+SALT = "0"
+"""Every variant starts on a server of its own with an empty cache, so all may be sent the same prompts."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EnginePlan(_Part):
+    """What serves the variants. `arguments` go to the engine for every variant alike."""
+
+    name: str = "vllm"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    arguments: tuple[str, ...] = ()
+
+
+class VariantPlan(_Part):
+    """One way to quantize; the fields are those of `qdeploy quantize`."""
+
+    name: str = Field(pattern=NAME)
+    scheme: str = "W4A16"
+    method: str = "gptq"
+    group_size: int | Literal["auto", "channel"] | None = None
+    symmetric: bool | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _not_the_baseline(cls, name: str) -> str:
+        if name == BASELINE:
+            raise ValueError(f"{BASELINE!r} is the name of the 16-bit model, which is always served first")
+        return name
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class EvalPlan(EvalSettings):
+    """The settings of `qdeploy eval`; a field that it does not have is refused."""
+
+
+class Plan(_Part):
+    """The whole plan; `load` and `eval` that are left out are not measured."""
+
+    model: str
+    engine: EnginePlan = EnginePlan()
+    calibration: CalibrationConfig = CalibrationConfig()
+    variants: tuple[VariantPlan, ...]
+    load: LoadSpec | None = None
+    eval: EvalPlan | None = None
+    verify: bool = False
+
+    @field_validator("load", mode="before")
+    @classmethod
+    def _same_prompts_for_all(cls, load: Any) -> Any:
+        return {"salt": SALT} | load if isinstance(load, dict) else load
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        if not self.variants:
+            raise ValueError("variants: give at least one")
+        names = [variant.name for variant in self.variants]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two variants are named {name!r}")
+        return self
+
+    def recipe(self, variant: VariantPlan) -> Recipe:
+        """How the variant is quantized.
+
+        Raises:
+            QDeployError: unknown method or scheme, or a combination that does not exist.
+        """
+        return Recipe.from_flags(
+            self.model,
+            scheme=variant.scheme,
+            method=variant.method,
+            group_size=None if variant.group_size is None else str(variant.group_size),
+            symmetric=variant.symmetric,
+            calibration=self.calibration.model_dump(),
+        )
+
+
+def load_plan(path: Path) -> Plan:
+    """Read and check a plan; files that it names are relative to its own folder.
+
+    Raises:
+        RecipeError: the file cannot be read, or what is wrong in it, by file and field.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"Cannot read the plan {path}: {error}.") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise RecipeError(f"{path} must be a mapping with the keys {', '.join(Plan.model_fields)}.")
+    try:
+        plan = Plan.model_validate(_beside(path.parent, fields))
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {_explain(error)}") from error
+    _check_recipes(path, plan)
+    return plan
+
+
+def _check_recipes(path: Path, plan: Plan) -> None:
+    for variant in plan.variants:
+        try:
+            plan.recipe(variant)
+        except QDeployError as error:
+            raise RecipeError(f"{path}: variant {variant.name}: {error}") from error
+
+
+def _beside(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with paths that exist beside the plan made independent of the working directory."""
+    found = dict(fields)
+    for part, key in ((None, "model"), ("calibration", "source"), ("eval", "text")):
+        inner = found if part is None else found.get(part)
+        if isinstance(inner, dict) and isinstance(inner.get(key), str) and (folder / inner[key]).exists():
+            changed = inner | {key: str((folder / inner[key]).resolve())}
+            found = changed if part is None else found | {part: changed}
+    return found
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(
+        _finding(item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()
+    )
+
+
+def _finding(where: Sequence[int | str], kind: str, message: str, value: Any) -> str:
+    field = ".".join(map(str, where)) or "the plan"
+    message = message.removeprefix("Value error, ")
+    if kind not in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{field}: {message}" + (f" (got {value!r})" if isinstance(value, str | int | float) else "")
+    known = _fields(Plan, where[:-1])
+    near = difflib.get_close_matches(str(where[-1]), known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{field}: no such field.{hint} There are: {', '.join(known)}"
+
+
+def _fields(model: Any, where: Sequence[int | str]) -> list[str]:
+    """Names of the fields of the part of the plan at `where`."""
+    for step in where:
+        if isinstance(step, str):
+            model = _part(model.model_fields[step].annotation)
+    return list(model.model_fields if issubclass(model, BaseModel) else model.__dataclass_fields__)
+
+
+def _part(annotation: Any) -> Any:
+    """The model or dataclass inside an annotation such as `tuple[Part, ...]` or `Part | None`."""
+    inner = [_part(argument) for argument in get_args(annotation) if isinstance(argument, type)]
+    return inner[0] if inner else annotation
