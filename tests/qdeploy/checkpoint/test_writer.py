@@ -1,0 +1,219 @@
+"""Checkpoint folders: whole or not there, resumable, one writer at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from qdeploy.checkpoint.writer import ShardWriter
+from qdeploy.errors import OutputError
+from qdeploy.files import read_json, sha256_file
+from qdeploy.modeling.checkpoint import CheckpointReader
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A checkpoint folder with something of everything."""
+    folder = tmp_path / "source"
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "training_args.pt",
+        "modeling_custom.py",
+        ".gitattributes",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.model",
+        "generation_config.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tools.jinja",
+        "LICENSE",
+        "original/params.json",
+    ):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return folder
+
+
+def test_finish_makes_a_checkpoint_that_reads_back(tmp_path: Path, source: Path) -> None:
+    output, x, y = tmp_path / "out", torch.randn(3, 4), torch.arange(5)
+    with ShardWriter(output) as writer:
+        writer.add_shard("embed", {"x": x})
+        writer.add_shard("block-0", {"y": y})
+        assert not output.exists()
+        writer.finish({"model_type": "llama"}, {"record": "m"}, source)
+    reader = CheckpointReader(output)
+    assert torch.equal(reader.get("x"), x) and torch.equal(reader.get("y"), y)
+    assert reader.config == {"model_type": "llama"}
+    hashes = {file.name: sha256_file(file) for file in reader.files}
+    assert read_json(output / "qdeploy.json") == {"record": "m", "files": hashes}
+    assert read_json(output / "model.safetensors.index.json") == {
+        "metadata": {"total_size": x.nbytes + y.nbytes},
+        "weight_map": {
+            "x": "model-00001-of-00002.safetensors",
+            "y": "model-00002-of-00002.safetensors",
+        },
+    }
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == ["out"]
+
+
+def test_finish_copies_the_tokenizer_and_no_code_pickles_or_weights(tmp_path: Path, source: Path) -> None:
+    output = tmp_path / "out"
+    with ShardWriter(output) as writer:
+        writer.add_shard("all", {"x": torch.ones(1)})
+        writer.finish({}, {}, source)
+    made = {"config.json", "qdeploy.json", "model.safetensors.index.json", "model-00001-of-00001.safetensors"}
+    copied = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()} - made
+    assert copied == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.model",
+        "generation_config.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tools.jinja",
+        "LICENSE",
+    }
+    assert read_json(output / "config.json") == {}
+
+
+def test_a_later_run_finds_what_an_interrupted_one_finished(tmp_path: Path, source: Path) -> None:
+    output, x = tmp_path / "out", torch.randn(3)
+    with ShardWriter(output) as writer:
+        assert writer.fingerprint is None
+        writer.set_fingerprint({"recipe": "abc"})
+        writer.add_shard("block-0", {"x": x}, {"error": 0.5})
+    with ShardWriter(output) as writer:
+        assert writer.fingerprint == {"recipe": "abc"}
+        assert writer.done("block-0") and not writer.done("block-1")
+        assert torch.equal(writer.load("block-0")["x"], x)
+        assert writer.notes("block-0") == {"error": 0.5}
+        writer.add_shard("block-1", {"y": x})
+        writer.finish({}, {}, source)
+    assert set(CheckpointReader(output).names) == {"x", "y"}
+
+
+def test_a_damaged_or_unrecorded_shard_is_redone_in_its_place(tmp_path: Path, source: Path) -> None:
+    output = tmp_path / "out"
+    with ShardWriter(output) as writer:
+        for key in ("a", "b", "c"):
+            writer.add_shard(key, {key: torch.ones(64)})
+    with (tmp_path / "out.partial/a.safetensors").open("r+b") as file:
+        file.truncate(100)
+    (tmp_path / "out.partial/.shards/c.json").unlink()
+    (tmp_path / "out.partial/d.safetensors.tmp").write_bytes(b"half")
+    with ShardWriter(output) as writer:
+        assert [writer.done(key) for key in ("a", "b", "c")] == [False, True, False]
+        for key in ("a", "c"):
+            writer.add_shard(key, {key: torch.zeros(64)})
+        writer.finish({}, {}, source)
+    assert sorted(CheckpointReader(output).names) == ["a", "b", "c"]
+    assert len(list(output.glob("*.safetensors*"))) == 4
+
+
+def test_restart_forgets_the_interrupted_run(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with ShardWriter(output) as writer:
+        writer.set_fingerprint({"recipe": "abc"})
+        writer.add_shard("a", {"x": torch.ones(1)})
+    with ShardWriter(output, restart=True) as writer:
+        assert writer.fingerprint is None
+        assert not writer.done("a")
+
+
+def test_refuses_an_output_that_is_not_empty(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    ShardWriter(tmp_path / "out").close()
+    (tmp_path / "out/thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match=r"Output folder in use: .*/out is not empty.* -o"):
+        ShardWriter(tmp_path / "out")
+    assert (tmp_path / "out/thesis.tex").exists()
+
+
+def test_two_runs_cannot_write_the_same_output(tmp_path: Path) -> None:
+    with (
+        ShardWriter(tmp_path / "out"),
+        pytest.raises(OutputError, match=f"process {os.getpid()} is writing"),
+    ):
+        ShardWriter(tmp_path / "out")
+    ShardWriter(tmp_path / "out").close()
+
+
+def test_a_killed_run_leaves_no_lock_and_keeps_its_shards(tmp_path: Path) -> None:
+    program = (
+        "import sys, os, signal, torch; from pathlib import Path\n"
+        "from qdeploy.checkpoint.writer import ShardWriter\n"
+        "writer = ShardWriter(Path(sys.argv[1])); writer.add_shard('a', {'x': torch.ones(3)})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "out")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    with ShardWriter(tmp_path / "out") as writer:
+        assert writer.done("a")
+    assert not (tmp_path / "out").exists()
+
+
+def fill_disk_for(path: Path) -> None:
+    """Make the next atomic write of `path` meet the kernel's own "No space left on device"."""
+    path.with_name(path.name + ".tmp").symlink_to("/dev/full")
+
+
+def test_a_disk_that_fills_during_a_shard_leaves_the_finished_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        # What safetensors raises on a full tmpfs, word for word.
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with ShardWriter(tmp_path / "out") as writer:
+        writer.add_shard("a", {"x": torch.ones(3)})
+        monkeypatch.setattr("qdeploy.checkpoint.tensor_file.save_file", full)
+        with pytest.raises(OutputError, match=r"Cannot write .*b\.safetensors: the disk is full"):
+            writer.add_shard("b", {"y": torch.ones(3)})
+    assert not (tmp_path / "out").exists()
+    with ShardWriter(tmp_path / "out") as writer:
+        assert writer.done("a") and not writer.done("b")
+
+
+def test_a_disk_that_fills_at_the_end_leaves_every_shard(tmp_path: Path, source: Path) -> None:
+    output, partial = tmp_path / "out", tmp_path / "out.partial"
+    with ShardWriter(output) as writer:
+        writer.add_shard("a", {"x": torch.ones(3)})
+        for file in ("config.json", "qdeploy.json", "model.safetensors.index.json"):
+            fill_disk_for(partial / file)
+            with pytest.raises(OutputError, match="the disk is full"):
+                writer.finish({}, {}, source)
+            (partial / f"{file}.tmp").unlink()
+            assert not output.exists()
+    with ShardWriter(output) as writer:
+        assert writer.done("a")
+        writer.finish({}, {}, source)
+    assert CheckpointReader(output).names == ["x"]
+
+
+def test_refuses_a_mount_point() -> None:
+    # What an empty volume of a container is.
+    mount = next((path for path in (Path("/dev/shm"), Path("/dev/mqueue")) if is_empty_mount(path)), None)
+    if mount is None:
+        pytest.skip("no empty mount point on this machine")
+    with pytest.raises(OutputError, match=f"{mount} is a mount point.*-o {mount}/model"):
+        ShardWriter(mount)
+
+
+def is_empty_mount(path: Path) -> bool:
+    return path.is_mount() and not any(path.iterdir())
