@@ -1,0 +1,212 @@
+"""One evaluation of a served model: fidelity on a text, accuracy on tasks, both against a baseline."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from qdeploy.bench.accuracy.comparison import check_pairable, pair, task_scores
+from qdeploy.bench.accuracy.encoding import EncodedItem, encode_item
+from qdeploy.bench.accuracy.items import Task
+from qdeploy.bench.accuracy.scoring import ItemScore, score_items
+from qdeploy.bench.accuracy.table import read_items, write_items
+from qdeploy.bench.accuracy.tasks import load_tasks
+from qdeploy.bench.fidelity import score_windows, summarize
+from qdeploy.bench.records import Engine, Fidelity, RunRecord, TaskScore, load_record
+from qdeploy.bench.text import Windows, load_windows
+from qdeploy.bench.token_table import read_tokens, write_tokens
+from qdeploy.bench.tokenizer import Encoder, load_encoder
+from qdeploy.engines.endpoint import Endpoint
+from qdeploy.engines.probe import probe
+from qdeploy.errors import ComparisonError, OutputError, disk_errors
+from qdeploy.provenance import provenance
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What to measure.
+
+    Attributes:
+        text: a text file, "builtin", or None for no fidelity.
+        tokenizer: folder of the tokenizer; None asks the server for its local folder.
+        windows, window_tokens: how much of the text.
+        top_k: log-probabilities kept at each position.
+        tasks: names of tasks or task files.
+        limit: items a task; None takes all.
+        margin: share of the baseline's accuracy that may be lost.
+        concurrency: requests in flight.
+    """
+
+    text: str | None = "builtin"
+    tokenizer: Path | None = None
+    windows: int = 32
+    window_tokens: int = 512
+    top_k: int = 128
+    tasks: tuple[str, ...] = ("smoke",)
+    limit: int | None = None
+    margin: float = 0.01
+    concurrency: int = 8
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that is known before the first request is sent."""
+
+    encoder: Encoder
+    windows: Windows | None
+    tasks: list[tuple[Task, list[EncodedItem]]]
+
+
+def run_eval(
+    endpoint: Endpoint,
+    settings: EvalSettings,
+    folder: Path,
+    baseline: Path | Endpoint | None = None,
+    engine: Engine | None = None,
+) -> RunRecord:
+    """Evaluate the model behind `endpoint` and write the run folder: run.json, tokens.parquet, items.parquet.
+
+    Args:
+        folder: must not exist or be empty; it appears when all is measured.
+        baseline: a run folder, or an endpoint, which is then evaluated first into `folder`-baseline.
+        engine: what is known of the server beyond what its URL tells.
+
+    Raises:
+        EndpointError: the endpoint fails or cannot return prompt log-probabilities.
+        ComparisonError: the baseline was measured on something else.
+        UsageError, OutputError: settings that cannot work; a folder that is in use.
+    """
+    _check_free(folder)
+    if isinstance(baseline, Endpoint):
+        baseline_folder = folder.with_name(f"{folder.name}-baseline")
+        run_eval(baseline, settings, baseline_folder)
+        baseline = baseline_folder
+    probe(endpoint).require_prompt_logprobs()
+    plan = _plan(endpoint, settings)
+    reference = _Reference.load(baseline, plan, settings) if baseline else None
+    with disk_errors(folder):
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        record = RunRecord(
+            kind="eval",
+            name=folder.name,
+            provenance=provenance(),
+            engine=engine or describe(endpoint),
+            settings=_recorded(settings, plan),
+            baseline=str(baseline) if baseline else None,
+            baseline_engine=reference.record.engine if reference else None,
+            fidelity=_fidelity(endpoint, plan, settings, partial, reference),
+            tasks=_accuracy(endpoint, plan, settings, partial, reference),
+        )
+        record.save(partial)
+        if folder.is_dir():
+            folder.rmdir()
+        partial.rename(folder)
+    return record
+
+
+def describe(endpoint: Endpoint) -> Engine:
+    """What an endpoint tells of itself."""
+    version = (endpoint.get_optional("/version") or {}).get("version")
+    return Engine(name="endpoint", version=version, base_url=endpoint.base_url, model=endpoint.model)
+
+
+def _plan(endpoint: Endpoint, settings: EvalSettings) -> _Plan:
+    encoder = load_encoder(endpoint, settings.tokenizer)
+    windows = None
+    if settings.text is not None:
+        windows = load_windows(settings.text, encoder, settings.windows, settings.window_tokens)
+    tasks = [
+        (task, [encode_item(encoder, item, endpoint.max_model_len) for item in task.items])
+        for task in load_tasks(settings.tasks, settings.limit)
+    ]
+    return _Plan(encoder, windows, tasks)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The baseline's run, known to be comparable."""
+
+    folder: Path
+    record: RunRecord
+    items: Mapping[tuple[str, str], ItemScore]
+
+    @classmethod
+    def load(cls, folder: Path, plan: _Plan, settings: EvalSettings) -> _Reference:
+        record = load_record(folder)
+        if plan.windows is not None:
+            _check_same_text(folder, record, plan, settings)
+        items = {(score.task, score.doc_id): score for score in read_items(folder)}
+        for task, encoded in plan.tasks:
+            check_pairable(task, encoded, items)
+        return cls(folder, record, items)
+
+
+def _check_same_text(folder: Path, record: RunRecord, plan: _Plan, settings: EvalSettings) -> None:
+    """Refuse, before anything is scored, a baseline whose figures mean something else."""
+    assert plan.windows is not None
+    if record.fidelity is None:
+        raise ComparisonError(f"The baseline run {folder} scored no text. Run it again with --text.")
+    theirs, ours = record.fidelity, plan.windows
+    pairs = {
+        "text (SHA-256)": (theirs.text_sha256, ours.text_sha256),
+        "--windows": (theirs.windows, len(ours.tokens)),
+        "--window-tokens": (theirs.window_tokens, settings.window_tokens),
+        "--top-k": (theirs.top_k, settings.top_k),
+        "tokenizer (SHA-256)": (record.settings.get("tokenizer_sha256"), plan.encoder.sha256),
+    }
+    different = [f"{name} {was} there, {now} here" for name, (was, now) in pairs.items() if was != now]
+    if different:
+        raise ComparisonError(
+            f"The baseline run {folder} cannot be compared: {'; '.join(different)}. "
+            "Use the baseline's settings, or run the baseline again with these."
+        )
+
+
+def _fidelity(
+    endpoint: Endpoint, plan: _Plan, settings: EvalSettings, folder: Path, reference: _Reference | None
+) -> Fidelity | None:
+    if plan.windows is None:
+        return None
+    table = score_windows(endpoint, plan.windows, settings.top_k, settings.concurrency)
+    write_tokens(folder / "tokens.parquet", table)
+    return summarize(plan.windows, table, read_tokens(reference.folder) if reference else None)
+
+
+def _accuracy(
+    endpoint: Endpoint, plan: _Plan, settings: EvalSettings, folder: Path, reference: _Reference | None
+) -> list[TaskScore]:
+    if not plan.tasks:
+        return []
+    scores = score_items(endpoint, [(t.name, items) for t, items in plan.tasks], settings.concurrency)
+    write_items(folder / "items.parquet", scores)
+    before = reference.items if reference else None
+    return [
+        score
+        for task, _ in plan.tasks
+        for score in task_scores(task, pair(task, scores, before), settings.margin)
+    ]
+
+
+def _recorded(settings: EvalSettings, plan: _Plan) -> dict[str, object]:
+    recorded = asdict(replace(settings, tokenizer=None)) | {
+        "tasks": list(settings.tasks),
+        "tokenizer_sha256": plan.encoder.sha256,
+        "bos": plan.encoder.bos_policy,
+        "split_items": _split_items(plan.tasks),
+    }
+    del recorded["tokenizer"]
+    return recorded
+
+
+def _split_items(tasks: Sequence[tuple[Task, Sequence[EncodedItem]]]) -> int:
+    """Items in which a token spans context and continuation."""
+    return sum(any(r.split for r in item.requests) for _, items in tasks for item in items)
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is in use. Choose another folder with -o, or remove it.")

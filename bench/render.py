@@ -1,0 +1,90 @@
+"""An evaluation as tables for the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from qdeploy.bench.records import Estimate, Fidelity, RunRecord, TaskScore
+from qdeploy.bench.statistics import detectable_difference
+
+PLANNED_CHURN = (0.05, 0.10)
+"""Shares of items that 4-bit quantization commonly flips; for planning, before any are known."""
+
+
+def render_eval(record: RunRecord) -> RenderableType:
+    """Fidelity, accuracy, and what the number of items can show."""
+    parts: list[RenderableType] = []
+    if record.fidelity is not None:
+        parts.append(_fidelity(record.fidelity))
+    if record.tasks:
+        parts.append(_tasks(record.tasks))
+        parts += [_power(score) for score in record.tasks if score.part_of is None]
+    return Group(*parts)
+
+
+def _fidelity(fidelity: Fidelity) -> Table:
+    table = Table(
+        title=f"Fidelity: {fidelity.windows} windows of {fidelity.window_tokens} tokens, {fidelity.text}"
+    )
+    table.add_column("figure")
+    table.add_column("value [95 % interval]", justify="right")
+    table.add_row("perplexity", _estimate(fidelity.perplexity, "{:.3f}"))
+    if fidelity.method == "none":
+        return table
+    table.add_row("baseline's perplexity", _estimate(fidelity.baseline_perplexity, "{:.3f}"))
+    table.add_row("perplexity ratio", _estimate(fidelity.perplexity_ratio, "{:.4f}"))
+    table.add_row(
+        f"KL divergence, lower bound (nats, top {fidelity.top_k})",
+        _estimate(fidelity.kl_lower_bound, "{:.4f}"),
+    )
+    table.add_row("probability mass outside the bound", f"{fidelity.tail_mass:.1%}")
+    table.add_row("same most likely token", _estimate(fidelity.same_top_token, "{:.1%}"))
+    return table
+
+
+def _tasks(scores: list[TaskScore]) -> Table:
+    table = Table(title="Accuracy")
+    paired = any(score.difference is not None for score in scores)
+    for title in ("task", "items", "metric", "accuracy [95 % interval]"):
+        table.add_column(title, justify="left" if title == "task" else "right")
+    for title in ("difference", "flips", "p (McNemar)", "verdict") if paired else ():
+        table.add_column(title, justify="right")
+    for score in scores:
+        name = f"  {score.title}" if score.part_of else score.title
+        cells = [name, str(score.items), score.metric, _estimate(score.accuracy, "{:.1%}")]
+        table.add_row(*cells, *(_comparison(score) if paired else ()))
+    return table
+
+
+def _comparison(score: TaskScore) -> tuple[str, ...]:
+    return (
+        _estimate(score.difference, "{:+.1%}"),
+        "" if score.flips is None else f"{score.flips.value:.1%}",
+        "" if score.mcnemar_p is None else f"{score.mcnemar_p:.3f}",
+        score.verdict or "",
+    )
+
+
+def _power(score: TaskScore) -> str:
+    """What this many items can and cannot tell."""
+    if score.detectable is not None and score.flips is not None:
+        known = f"with {score.flips.value:.1%} of the answers flipped, {score.detectable:.1%}"
+    else:
+        known = " or ".join(
+            f"{detectable_difference(churn, score.items):.1%} if {churn:.0%} of the answers flip"
+            for churn in PLANNED_CHURN
+        )
+    text = f"{score.task}: {score.items} items show (80 % power) a difference of {known}."
+    if score.items_needed is not None:
+        text += f" A verdict at margin {score.margin:.1%} needs about {score.items_needed} items."
+    return text
+
+
+def _estimate(estimate: Estimate | None, form: str) -> str:
+    if estimate is None:
+        return ""
+    value = form.format(estimate.value)
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{form.format(estimate.low)}, {form.format(estimate.high)}]"
