@@ -108,7 +108,8 @@ def _largest_model(machine: dict[str, Any]) -> int:
     """Parameters of the largest model to quantize, roughly.
 
     Memory: a block of 1/32 of the model takes about 16 bytes per parameter (weights, Hessians and their
-    factors in float32), in half of what is free. Disk: 2 bytes per parameter for the source, 0.6 for the result.
+    factors in float32), in half of what is free. Disk: 2 bytes per parameter for the source, 0.6 for the
+    result.
     """
     by_memory = machine["memory_available_bytes"] // 2 * 32 // 16
     by_disk = int(machine["disk_free_bytes"] / 2.6)

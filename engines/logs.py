@@ -19,7 +19,9 @@ _SECONDARY = (
     "Worker failed with error",
     "WorkerProc initialization failed",
 )
-_KERNEL = re.compile(r"\b(?:Using|Selected) (\w*Kernel\w*) for |\bUsing '?(\w+)'? (?:[\w ]* )?MoE backend")
+_KERNEL = re.compile(
+    r"\b(?:Using|Selected) (\w*Kernel\w*) for |\bUsing '?(\w+)'? (?!Unquantized)(?:\w+ )?MoE backend"
+)
 _QUANTIZATION = re.compile(r"\bInitializing a V1 LLM engine .*?\bquantization=([\w-]+)")
 
 
@@ -34,7 +36,7 @@ def kernels(log: str) -> str | None:
     vLLM logs `Using K for CompressedTensorsWNA16` (weight-only, GPTQ, AWQ), `Selected K for …` (FP8,
     INT8) and `Using 'B' … MoE backend`, once per kernel.
     """
-    found = [kernel or backend for kernel, backend in _KERNEL.findall(log) if "Unquantized" not in backend]
+    found = [kernel or backend for kernel, backend in _KERNEL.findall(log)]
     return ", ".join(dict.fromkeys(found)) or None
 
 

@@ -1,0 +1,55 @@
+"""The probe against servers with and without each capability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from qdeploy.engines.endpoint import Endpoint
+from qdeploy.engines.probe import Capabilities, probe
+from qdeploy.errors import EndpointError
+
+Serve = Callable[..., str]
+
+
+def _probe(url: str) -> Capabilities:
+    with Endpoint(url) as endpoint:
+        return probe(endpoint)
+
+
+def test_a_full_server(serve: Serve) -> None:
+    found = _probe(serve(max_logprobs=300))
+    assert (found.engine, found.version, found.max_model_len) == ("tiny", "0.0.1", 512)
+    assert found.prompt_logprobs
+    assert found.top_k == 256
+    assert found.usage
+    assert found.stream_usage
+    assert found.continuous_usage
+    assert found.reasons == {}
+    found.require_prompt_logprobs()
+
+
+def test_the_limit_of_top_k_is_found(serve: Serve) -> None:
+    found = _probe(serve(max_logprobs=20))
+    assert found.top_k == 20
+    assert set(found.reasons) == {"top_k=256", "top_k=128"}
+
+
+def test_no_prompt_logprobs_is_said_before_any_scoring(serve: Serve) -> None:
+    found = _probe(serve(prompt_logprobs=False))
+    assert not found.prompt_logprobs
+    assert found.top_k == 0
+    assert found.usage
+    with pytest.raises(EndpointError, match=r"tiny on tiny cannot score prompts.*chance-level"):
+        found.require_prompt_logprobs()
+
+
+def test_a_refused_key_is_no_missing_capability(serve: Serve) -> None:
+    with pytest.raises(EndpointError, match="wrong API key"):
+        _probe(serve(key="secret"))
+
+
+def test_an_unknown_model_is_no_missing_capability(serve: Serve) -> None:
+    with Endpoint(serve(), model="gpt") as endpoint, pytest.raises(EndpointError, match="It serves: tiny"):
+        probe(endpoint)

@@ -1,0 +1,161 @@
+"""A server that speaks the part of the OpenAI API that qdeploy uses, with a bigram model over 1000 tokens.
+
+Run as `tiny_server.py --model FOLDER --port N`; FOLDER/behaviour.json says how it is to behave:
+
+    prompt_logprobs  false: answers without log-probabilities of the prompt, as trtllm-serve does
+    max_logprobs     most log-probabilities per position, 20
+    key              refuses requests without this bearer token
+    failures         number of requests to answer with 503 first
+    log              text to print at the start
+    die              exits with this message instead of serving
+    never_ready      /health answers 503
+    child            starts a process that ignores SIGTERM, in a session of its own, and writes its pid there
+    bos              scores a BOS token of its own before the prompt
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import subprocess
+import sys
+import threading
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 1000
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+
+
+@cache
+def logprobs(previous: int) -> list[float]:
+    """ln p(next | previous) for every next token; sums to one."""
+    logits = [3.0 * math.sin(previous * 31.0 + token * 17.0) for token in range(VOCABULARY)]
+    total = math.log(sum(math.exp(value) for value in logits))
+    return [value - total for value in logits]
+
+
+def prompt_rows(ids: list[int], k: int) -> list[dict[str, Any] | None]:
+    """vLLM's `prompt_logprobs`: the k likeliest and the actual token of each position."""
+    rows: list[dict[str, Any] | None] = [None]
+    for previous, token in itertools.pairwise(ids):
+        row = logprobs(previous)
+        best = sorted(range(VOCABULARY), key=lambda t: -row[t])[:k]
+        rows.append({str(t): {"logprob": row[t], "decoded_token": "\ufffd"} for t in [token, *best]})
+    return rows
+
+
+def echo(ids: list[int]) -> dict[str, Any]:
+    """The `logprobs` of a request with `echo` and one generated token."""
+    values = [None, *(logprobs(a)[b] for a, b in itertools.pairwise(ids)), -1.0]
+    return {"token_logprobs": values, "tokens": [f"token_id:{token}" for token in [*ids, 0]]}
+
+
+def completion(request: dict[str, Any], behaviour: dict[str, Any]) -> dict[str, Any]:
+    """The answer to /v1/completions."""
+    prompt = request["prompt"]
+    ids = [7] * len(prompt.split()) if isinstance(prompt, str) else list(prompt)
+    usage = {"prompt_tokens": len(ids), "completion_tokens": 1, "total_tokens": len(ids) + 1}
+    if behaviour.get("bos"):
+        ids = [1, *ids]
+    choice: dict[str, Any] = {"index": 0, "text": " word", "logprobs": None, "finish_reason": "length"}
+    if behaviour.get("prompt_logprobs", True):
+        if request.get("echo") and request.get("logprobs") is not None:
+            choice["logprobs"] = echo(ids)
+        if (k := request.get("prompt_logprobs")) is not None:
+            choice["prompt_logprobs"] = prompt_rows(ids, k)
+    return {"id": "1", "object": "text_completion", "choices": [choice], "usage": usage}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    behaviour: dict[str, Any]
+    model: str
+    lock = threading.Lock()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            self._send(503 if self.behaviour.get("never_ready") else 200, {})
+        elif self.path == "/version":
+            self._send(200, {"version": "0.0.1"})
+        elif not self._allowed():
+            self._error(401, "Unauthorized")
+        else:
+            card = {"id": self.model, "owned_by": "tiny", "max_model_len": 512}
+            self._send(200, {"object": "list", "data": [card]})
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.lock:
+            failing = self.behaviour.get("failures", 0) > 0
+            self.behaviour["failures"] = self.behaviour.get("failures", 0) - 1
+        if not self._allowed():
+            self._error(401, "Unauthorized")
+        elif failing:
+            self._error(503, "overloaded")
+        elif request["model"] != self.model:
+            self._error(404, f"The model {request['model']} does not exist")
+        elif (request.get("prompt_logprobs") or 0) > self.behaviour.get("max_logprobs", 20):
+            self._error(400, "Requested prompt logprobs greater than max allowed")
+        elif request.get("stream"):
+            self._stream(completion(request, self.behaviour), request.get("stream_options") or {})
+        else:
+            self._send(200, completion(request, self.behaviour))
+
+    def _allowed(self) -> bool:
+        key = self.behaviour.get("key")
+        return key is None or self.headers.get("Authorization") == f"Bearer {key}"
+
+    def _stream(self, answer: dict[str, Any], options: dict[str, Any]) -> None:
+        usage = answer.pop("usage")
+        continuous = {"usage": usage} if options.get("continuous_usage_stats") else {}
+        events = [json.dumps(answer | continuous)]
+        if options.get("include_usage"):
+            events.append(json.dumps({"choices": [], "usage": usage}))
+        self._write(200, "text/event-stream", "".join(f"data: {e}\n\n" for e in [*events, "[DONE]"]))
+
+    def _error(self, status: int, message: str) -> None:
+        self._send(status, {"error": {"message": message, "code": status}})
+
+    def _send(self, status: int, value: dict[str, Any]) -> None:
+        self._write(status, "application/json", json.dumps(value))
+
+    def _write(self, status: int, kind: str, text: str) -> None:
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def main() -> None:
+    """Behave as the model folder says."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--served-model-name", default="tiny")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    arguments, _ = parser.parse_known_args()
+    path = arguments.model / "behaviour.json"
+    behaviour = json.loads(path.read_text()) if path.exists() else {}
+    print(behaviour.get("log", ""), " ".join(sys.argv[1:]), flush=True)
+    if child := behaviour.get("child"):
+        process = subprocess.Popen([sys.executable, "-c", STUBBORN], start_new_session=True)
+        Path(child).write_text(str(process.pid))
+    if "die" in behaviour:
+        sys.exit(behaviour["die"])
+    Handler.behaviour, Handler.model = behaviour, arguments.served_model_name
+    ThreadingHTTPServer((arguments.host, arguments.port), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()
