@@ -1,0 +1,126 @@
+"""Model folders: what is read, and what a broken one says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qdeploy.errors import CheckpointError
+from qdeploy.modeling.checkpoint import INDEX, SINGLE, CheckpointReader
+
+
+@pytest.fixture
+def single(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A copy of a one-file model that a test may break."""
+    return shutil.copytree(tiny_llama, tmp_path / "single")
+
+
+@pytest.fixture
+def sharded(single: Path, tmp_path: Path) -> Path:
+    """The same model in two shards."""
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    shutil.copy(single / "config.json", folder)
+    tensors = load_file(single / SINGLE)
+    names = sorted(tensors)
+    files = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, held in files.items():
+        save_file({name: tensors[name] for name in held}, folder / file)
+    weight_map = {name: file for file, held in files.items() for name in held}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_every_tensor_is_read_as_stored(single: Path, sharded: Path) -> None:
+    expected = load_file(single / SINGLE)
+    for folder in (single, sharded):
+        reader = CheckpointReader(folder)
+        assert sorted(reader.names) == sorted(expected)
+        for name, tensor in expected.items():
+            assert torch.equal(reader.get(name), tensor)
+            assert reader.shape(name) == tensor.shape
+            assert reader.dtype(name) == tensor.dtype == torch.bfloat16
+
+
+def test_the_hash_is_of_the_content(single: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(single, tmp_path / "copy")
+    assert CheckpointReader(copy).sha256 == CheckpointReader(single).sha256
+    with (copy / SINGLE).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x11")
+    assert CheckpointReader(copy).sha256 != CheckpointReader(single).sha256
+
+
+def test_an_unknown_tensor_is_named(single: Path) -> None:
+    with pytest.raises(CheckpointError, match="no tensor 'lm_tail'"):
+        CheckpointReader(single).get("lm_tail")
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a folder"):
+        CheckpointReader(tmp_path / "nowhere")
+
+
+def test_a_folder_without_config(single: Path) -> None:
+    (single / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        CheckpointReader(single)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_broken_config(single: Path, text: str) -> None:
+    (single / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        CheckpointReader(single)
+
+
+def test_a_folder_without_weights(single: Path) -> None:
+    (single / SINGLE).unlink()
+    with pytest.raises(CheckpointError, match="neither"):
+        CheckpointReader(single)
+
+
+def test_pickled_weights_are_refused_with_the_way_out(single: Path) -> None:
+    (single / SINGLE).rename(single / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"(?s)pytorch_model\.bin.*safetensors only.*save_pretrained"):
+        CheckpointReader(single)
+
+
+def test_a_missing_shard_is_named(sharded: Path) -> None:
+    (sharded / "model-2.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks 1 of 2 shards .*model-2\.safetensors"):
+        CheckpointReader(sharded)
+
+
+@pytest.mark.parametrize("kept", [4, 40, 5000])
+def test_a_truncated_shard_says_both_sizes(single: Path, kept: int) -> None:
+    data = (single / SINGLE).read_bytes()[:kept]
+    (single / SINGLE).write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"truncated or damaged: .* bytes, it has {kept}"):
+        CheckpointReader(single)
+
+
+def test_a_file_that_is_not_safetensors(single: Path) -> None:
+    (single / SINGLE).write_bytes((8).to_bytes(8, "little") + b"GGUF    ")
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        CheckpointReader(single)
+
+
+def test_a_tensor_that_only_the_index_knows(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"]["model.layers.9.mlp.up_proj.weight"] = "model-1.safetensors"
+    (sharded / INDEX).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"1 tensors .* model\.layers\.9\.mlp"):
+        CheckpointReader(sharded)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": 3}'])
+def test_a_broken_index(sharded: Path, text: str) -> None:
+    (sharded / INDEX).write_text(text)
+    with pytest.raises(CheckpointError, match="not a valid index"):
+        CheckpointReader(sharded)

@@ -1,0 +1,228 @@
+"""The walk from a 16-bit folder to a packed one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from qdeploy import pipeline
+from qdeploy.checkpoint.manifest import load_manifest
+from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError, UsageError
+from qdeploy.fingerprint import fingerprint
+from qdeploy.formats.compressed_tensors import module_schemes, unpack
+from qdeploy.modeling.checkpoint import SINGLE, CheckpointReader
+from qdeploy.pipeline import quantize
+from qdeploy.recipe import Recipe
+
+CALIBRATION = {"samples": 4, "sequence_length": 32}
+
+
+def recipe(model: Path, **flags: Any) -> Recipe:
+    return Recipe.from_flags(str(model), **({"group_size": "32", "calibration": CALIBRATION} | flags))
+
+
+def all_tensors(folder: Path) -> dict[str, Tensor]:
+    reader = CheckpointReader(folder)
+    return {name: reader.get(name) for name in reader.names}
+
+
+def unpacked(folder: Path) -> dict[str, Any]:
+    """Module name → its QuantizedLinear, read back from the files."""
+    reader = CheckpointReader(folder)
+    return {
+        name: unpack(
+            {
+                key.removeprefix(f"{name}."): reader.get(key)
+                for key in reader.names
+                if key.startswith(f"{name}.")
+            },
+            scheme,
+        )
+        for name, scheme in module_schemes(reader.config, reader).items()
+    }
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+def test_every_other_tensor_keeps_its_bytes(tiny_family: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    quantize(recipe(tiny_family, method="rtn"), output)
+    source, written = all_tensors(tiny_family), all_tensors(output)
+    weights = {f"{name}.weight" for name in unpacked(output)}
+    assert len(weights) >= 8
+    assert not any("lm_head" in name for name in weights)
+    kept = source.keys() - weights
+    assert kept == {name for name in written if name.rpartition(".")[2] in ("weight", "bias")}
+    for name in kept:
+        assert written[name].dtype == source[name].dtype
+        assert torch.equal(written[name], source[name])
+
+
+def test_a_recipe_for_one_layer_changes_nothing_else(tiny_llama: Path, tmp_path: Path) -> None:
+    only, output = "model.layers.1.mlp.down_proj", tmp_path / "out"
+    rules = [{"match": only, "scheme": "W8A16", "stages": ["rtn"]}]
+    rules[0]["scheme"] = {"bits": 8, "group": 32}
+    manifest = quantize(Recipe.model_validate({"model": str(tiny_llama), "rules": rules}), output)
+    assert [module["name"] for module in manifest["modules"]] == [only]
+    assert manifest["calibration"] is None
+
+    tokens = torch.arange(20)[None]
+    loaded = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
+    expected = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    assert not torch.equal(loaded(tokens).logits, expected(tokens).logits)
+    expected.get_submodule(only).weight.data = unpacked(output)[only].dequantize()
+    torch.testing.assert_close(loaded(tokens).logits, expected(tokens).logits)
+
+
+def test_eight_bits_keep_the_logits(tiny_family: Path, tmp_path: Path) -> None:
+    quantize(recipe(tiny_family, scheme="W8A16", method="rtn"), tmp_path / "out")
+    tokens = torch.arange(20)[None]
+    expected = AutoModelForCausalLM.from_pretrained(tiny_family, dtype=torch.float32)
+    before = expected(tokens).logits
+    for name, layer in unpacked(tmp_path / "out").items():
+        expected.get_submodule(name).weight.data = layer.dequantize()
+    after = expected(tokens).logits
+    assert 0 < (after - before).norm() / before.norm() < 0.05
+
+
+@pytest.mark.parametrize("true_sequential", [True, False])
+def test_each_layer_is_solved_on_what_it_will_read(
+    tiny_model: Callable[[str], Path], tmp_path: Path, true_sequential: bool
+) -> None:
+    """The recorded error is that of the layer fed by the quantized layers before it."""
+    folder, output = tiny_model("qwen2"), tmp_path / "out"
+    asked = recipe(folder).model_copy(update={"true_sequential": true_sequential})
+    manifest = quantize(asked, output)
+    tokens = pipeline.load_calibration(asked.calibration, pipeline._tokenizer(folder)).tokens
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    layers = unpacked(output)
+    recorded = {module["name"]: module["relative_error"] for module in manifest["modules"]}
+    groups = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+    for block in range(2):
+        names = {n.rpartition(".")[2]: n for n in layers if n.startswith(f"model.layers.{block}.")}
+        steps = groups if true_sequential else [[leaf for group in groups for leaf in group]]
+        for step in steps:
+            for leaf in step:
+                error = layer_error(model, names[leaf], layers[names[leaf]].dequantize(), tokens)
+                assert recorded[names[leaf]] == pytest.approx(error, rel=1e-3)
+            for leaf in step:
+                model.get_submodule(names[leaf]).weight.data = layers[names[leaf]].dequantize()
+
+
+@torch.no_grad()
+def layer_error(model: Any, name: str, quantized: Tensor, tokens: Tensor) -> float:
+    """‖(W − Ŵ)X‖² / ‖WX‖² with the X that the layer reads in `model` as it is."""
+    inputs: list[Tensor] = []
+    layer = model.get_submodule(name)
+    handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    model(tokens, use_cache=False)
+    handle.remove()
+    lost = (inputs[0] @ (layer.weight - quantized).T).square().sum()
+    return float(lost / (inputs[0] @ layer.weight.T).square().sum())
+
+
+def test_the_manifest_holds_what_was_done(tiny_llama: Path, tmp_path: Path) -> None:
+    asked, output = recipe(tiny_llama), tmp_path / "out"
+    returned = quantize(asked, output)
+    manifest = load_manifest(output)
+    assert manifest is not None
+    assert manifest.model_dump(mode="json", exclude={"files"}) == {
+        key: value for key, value in returned.items() if key != "files"
+    }
+    assert manifest.recipe_sha256 == asked.sha256()
+    assert manifest.calibration is not None
+    assert manifest.calibration.samples == 4
+    assert manifest.model.sha256 == CheckpointReader(tiny_llama).sha256
+    assert manifest.model.parameters == sum(t.numel() for t in load_file(tiny_llama / SINGLE).values())
+    assert 0 < manifest.totals.output_bytes < manifest.totals.source_bytes
+    layers = unpacked(output)
+    assert {module.name for module in manifest.modules} == set(layers)
+    for module in manifest.modules:
+        assert module.method == "gptq"
+        assert module.fallback is None
+        assert module.fingerprint == fingerprint(layers[module.name])
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_an_interrupted_run_resumes_to_the_same_bytes(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    quantize(recipe(tiny_llama, method=method), tmp_path / "whole")
+
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, layer=10)
+        with pytest.raises(Interrupted, match="after 1 of 2 blocks") as raised:
+            quantize(recipe(tiny_llama, method=method), tmp_path / "out")
+    assert raised.value.exit_code == 130
+    assert not (tmp_path / "out").exists()
+
+    quantize(recipe(tiny_llama, method=method), tmp_path / "out")
+    assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "whole")
+    assert not (tmp_path / "out.partial").exists()
+
+
+def interrupt_at(patch: pytest.MonkeyPatch, layer: int) -> None:
+    """Press Ctrl-C while the given layer is packed."""
+    packed: list[object] = []
+
+    def pack(q: Any) -> dict[str, Tensor]:
+        packed.append(q)
+        if len(packed) == layer:
+            raise KeyboardInterrupt
+        return original(q)
+
+    original = pipeline.pack
+    patch.setattr(pipeline, "pack", pack)
+
+
+def test_another_recipe_does_not_resume(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, layer=10)
+        with pytest.raises(Interrupted):
+            quantize(recipe(tiny_llama, method="rtn"), output)
+    with pytest.raises(OutputError, match=r"out\.partial holds 2 shards .* another recipe\."):
+        quantize(recipe(tiny_llama, method="rtn", symmetric=False), output)
+    quantize(recipe(tiny_llama, method="rtn", symmetric=False), output, restart=True)
+    assert unpacked(output)["model.layers.0.mlp.up_proj"].zeros is not None
+
+
+def test_bad_input_leaves_no_output(tiny_llama: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(UsageError, match="Group size 48 does not divide 14 of 14 layers"):
+        quantize(recipe(tiny_llama, group_size="48"), output)
+    with pytest.raises(CalibrationError, match="samples"):
+        quantize(recipe(tiny_llama, calibration={"samples": 10**6}), output)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_a_damaged_weight_ends_the_run(tiny_llama: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "broken")
+    tensors = load_file(folder / SINGLE)
+    tensors[name].view(-1)[0] = torch.nan
+    save_file(tensors, folder / SINGLE)
+    with pytest.raises(CheckpointError, match=f"{name} holds 1 NaN"):
+        quantize(recipe(folder, method="rtn"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_tokenizer_cannot_be_calibrated(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "mute")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        quantize(recipe(folder), tmp_path / "out")
+    quantize(recipe(folder, method="rtn"), tmp_path / "out")
