@@ -50,7 +50,10 @@ def install(
     from qdeploy.engines import environment
     from qdeploy.progress import console
 
-    chosen = environment.detect_device() if device is DeviceChoice.auto else device.value
+    if device is DeviceChoice.auto:
+        chosen = environment.detect_device()
+    else:
+        chosen = "cuda" if device is DeviceChoice.cuda else "cpu"
     done = environment.install(engine, chosen, lambda line: console.print(line, highlight=False))
     if as_json:
         typer.echo(json.dumps(_facts(done)))
@@ -68,13 +71,14 @@ def list_engines(
     """
     from qdeploy.engines.environment import home, installed
 
-    found = [_facts(environment) for environment in installed()]
+    found = installed()
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps([_facts(environment) for environment in found], indent=2))
         return
-    for facts in found:
-        size = f"{facts['size_bytes'] / 1e9:.1f} GB" if facts["size_bytes"] else "not ours"
-        typer.echo(f"{facts['engine']} {facts['version']} {facts['device']:4} {size:>9}  {facts['python']}")
+    for one in found:
+        size = one.size_bytes()
+        shown = f"{size / 1e9:.1f} GB" if size is not None else "not ours"
+        typer.echo(f"{one.engine} {one.version} {one.device:4} {shown:>9}  {one.python}")
     if not found:
         typer.echo(
             f"No engine under {home() / 'engines'}. Install one: qdeploy engines install vllm", err=True
