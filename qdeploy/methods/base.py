@@ -42,7 +42,8 @@ class Solution:
 
     Attributes:
         quantized: codes, scales and zeros.
-        relative_error: tr(ΔHΔᵀ) / tr(WHWᵀ) over the calibration inputs, ‖Δ‖² / ‖W‖² where there are none.
+        relative_error: tr(ΔHΔᵀ) / tr(WHWᵀ) over the calibration inputs; ‖Δ‖² / ‖W‖² where there are none or
+            they are unusable.
         damp: the damping that made H positive definite, as a fraction of its mean diagonal.
         fallback: why another method than the one asked for was used; None when it was not.
     """
@@ -105,4 +106,4 @@ def relative_error(problem: LinearProblem, quantized: QuantizedLinear) -> float:
         lost, total = float(((delta @ h) * delta).sum()), float(((weight @ h) * weight).sum())
     else:
         lost, total = float(delta.square().sum()), float(weight.square().sum())
-    return lost / total if total > 0 else 0.0
+    return lost / total if total else 0.0

@@ -52,7 +52,7 @@ def gptq(config: GPTQ, problem: LinearProblem) -> Solution:
         return _fallback(config, problem, "no calibration token reached it")
     factor = hessian.factor(config.damp, config.shrinkage, config.act_order)
     if factor is None:
-        return _fallback(config, problem, _indefinite(config, hessian))
+        return _fallback(config, problem, _unusable(config, hessian))
     if config.grid:
         grid = search(problem.weight, problem.scheme, hessian.diagonal)
     else:
@@ -63,11 +63,14 @@ def gptq(config: GPTQ, problem: LinearProblem) -> Solution:
 
 
 def _fallback(config: GPTQ, problem: LinearProblem, reason: str) -> Solution:
-    solution = round_to_nearest(RTN(grid=config.grid), problem)
+    # An unusable H cannot measure the error either.
+    solution = round_to_nearest(RTN(grid=config.grid), replace(problem, hessian=None))
     return replace(solution, fallback=f"gptq: {problem.name}: {reason}; rounded to nearest instead")
 
 
-def _indefinite(config: GPTQ, hessian: Hessian) -> str:
+def _unusable(config: GPTQ, hessian: Hessian) -> str:
+    if not hessian.finite:
+        return f"its calibration inputs hold NaN or infinity ({hessian.tokens} tokens)"
     return (
         f"its Hessian is not positive definite ({hessian.dead} of {len(hessian.diagonal)} columns dead, "
         f"{hessian.tokens} tokens, damp {config.damp:g} retried up to {LARGEST_DAMP:g})"

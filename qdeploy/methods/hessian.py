@@ -57,6 +57,11 @@ class Hessian:
         """How many columns no token ever drove."""
         return int((self._sum.diagonal() == 0).sum())
 
+    @property
+    def finite(self) -> bool:
+        """False once an input held NaN or infinity."""
+        return bool(torch.isfinite(self._sum).all())
+
     def factor(self, damp: float, shrinkage: float, act_order: bool) -> Factor | None:
         """Factorize H⁻¹, once for all linears that share this input.
 
@@ -75,16 +80,16 @@ class Hessian:
         return self._factors[key]
 
     def _factorize(self, damp: float, shrinkage: float, act_order: bool) -> Factor | None:
-        h = self.matrix * (1 - shrinkage)
-        diagonal = self.diagonal
-        dead = diagonal == 0
-        mean = diagonal[~dead].mean() if not dead.all() else diagonal.new_ones(())
+        if not self.finite:
+            return None
+        diagonal, dead = self.diagonal, self.diagonal == 0
+        mean = diagonal.sum() / (~dead).sum() if self.dead < len(dead) else torch.ones_like(diagonal[0])
+        h = self.matrix.mul_(1 - shrinkage)
         # A dead column is independent of all others: with any positive diagonal it is rounded to nearest.
         h.diagonal().copy_(torch.where(dead, mean, diagonal))
-        order = torch.argsort(diagonal, descending=True, stable=True) if act_order else None
-        if order is None:
-            order = torch.arange(len(diagonal), device=h.device)
-        else:
+        order = torch.arange(len(dead), device=h.device)
+        if act_order:
+            order = torch.argsort(diagonal, descending=True, stable=True)
             h = h[order][:, order]
         for tried, dtype in _attempts(damp):
             damped = h.to(dtype, copy=True)

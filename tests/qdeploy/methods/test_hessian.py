@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import torch
+
+from qdeploy.methods.hessian import Hessian
+from tests.qdeploy.methods.problems import correlated_inputs, hessian_of
+
+
+def test_hessian_is_twice_the_mean_outer_product_whatever_the_batches() -> None:
+    x = correlated_inputs(tokens=30, k=16)
+    whole, parts = hessian_of(x), Hessian(16)
+    for batch in x.reshape(3, 10, 16).split(1):
+        parts.add(batch)
+    assert parts.tokens == whole.tokens == 30
+    torch.testing.assert_close(whole.matrix, 2 / 30 * x.T @ x)
+    torch.testing.assert_close(parts.matrix, whole.matrix)
+    torch.testing.assert_close(parts.diagonal, whole.matrix.diagonal())
+
+
+def test_hessian_of_half_precision_inputs_is_accumulated_in_float32() -> None:
+    x = torch.full((4096, 2), 300.0, dtype=torch.float16)
+    assert hessian_of(x).matrix.isfinite().all()
+
+
+def test_wide_inputs_give_a_symmetric_hessian() -> None:
+    x = correlated_inputs(tokens=50, k=1100)
+    matrix = hessian_of(x).matrix
+    torch.testing.assert_close(matrix, 2 / 50 * x.T @ x, rtol=1e-4, atol=1e-4)
+    assert torch.equal(matrix, matrix.T)
+
+
+def test_factor_inverts_the_damped_shrunk_permuted_hessian() -> None:
+    hessian = hessian_of(correlated_inputs(k=16))
+    factor = hessian.factor(0.01, 0.3, True)
+    assert factor is not None
+    h, mean = hessian.matrix, hessian.diagonal.mean()
+    expected = 0.7 * h + 0.3 * torch.diag(h.diagonal()) + 0.01 * mean * torch.eye(16)
+    expected = expected[factor.order][:, factor.order]
+    assert torch.equal(factor.upper, factor.upper.triu())
+    torch.testing.assert_close(factor.upper.T @ factor.upper @ expected, torch.eye(16), rtol=0, atol=1e-3)
+    assert (hessian.diagonal[factor.order].diff() <= 0).all()
+
+
+def test_factor_is_made_once_for_all_linears_that_share_the_input() -> None:
+    hessian = hessian_of(correlated_inputs(k=16))
+    first = hessian.factor(0.01, 0.3, True)
+    assert hessian.factor(0.01, 0.3, True) is first
+    assert hessian.factor(0.01, 0.0, True) is not first
+    hessian.add(correlated_inputs(k=16, seed=2))
+    assert hessian.factor(0.01, 0.3, True) is not first
+
+
+def test_a_rank_deficient_hessian_is_damped_until_it_can_be_factorized() -> None:
+    factor = hessian_of(torch.ones(4, 32)).factor(1e-18, 0.0, True)
+    assert factor is not None
+    assert 1e-18 < factor.damp < 1e-8
+    assert factor.upper.isfinite().all()
+
+
+def test_a_hessian_of_broken_inputs_has_no_factor() -> None:
+    x = correlated_inputs(k=16)
+    x[3, 5] = torch.inf
+    assert hessian_of(x).factor(0.01, 0.3, True) is None
