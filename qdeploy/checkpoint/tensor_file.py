@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -26,17 +27,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     with disk_errors(path):
-        try:
+        with system_errors():
             save_file(dict(tensors), temporary, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise _os_error(error) from error
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
         fsync_folder(path.parent)
 
 
-def _os_error(error: SafetensorError) -> Exception:
-    """safetensors reports the system's errors as text; get the number back so that it can be explained."""
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """safetensors reports the system's errors as text; raise them as the OSError that they are."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

@@ -24,10 +24,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qdeploy.checkpoint.companions import copy_companions
-from qdeploy.checkpoint.lock import FolderLock
+from qdeploy.checkpoint.folder import OutputFolder
 from qdeploy.checkpoint.tensor_file import write_tensors
-from qdeploy.errors import OutputError, disk_errors
-from qdeploy.files import fsync_folder, read_json, sha256_file, write_json
+from qdeploy.errors import disk_errors
+from qdeploy.files import read_json, sha256_file, write_json
 
 INDEX = "model.safetensors.index.json"
 
@@ -44,16 +44,12 @@ class ShardWriter:
     """
 
     def __init__(self, output: Path, *, restart: bool = False) -> None:
-        self.output = output.resolve()
-        self.partial = self.output.with_name(self.output.name + ".partial")
-        self._refuse_used()
-        with disk_errors(self.partial):
-            self.partial.mkdir(parents=True, exist_ok=True)
-            self._lock = FolderLock(self.partial)
-            if restart:
-                self._clear()
-            self._records = self.partial / ".shards"
-            self._records.mkdir(exist_ok=True)
+        self._folder = OutputFolder(output)
+        self.output, self.partial = self._folder.output, self._folder.partial
+        if restart:
+            self._folder.clear()
+        self._records = self.partial / ".shards"
+        self._records.mkdir(exist_ok=True)
         self._shards = self._read_records()
         self._remove_strays()
 
@@ -67,7 +63,7 @@ class ShardWriter:
 
     def close(self) -> None:
         """Let go of the lock; what was written stays for a later run."""
-        self._lock.release()
+        self._folder.close()
 
     @property
     def fingerprint(self) -> dict[str, Any] | None:
@@ -133,7 +129,6 @@ class ShardWriter:
         Raises:
             OutputError: the disk is full or read-only, or `output` came into use meanwhile.
         """
-        self._refuse_used()
         with disk_errors(self.output):
             copy_companions(source, self.partial)
             write_json(self.partial / "config.json", config)
@@ -146,10 +141,7 @@ class ShardWriter:
                 self._file(key).rename(self.partial / name)
             shutil.rmtree(self._records)
             (self.partial / ".fingerprint.json").unlink(missing_ok=True)
-            fsync_folder(self.partial)
-            self.partial.rename(self.output)
-            fsync_folder(self.output.parent)
-        self._lock.remove(self.output)
+        self._folder.publish()
 
     def _final_names(self) -> dict[str, str]:
         count = len(self._shards)
@@ -176,25 +168,6 @@ class ShardWriter:
         for path in [*self.partial.glob("*.safetensors"), *self.partial.rglob("*.tmp")]:
             if path not in known:
                 path.unlink()
-
-    def _clear(self) -> None:
-        for path in self.partial.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path != self._lock.path:
-                path.unlink()
-
-    def _refuse_used(self) -> None:
-        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
-            raise OutputError(
-                f"Output folder in use: {self.output} is not empty. "
-                "Choose another folder with -o, or remove it first."
-            )
-        if self.output.is_mount():
-            raise OutputError(
-                f"{self.output} is a mount point, which a finished folder cannot replace. "
-                f"Write to a folder in it: -o {self.output / 'model'}."
-            )
 
 
 def _size(path: Path) -> int | None:

@@ -1,0 +1,154 @@
+"""What is in a checkpoint folder, from its headers, config and manifest alone: no weight is decoded."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from qdeploy.checkpoint.manifest import Manifest, load_manifest
+from qdeploy.formats.compressed_tensors import SUFFIXES, module_schemes
+from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.schemes import Scheme
+
+CODES, SCALES = "quantized weights", "scales and zero points"
+EMBEDDINGS, LINEAR, VECTORS = "embeddings and output head", "16-bit linear layers", "norms and biases"
+
+
+class SchemeUse(BaseModel):
+    """The layers of one scheme: `bits_per_weight` counts scales, zero points and shapes too."""
+
+    scheme: str
+    modules: int
+    weights: int
+    bytes: int
+    bits_per_weight: float
+
+
+class Inspection(BaseModel):
+    """A checkpoint folder.
+
+    Attributes:
+        parameters: weights and biases of the model, however they are stored.
+        bytes: of all tensors.
+        bytes_by_part: what they are spent on.
+        bits_per_weight: 8 · bytes / parameters.
+        served_by: engines that have kernels for every scheme in it.
+        manifest: how qdeploy made it; None for a folder of another tool.
+    """
+
+    folder: Path
+    architecture: str
+    model_type: str
+    dtype: str
+    parameters: int
+    files: int
+    bytes: int
+    bytes_by_part: dict[str, int]
+    bits_per_weight: float
+    schemes: list[SchemeUse]
+    served_by: list[str]
+    manifest: Manifest | None
+
+
+def inspect_checkpoint(folder: Path) -> Inspection:
+    """Describe a checkpoint of qdeploy, of llm-compressor, or one in 16 bits.
+
+    Raises:
+        CheckpointError: not a checkpoint folder, broken, or quantized in a way that cannot be read.
+    """
+    reader = CheckpointReader(folder)
+    schemes = module_schemes(reader.config, reader)
+    parts = _bytes_by_part(reader, schemes)
+    uses = _scheme_uses(reader, schemes)
+    owned = _quantized_tensors(reader, schemes)
+    unquantized = sum(math.prod(reader.shape(name)) for name in reader.names if name not in owned)
+    parameters = unquantized + sum(use.weights for use in uses)
+    total = sum(parts.values())
+    return Inspection(
+        folder=folder,
+        architecture=", ".join(reader.config.get("architectures") or ["unknown"]),
+        model_type=reader.config.get("model_type", "unknown"),
+        dtype=reader.config.get("dtype") or reader.config.get("torch_dtype") or "unknown",
+        parameters=parameters,
+        files=len(reader.files),
+        bytes=total,
+        bytes_by_part=parts,
+        bits_per_weight=8 * total / parameters,
+        schemes=uses,
+        served_by=served_by(set(schemes.values())),
+        manifest=load_manifest(folder),
+    )
+
+
+def _nbytes(reader: CheckpointReader, name: str) -> int:
+    return math.prod(reader.shape(name)) * reader.dtype(name).itemsize
+
+
+def _quantized_tensors(reader: CheckpointReader, schemes: dict[str, Scheme]) -> dict[str, str]:
+    """Tensor → the quantized module that owns it; a bias is not among them."""
+    names = {f"{module}.{suffix}": module for module in schemes for suffix in SUFFIXES}
+    return {name: module for name, module in names.items() if name in reader}
+
+
+def _bytes_by_part(reader: CheckpointReader, schemes: dict[str, Scheme]) -> dict[str, int]:
+    owned = _quantized_tensors(reader, schemes)
+    parts: dict[str, int] = defaultdict(int)
+    for name in reader.names:
+        parts[_part(reader, name, name in owned)] += _nbytes(reader, name)
+    return dict(sorted(parts.items(), key=lambda item: -item[1]))
+
+
+def _part(reader: CheckpointReader, name: str, quantized: bool) -> str:
+    if quantized:
+        return CODES if name.endswith((".weight_packed", ".weight")) else SCALES
+    if len(reader.shape(name)) < 2:
+        return VECTORS
+    return EMBEDDINGS if "embed" in name or "lm_head" in name else LINEAR
+
+
+def _scheme_uses(reader: CheckpointReader, schemes: dict[str, Scheme]) -> list[SchemeUse]:
+    """One entry per scheme, the most used first."""
+    spent: dict[str, int] = defaultdict(int)
+    for name, module in _quantized_tensors(reader, schemes).items():
+        spent[module] += _nbytes(reader, name)
+    uses = []
+    for scheme in dict.fromkeys(schemes.values()):
+        modules = [module for module, other in schemes.items() if other == scheme]
+        weights = sum(_weights(reader, module) for module in modules)
+        size = sum(spent[module] for module in modules)
+        uses.append(
+            SchemeUse(
+                scheme=scheme.describe(),
+                modules=len(modules),
+                weights=weights,
+                bytes=size,
+                bits_per_weight=8 * size / weights,
+            )
+        )
+    return sorted(uses, key=lambda use: -use.weights)
+
+
+def _weights(reader: CheckpointReader, module: str) -> int:
+    """Number of weights N · K of a quantized layer."""
+    shape = f"{module}.weight_shape"
+    if shape in reader:
+        return math.prod(int(size) for size in reader.get(shape))
+    return math.prod(reader.shape(f"{module}.weight"))
+
+
+def served_by(schemes: set[Scheme]) -> list[str]:
+    """Who can run all of these schemes: vLLM where it has kernels, transformers by decoding to 16 bits."""
+    engines = {"vLLM on CUDA": _vllm_cuda, "vLLM on CPU": _vllm_cpu}
+    native = [name for name, runs in engines.items() if all(map(runs, schemes))]
+    return [*native, "transformers"]
+
+
+def _vllm_cuda(scheme: Scheme) -> bool:
+    return scheme.bits == 4 or (scheme.bits == 8 and scheme.symmetric)
+
+
+def _vllm_cpu(scheme: Scheme) -> bool:
+    return scheme.bits == 4 or scheme.activation_bits == 8
