@@ -1,4 +1,7 @@
-"""Figures as people read them. Every function takes what a record holds and returns plain text."""
+"""Figures as people read them. Every function takes what a record holds and returns plain text.
+
+Intervals stand in brackets, [low, high], and are 95 % confidence intervals throughout.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ Formatter = Callable[[float], str]
 
 MISSING = "not measured"
 MINUS = "−"
+JOIN = "\u00a0"
+"""No-break space, between a figure and its unit."""
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -25,8 +30,13 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:,.{max(0, digits - 1 - magnitude)}f}".replace("-", MINUS)
 
 
+def samples(count: int, of: str = "") -> str:
+    """A sample size, e.g. "n = 1,234 tokens"."""
+    return JOIN.join(["n", "=", f"{count:,}", *of.split()])
+
+
 def milliseconds(value: float | None) -> str:
-    return MISSING if value is None else f"{number(value)} ms"
+    return MISSING if value is None else f"{number(value)}{JOIN}ms"
 
 
 def size(count: int | float | None) -> str:
@@ -35,17 +45,17 @@ def size(count: int | float | None) -> str:
         return "unknown"
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
-            return f"{number(count / scale)} {unit}"
-    return f"{count} B"
+            return f"{number(count / scale)}{JOIN}{unit}"
+    return f"{count}{JOIN}B"
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    return MISSING if value is None else f"{value * 100:.{digits}f} %".replace("-", MINUS)
+def percent(value: float | None) -> str:
+    return MISSING if value is None else f"{_percent(value)}{JOIN}%"
 
 
-def points(value: float, digits: int = 2) -> str:
+def points(value: float) -> str:
     """A difference of two proportions, in percentage points with its sign."""
-    return f"{value * 100:+.{digits}f} pp".replace("-", MINUS)
+    return f"{_points(value)}{JOIN}pp"
 
 
 def p_value(value: float | None) -> str:
@@ -60,32 +70,40 @@ def interval(estimate: Estimate) -> str:
 
 
 def interval_percent(estimate: Estimate) -> str:
-    return _interval(estimate, percent)
+    return _interval(estimate, _percent)
 
 
 def interval_points(estimate: Estimate) -> str:
-    return _interval(estimate, points)
+    return _interval(estimate, _points)
 
 
 def estimate(value: Estimate | None) -> str:
-    """A figure with its interval, e.g. "1.04 (95 % CI 1.02 to 1.06)"."""
-    return MISSING if value is None else f"{number(value.value, 4)} ({_interval(value, number)})"
+    """A figure with its interval, e.g. "1.04 [1.02, 1.06]"."""
+    return MISSING if value is None else f"{number(value.value)} {interval(value)}"
 
 
 def estimate_percent(value: Estimate | None) -> str:
-    return MISSING if value is None else f"{percent(value.value)} ({_interval(value, percent)})"
+    return MISSING if value is None else f"{percent(value.value)} {interval_percent(value)}"
 
 
 def estimate_points(value: Estimate | None) -> str:
-    return MISSING if value is None else f"{points(value.value)} ({_interval(value, points)})"
+    return MISSING if value is None else f"{points(value.value)} {interval_points(value)}"
 
 
-def times(value: Estimate | None) -> str:
-    """A ratio, e.g. "×0.68 (95 % CI 0.64 to 0.71)"."""
-    return MISSING if value is None else f"×{number(value.value)} ({interval(value)})"
+def times(value: Estimate) -> str:
+    """A ratio, e.g. "×0.68 [0.64, 0.71]"."""
+    return f"×{number(value.value)} {interval(value)}"
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:.1f}".replace("-", MINUS)
+
+
+def _points(value: float) -> str:
+    return f"{value * 100:+.2f}".replace("-", MINUS)
 
 
 def _interval(estimate: Estimate, text: Formatter) -> str:
     if estimate.low is None or estimate.high is None:
-        return "no interval"
-    return f"95 % CI {text(estimate.low)} to {text(estimate.high)}"
+        return "[no interval]"
+    return f"[{text(estimate.low)},{JOIN}{text(estimate.high)}]"

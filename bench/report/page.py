@@ -23,6 +23,7 @@ FILTERS = (
     numbers.milliseconds,
     numbers.size,
     numbers.percent,
+    numbers.samples,
     numbers.points,
     numbers.p_value,
     numbers.interval,
@@ -101,8 +102,10 @@ def latency_change(metric: metrics.Metric, variant: Variant, baseline: Variant |
 
 
 def _title(evidence: Evidence) -> str:
-    found = [v.checkpoint.model for v in evidence.variants if v.checkpoint]
-    return found[0] if found else "Deployment report"
+    """The 16-bit model's name; a manifest knows it better than the folder that a baseline was served from."""
+    checkpoints = [variant.checkpoint for variant in evidence.variants if variant.checkpoint]
+    checkpoints.sort(key=lambda checkpoint: checkpoint.manifest is None)
+    return checkpoints[0].model if checkpoints else "Deployment report"
 
 
 def _commands(variants: Sequence[Variant]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qdeploy.bench.records import Distribution, Estimate, Fidelity, TaskScore, Verdict
@@ -10,7 +11,7 @@ from qdeploy.bench.report.collect import Variant
 from qdeploy.bench.report.compare import overall, percentile, ratio, significant
 from qdeploy.bench.report.metrics import METRICS, Metric
 
-HEADLINE_KEYS = (("ttft_sched", "ttft"), ("tpot",))
+HEADLINE_KEYS = (("ttft_sched_ms", "ttft_ms"), ("tpot_ms",))
 VERDICT_WORDS = {
     "pass": "accuracy holds",
     "fail": "accuracy is lost",
@@ -35,26 +36,30 @@ class Summary:
     name: str
     verdict: Verdict | None
     verdict_words: str
-    sentence: str
-    kernel: str
+    sentences: list[str]
     figures: list[Figure]
 
 
 def summarize(variant: Variant, baseline: Variant | None) -> Summary:
     """The summary of a quantized variant against the baseline, or alone where there is none."""
-    tasks = variant.eval.tasks if variant.eval else []
+    tasks = compared_tasks(variant)
     verdict = overall(tasks)
-    clauses = [size_words(variant, baseline)]
-    clauses += [latency_words(m, variant, baseline) for m in headline_metrics(variant)]
-    clauses += [accuracy_words(tasks), kl_words(variant)]
+    sentences = [size_words(variant, baseline), accuracy_words(tasks), kl_words(variant)]
+    sentences += [latency_words(metric, variant, baseline) for metric in headline_metrics(variant)]
+    sentences += [kernel_words(variant), *verify_words(variant)]
     return Summary(
         name=variant.name,
         verdict=verdict,
         verdict_words=VERDICT_WORDS[verdict],
-        sentence="; ".join(clauses) + ".",
-        kernel=kernel_words(variant),
+        sentences=sentences,
         figures=_figures(variant, baseline),
     )
+
+
+def compared_tasks(variant: Variant) -> list[TaskScore]:
+    """Whole tasks that were paired with the baseline's answers; their parts carry no verdict."""
+    tasks = variant.eval.tasks if variant.eval else []
+    return [task for task in tasks if task.difference and task.part_of is None]
 
 
 def headline_metrics(variant: Variant) -> list[Metric]:
@@ -70,10 +75,12 @@ def headline_metrics(variant: Variant) -> list[Metric]:
 def size_words(variant: Variant, baseline: Variant | None) -> str:
     checkpoint = variant.checkpoint
     if checkpoint is None:
-        return f"{variant.name}: size unknown (its weights are no longer there)"
+        return "Its weights are no longer there, so their size is unknown."
     text = f"{checkpoint.describe()}: {numbers.size(checkpoint.weight_bytes)} of weights"
     factor = size_factor(variant, baseline)
-    return text if factor is None else f"{text}, ×{factor:.2f} the size of the baseline"
+    if factor is None or baseline is None or baseline.checkpoint is None:
+        return f"{text}."
+    return f"{text}, ×{factor:.2f} the baseline's {numbers.size(baseline.checkpoint.weight_bytes)}."
 
 
 def size_factor(variant: Variant, baseline: Variant | None) -> float | None:
@@ -88,21 +95,22 @@ def latency_words(metric: Metric, variant: Variant, baseline: Variant | None) ->
     """How the median changed, or that the requests are too few to say."""
     ours, theirs = metric.of(variant), metric.of(baseline) if baseline else None
     median = percentile(ours, 50)
-    if median is None or median.value is None:
-        return f"median {metric.short}: {refusal(ours)}"
-    alone = f"median {metric.short} {numbers.milliseconds(median.value)}"
+    if ours is None or median is None or median.value is None:
+        return f"Median {metric.short}: {refusal(ours)}."
+    alone = f"Median {metric.short} is {numbers.milliseconds(median.value)}"
+    counted = f"({numbers.samples(ours.count, 'requests')}, one run)."
     if theirs is None:
-        return f"{alone} (baseline not measured)"
+        return f"{alone}; the baseline's was not measured {counted}"
     change = ratio(median, percentile(theirs, 50))
     if change is None:
-        return f"{alone}; too few requests to say how it differs from the baseline"
-    return f"{alone}, {change_words(change)}"
+        return f"{alone}; too few requests to say how it differs from the baseline's {counted}"
+    return f"{alone}: {change_words(change)} {counted}"
 
 
 def change_words(change: Estimate) -> str:
     """A latency ratio as a claim that the interval supports."""
     if not significant(change, 1.0):
-        return f"no significant difference to the baseline ({numbers.times(change)})"
+        return f"no significant difference to the baseline, {numbers.times(change)}"
     return f"{numbers.times(change)} the baseline's"
 
 
@@ -111,35 +119,36 @@ def refusal(distribution: Distribution | None) -> str:
     return numbers.MISSING if median is None else f"too few requests to say (needs {median.needed})"
 
 
-def accuracy_words(tasks: list[TaskScore]) -> str:
-    compared = [task for task in tasks if task.verdict]
-    if not compared:
-        return "accuracy not compared with the baseline"
-    return "; ".join(task_words(task) for task in compared)
+def accuracy_words(tasks: Sequence[TaskScore]) -> str:
+    if not tasks:
+        return "Accuracy was not compared with the baseline."
+    return " ".join(task_words(task) for task in tasks)
 
 
 def task_words(task: TaskScore) -> str:
     """The verdict of one task with the numbers that carry it."""
-    margin = "" if task.margin is None else f" the margin of {numbers.points(task.margin).lstrip('+')}"
-    words = {
-        "pass": f"within{margin}",
-        "fail": f"beyond{margin}",
-        "inconclusive": f"inconclusive against{margin}",
+    figures = f"{numbers.estimate_points(task.difference)}, {numbers.samples(task.items, 'items')}"
+    if task.margin is None or task.verdict is None:
+        return f"{task.title}: {figures}."
+    kept = f"{numbers.percent(1 - task.margin)} of the baseline's accuracy"
+    claims = {
+        "pass": f"keeps at least {kept}",
+        "fail": f"keeps less than {kept}",
+        "inconclusive": f"whether it keeps {kept} is undecided",
     }
-    text = f"{task.title} accuracy {words[task.verdict or 'inconclusive']}"
-    text += f": {numbers.estimate_points(task.difference)}, n = {task.items}"
-    if task.verdict == "inconclusive" and task.items_needed:
-        text += f", {task.items_needed} items needed to decide"
-    return text
+    text = f"{task.title}: {claims[task.verdict]} ({figures})"
+    if task.items_needed:
+        text += f"; about {task.items_needed:,} items would decide"
+    return f"{text}."
 
 
 def kl_words(variant: Variant) -> str:
     fidelity = variant.eval.fidelity if variant.eval else None
     if fidelity is None or fidelity.kl_lower_bound is None:
-        return "KL to the baseline not measured"
+        return "KL to the baseline was not measured."
     return (
-        f"KL to the baseline at least {numbers.estimate(fidelity.kl_lower_bound)} nats/token, "
-        f"n = {fidelity.positions} tokens"
+        f"KL to the baseline is at least {numbers.estimate(fidelity.kl_lower_bound)} nats a token "
+        f"({numbers.samples(fidelity.positions, 'tokens')})."
     )
 
 
@@ -149,19 +158,27 @@ def kernel_words(variant: Variant) -> str:
     if engine is None:
         return "No engine served it."
     served = f"Served by {engine.name} {engine.version or '(version unknown)'}"
-    return (
-        f"{served}; its log names the kernel {engine.kernel}."
-        if engine.kernel
-        else f"{served}; kernel unknown."
-    )
+    return f"{served} with {engine.kernel}, says its log." if engine.kernel else f"{served}, kernel unknown."
+
+
+def verify_words(variant: Variant) -> list[str]:
+    """The outcome of the verification in one sentence; none if it was not verified."""
+    found = variant.verify.verify if variant.verify else None
+    if not found:
+        return []
+    outcome = {
+        "pass": "computes what the checkpoint says",
+        "fail": "does not compute what the checkpoint says",
+    }
+    words = outcome.get(found.get("verdict", ""), "was verified")
+    return [f"The served model {words} ({numbers.samples(found.get('positions', 0), 'tokens')})."]
 
 
 def _figures(variant: Variant, baseline: Variant | None) -> list[Figure]:
     factor = size_factor(variant, baseline)
     figures = [] if factor is None else [Figure("Weights", f"×{factor:.2f}", "of the baseline's bytes")]
     figures += [_latency_figure(metric, variant, baseline) for metric in headline_metrics(variant)]
-    tasks = [task for task in (variant.eval.tasks if variant.eval else []) if task.difference]
-    figures += [_accuracy_figure(task) for task in tasks[:2]]
+    figures += [_accuracy_figure(task) for task in compared_tasks(variant)[:2]]
     fidelity = variant.eval.fidelity if variant.eval else None
     return figures + _fidelity_figures(fidelity)
 
@@ -169,30 +186,30 @@ def _figures(variant: Variant, baseline: Variant | None) -> list[Figure]:
 def _latency_figure(metric: Metric, variant: Variant, baseline: Variant | None) -> Figure:
     ours = metric.of(variant)
     change = ratio(percentile(ours, 50), percentile(metric.of(baseline), 50)) if baseline else None
-    label, count = f"Median {metric.short}", ours.count if ours else 0
+    label, counted = f"Median {metric.short}", numbers.samples(ours.count if ours else 0, "requests")
     if change is None:
-        return Figure(label, "too few to say" if baseline else "no baseline", f"n = {count} requests")
-    sure = "" if significant(change, 1.0) else "not significant, "
-    return Figure(label, f"×{numbers.number(change.value)}", f"{sure}{numbers.interval(change)}, n = {count}")
+        return Figure(label, "too few to say" if baseline else "no baseline", counted)
+    return Figure(label, f"×{numbers.number(change.value)}", f"{_sure(change, 1.0)}, {counted}")
 
 
 def _accuracy_figure(task: TaskScore) -> Figure:
     difference = task.difference or Estimate(value=0)
-    sure = "" if significant(difference, 0.0) else "not significant, "
-    note = f"{sure}{numbers.estimate_points(difference).partition('(')[2].rstrip(')')}, n = {task.items}"
+    note = f"{_sure(difference, 0.0, points=True)}, {numbers.samples(task.items, 'items')}"
     return Figure(f"Accuracy, {task.title}", numbers.points(difference.value), note)
+
+
+def _sure(estimate: Estimate, null: float, *, points: bool = False) -> str:
+    bounds = numbers.interval_points(estimate) if points else numbers.interval(estimate)
+    return bounds if significant(estimate, null) else f"{bounds}, not significant"
 
 
 def _fidelity_figures(fidelity: Fidelity | None) -> list[Figure]:
     if fidelity is None:
         return []
     shown = (("Perplexity", fidelity.perplexity_ratio, "×"), ("KL, at least", fidelity.kl_lower_bound, ""))
+    counted = numbers.samples(fidelity.positions, "tokens")
     return [
-        Figure(
-            label,
-            f"{sign}{numbers.number(e.value)}",
-            f"{numbers.interval(e)}, n = {fidelity.positions} tokens",
-        )
+        Figure(label, f"{sign}{numbers.number(e.value)}", f"{numbers.interval(e)}, {counted}")
         for label, e, sign in shown
         if e is not None
     ]

@@ -25,8 +25,15 @@ def forest_panels(variants: Sequence[Variant]) -> list[str]:
 
 
 def _reach(task: TaskScore, difference: Estimate) -> float:
-    ends = (difference.value, difference.low or 0, difference.high or 0, task.margin or 0)
+    ends = (difference.value, difference.low or 0, difference.high or 0, slack(task) or 0)
     return max(abs(end) for end in ends)
+
+
+def slack(task: TaskScore) -> float | None:
+    """The difference at which the verdict turns: the margin is a share of the baseline's accuracy."""
+    if task.margin is None or task.baseline_accuracy is None:
+        return None
+    return task.margin * task.baseline_accuracy.value
 
 
 def _panel(index: int, name: str, rows: list[tuple[TaskScore, Estimate]], reach: float) -> str:
@@ -43,9 +50,10 @@ def _panel(index: int, name: str, rows: list[tuple[TaskScore, Estimate]], reach:
     drawing.line(x(0), TOP, x(0), bottom, "reference")
     for row, (task, difference) in enumerate(rows):
         y = TOP + ROW * row
-        drawing.text(LEFT, y + 14, f"{task.title}  n = {task.items}", "label")
-        if task.margin is not None:
-            drawing.line(x(-task.margin * 100), y + 4, x(-task.margin * 100), y + ROW - 4, "margin")
+        drawing.text(LEFT, y + 14, f"{task.title}  n = {task.items:,}", "label")
+        limit = slack(task)
+        if limit is not None:
+            drawing.line(x(-limit * 100), y + 4, x(-limit * 100), y + ROW - 4, "margin")
         if difference.low is not None and difference.high is not None:
             drawing.line(
                 x(difference.low * 100), y + 28, x(difference.high * 100), y + 28, f"interval v{index}"

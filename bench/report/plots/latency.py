@@ -34,7 +34,7 @@ def _panel(metric: Metric, variants: Sequence[Variant]) -> str:
     axis(drawing, scale, ticks(0, nice_top(highs)), TOP, bottom)
     for row, (index, variant, distribution) in enumerate(found):
         top = TOP + ROW * row
-        drawing.text(0, top + 11, f"{variant.name}  n = {distribution.count}", "label")
+        drawing.text(0, top + 11, f"{variant.name}  n = {distribution.count:,}", "label")
         for lane, percentile in enumerate(p for p in distribution.percentiles if p.q in SHOWN):
             _mark(drawing, scale, percentile, top + HEADING + LANE * lane + 6, f"v{index}")
     return drawing.markup()

@@ -74,12 +74,12 @@ def load_result(tpot: float, count: int) -> LoadResult:
         schedule_lag_p99_ms=1.2,
         tokens_per_chunk=1.0,
         metrics={
-            "ttft_sched": distribution(tpot * 4.1, count),
-            "ttft": distribution(tpot * 4, count),
-            "tpot": distribution(tpot, count),
-            "itl": distribution(tpot, count * 31),
-            "e2e_sched": distribution(tpot * 36, count),
-            "e2e": distribution(tpot * 35, count),
+            "ttft_sched_ms": distribution(tpot * 4.1, count),
+            "ttft_ms": distribution(tpot * 4, count),
+            "tpot_ms": distribution(tpot, count),
+            "itl_ms": distribution(tpot, count * 31),
+            "e2e_sched_ms": distribution(tpot * 36, count),
+            "e2e_ms": distribution(tpot * 35, count),
         },
     )
 
@@ -126,7 +126,7 @@ def task_score(quantized: bool, title: str = "Smoke: grammar") -> TaskScore:
         score.recovery = Estimate(value=0.99, low=0.969, high=1.01)
         score.flips = Estimate(value=0.0547, low=0.04, high=0.075)
         score.mcnemar_p = 0.41
-        score.margin = 0.02
+        score.margin = 0.01
         score.verdict = "inconclusive"
         score.items_needed = 1480
     return score
@@ -204,7 +204,7 @@ def variant(folder: Path, name: str, quantized: bool, requests: int, title: str)
         },
     }
     if quantized:
-        runs["verify"] = {"verify": {"passed": True, "max_difference": 0.0123, "tokens": 256}}
+        runs["verify"] = {"verify": {"verdict": "pass", "ratio": 0.91, "limit": 2.0, "positions": 1016}}
     for kind, parts in runs.items():
         (folder / kind).mkdir()
         record(kind, name, quantized, **parts).save(folder / kind)
