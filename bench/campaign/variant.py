@@ -15,6 +15,7 @@ from qdeploy.bench.load import measure
 from qdeploy.bench.load.run import save
 from qdeploy.bench.plan import BASELINE, Plan, VariantPlan
 from qdeploy.bench.records import Engine
+from qdeploy.bench.verify import expect, judge
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.errors import Interrupted, QDeployError
 from qdeploy.pipeline import quantize
@@ -171,7 +172,15 @@ class Line:
         return baseline.steps["eval"].fingerprint
 
     def _verify(self) -> list[Measurement]:
-        return []
+        if not self.plan.verify or self.variant is None:
+            return []
+
+        def action(engine: Any) -> None:
+            expected = expect(self.deploy, arguments=self.plan.engine.arguments)
+            with Endpoint(engine.base_url, engine.model) as endpoint:
+                judge(expected, endpoint, Engine(**engine.describe()), self.folder / "verify")
+
+        return [Measurement("verify", self._served, self.folder / "verify" / "run.json", action)]
 
     def _fresh(self, measurement: Measurement) -> bool:
         return self.steps.fresh(self.state, measurement.step, measurement.fingerprint, measurement.result)

@@ -33,10 +33,10 @@ def report(
 
     summaries = write_report(runs, output)
     if as_json:
-        verdicts = {s.name: {"verdict": s.verdict, "summary": s.sentences} for s in summaries}
+        verdicts = {s.name: {"verdict": s.verdict, "summary": [s.lead, *s.details]} for s in summaries}
         typer.echo(json.dumps({"report": str(output), "variants": verdicts}, indent=2, ensure_ascii=False))
         return
     for summary in summaries:
-        text = " ".join([f"{summary.name}: {summary.verdict_words}.", *summary.sentences])
+        text = " ".join([f"{summary.name}: {summary.verdict_words}.", summary.lead, *summary.details])
         console.print(text, highlight=False, markup=False)
     console.print(f"Report: {output}", highlight=False)

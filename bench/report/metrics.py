@@ -25,13 +25,13 @@ class Metric:
 
 
 METRICS = (
-    Metric("ttft_sched_ms", "TTFT, scheduled", "time to first token, from the time the request was due"),
-    Metric("ttft_ms", "TTFT, sent", "time to first token, from the time the request was sent"),
+    Metric("ttft_sched_ms", "TTFT (scheduled)", "time to first token, from the time the request was due"),
+    Metric("ttft_ms", "TTFT (sent)", "time to first token, from the time the request was sent"),
     Metric("tpot_ms", "TPOT", "time per output token after the first, one value a request"),
     Metric("itl_ms", "ITL", "gap between tokens"),
     Metric("icl_ms", "ICL", "gap between streamed chunks, each of which may hold several tokens"),
-    Metric("e2e_sched_ms", "E2E, scheduled", "whole request, from the time it was due"),
-    Metric("e2e_ms", "E2E, sent", "whole request, from the time it was sent"),
+    Metric("e2e_sched_ms", "E2E (scheduled)", "whole request, from the time it was due"),
+    Metric("e2e_ms", "E2E (sent)", "whole request, from the time it was sent"),
 )
 
 

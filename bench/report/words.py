@@ -36,7 +36,8 @@ class Summary:
     name: str
     verdict: Verdict | None
     verdict_words: str
-    sentences: list[str]
+    lead: str
+    details: list[str]
     figures: list[Figure]
 
 
@@ -44,14 +45,13 @@ def summarize(variant: Variant, baseline: Variant | None) -> Summary:
     """The summary of a quantized variant against the baseline, or alone where there is none."""
     tasks = compared_tasks(variant)
     verdict = overall(tasks)
-    sentences = [size_words(variant, baseline), accuracy_words(tasks), kl_words(variant)]
-    sentences += [latency_words(metric, variant, baseline) for metric in headline_metrics(variant)]
-    sentences += [kernel_words(variant), *verify_words(variant)]
+    latencies = [latency_words(metric, variant, baseline) for metric in headline_metrics(variant)]
     return Summary(
         name=variant.name,
         verdict=verdict,
         verdict_words=VERDICT_WORDS[verdict],
-        sentences=sentences,
+        lead=f"{size_words(variant, baseline)} {accuracy_words(tasks)}",
+        details=[*latencies, kl_words(variant), kernel_words(variant), *verify_words(variant)],
         figures=_figures(variant, baseline),
     )
 
@@ -97,20 +97,20 @@ def latency_words(metric: Metric, variant: Variant, baseline: Variant | None) ->
     median = percentile(ours, 50)
     if ours is None or median is None or median.value is None:
         return f"Median {metric.short}: {refusal(ours)}."
-    alone = f"Median {metric.short} is {numbers.milliseconds(median.value)}"
+    alone = f"Median {metric.short} {numbers.milliseconds(median.value)}"
     counted = f"({numbers.samples(ours.count, 'requests')}, one run)."
     if theirs is None:
         return f"{alone}; the baseline's was not measured {counted}"
     change = ratio(median, percentile(theirs, 50))
     if change is None:
         return f"{alone}; too few requests to say how it differs from the baseline's {counted}"
-    return f"{alone}: {change_words(change)} {counted}"
+    return f"{alone}, {change_words(change)} {counted}"
 
 
 def change_words(change: Estimate) -> str:
     """A latency ratio as a claim that the interval supports."""
     if not significant(change, 1.0):
-        return f"no significant difference to the baseline, {numbers.times(change)}"
+        return f"not significantly different from the baseline's ({numbers.times(change)})"
     return f"{numbers.times(change)} the baseline's"
 
 
@@ -200,7 +200,7 @@ def _accuracy_figure(task: TaskScore) -> Figure:
 
 def _sure(estimate: Estimate, null: float, *, points: bool = False) -> str:
     bounds = numbers.interval_points(estimate) if points else numbers.interval(estimate)
-    return bounds if significant(estimate, null) else f"{bounds}, not significant"
+    return bounds if significant(estimate, null) else f"{bounds} not significant"
 
 
 def _fidelity_figures(fidelity: Fidelity | None) -> list[Figure]:

@@ -53,7 +53,7 @@ def _panel(index: int, name: str, rows: list[tuple[TaskScore, Estimate]], reach:
         drawing.text(LEFT, y + 14, f"{task.title}  n = {task.items:,}", "label")
         limit = slack(task)
         if limit is not None:
-            drawing.line(x(-limit * 100), y + 4, x(-limit * 100), y + ROW - 4, "margin")
+            drawing.line(x(-limit * 100), y + 18, x(-limit * 100), y + ROW - 4, "margin")
         if difference.low is not None and difference.high is not None:
             drawing.line(
                 x(difference.low * 100), y + 28, x(difference.high * 100), y + 28, f"interval v{index}"
