@@ -11,7 +11,7 @@ from qdeploy.errors import ExportError
 
 Severity = Literal["error", "warning", "info"]
 SHOWN = 5
-"""Errors that a message lists in full; the rest are counted."""
+"""Kinds of errors that a message lists; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +93,20 @@ def refuse_errors(findings: Sequence[Finding], target: str) -> None:
     errors = [finding for finding in findings if finding.severity == "error"]
     if not errors:
         return
-    shown = "\n".join(f"  {finding}." for finding in errors[:SHOWN])
-    more = f"\n  and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+    alike: dict[tuple[str, str], list[Finding]] = {}
+    for finding in errors:
+        alike.setdefault((finding.problem, finding.fix), []).append(finding)
+    kinds = list(alike.values())
+    shown = "\n".join(f"  {_tell(kind)}." for kind in kinds[:SHOWN])
+    hidden = sum(len(kind) for kind in kinds[SHOWN:])
+    more = f"\n  and {hidden} more" if hidden else ""
     count = f"{len(errors)} problem{'s' if len(errors) > 1 else ''}"
     raise ExportError(
         f"{target} would not serve this checkpoint, {count}; nothing was written:\n{shown}{more}"
     )
+
+
+def _tell(kind: Sequence[Finding]) -> str:
+    """The first of several findings that differ in the module alone."""
+    others = f" (and {len(kind) - 1} more like it)" if len(kind) > 1 else ""
+    return f"{kind[0]}{others}"

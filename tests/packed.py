@@ -51,7 +51,7 @@ def quantize_folder(source: Path, target: Path, scheme: Scheme) -> dict[str, Qua
         else:
             tensors[name] = tensor
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
-    block = quantization_config({module: scheme for module in layers}, ["lm_head"])
+    block = quantization_config(dict.fromkeys(layers, scheme), ["lm_head"])
     edit_config(source / "config.json", target / "config.json", quantization_config=block)
     return layers
 
