@@ -18,7 +18,7 @@ from qdeploy.checkpoint.folder import OutputFolder
 from qdeploy.checkpoint.tensor_file import system_errors
 from qdeploy.errors import CheckpointError, UsageError, disk_errors
 from qdeploy.files import read_json, write_json
-from qdeploy.progress import progress
+from qdeploy.progress import console
 
 MAGIC = b"GGUF"
 READABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
@@ -47,29 +47,30 @@ def import_gguf(path: Path, output: Path) -> GgufSummary:
         CheckpointError: not a GGUF file, damaged, or with tensors or an architecture that cannot be read.
         OutputError: the output is in use or the disk is full.
     """
-    with progress(f"Importing {path.name}", total=4) as task:
-        task.note("reading the header")
-        summary = read_summary(path)
-        task.advance()
-        with OutputFolder(output) as folder:
-            folder.clear()
-            try:
-                task.note("decoding the weights")
-                model = _load_model(path)
-                task.advance()
-                task.note("writing the weights")
-                with disk_errors(folder.output), system_errors():
-                    model.save_pretrained(folder.partial)
-                    task.advance()
-                    task.note("writing the tokenizer")
-                    _load_tokenizer(path).save_pretrained(folder.partial)
-                    _tidy(folder.partial)
-                folder.publish()
-                task.advance()
-            except BaseException:
-                folder.discard()
-                raise
+    summary = read_summary(path)
+    with OutputFolder(output) as folder:
+        folder.clear()
+        try:
+            _convert(path, folder.partial)
+            folder.publish()
+        except BaseException:
+            folder.discard()
+            raise
     return summary
+
+
+def _convert(path: Path, folder: Path) -> None:
+    from transformers.utils import logging
+
+    if not console.is_terminal:
+        logging.disable_progress_bar()
+    console.print(f"Decoding the weights of {path} …", highlight=False)
+    model = _load_model(path)
+    console.print("Writing weights and tokenizer …")
+    with disk_errors(folder), system_errors():
+        model.save_pretrained(folder)
+        _load_tokenizer(path).save_pretrained(folder)
+        _tidy(folder)
 
 
 def read_summary(path: Path) -> GgufSummary:
@@ -157,15 +158,12 @@ def _load_tokenizer(path: Path) -> Any:
 
 
 def _tidy(folder: Path) -> None:
-    """Drop what only says how the folder came about: transformers' private keys and local flags."""
-    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-        path = folder / name
-        if path.exists():
-            content = read_json(path)
-            traces = [
-                key for key in content if key.startswith("_") or key in ("is_local", "local_files_only")
-            ]
-            write_json(path, {key: value for key, value in content.items() if key not in traces})
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+    """Drop transformers' private keys and local flags; make the weights readable and safe on disk."""
+    for path in folder.glob("*config.json"):
+        content = read_json(path)
+        traces = {key for key in content if key.startswith("_")} | {"is_local", "local_files_only"}
+        write_json(path, {key: value for key, value in content.items() if key not in traces})
+    for path in folder.glob("*.safetensors"):
+        path.chmod((folder / "config.json").stat().st_mode)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

@@ -104,5 +104,13 @@ def load_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         return Manifest.model_validate(read_json(path))
-    except (ValidationError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a qdeploy manifest of version 1: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _not_a_manifest(path, f"{where}: {first['msg']}") from error
+    except ValueError as error:
+        raise _not_a_manifest(path, str(error)) from error
+
+
+def _not_a_manifest(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path} is not a qdeploy manifest of version 1 ({reason}).")

@@ -27,8 +27,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     with disk_errors(path):
+        temporary.touch()
+        mode = temporary.stat().st_mode
         with system_errors():
             save_file(dict(tensors), temporary, metadata={"format": "pt"})
+        # safetensors makes files that only their owner can read, which a server's container is not.
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -70,6 +70,15 @@ def test_finish_makes_a_checkpoint_that_reads_back(tmp_path: Path, source: Path)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == ["out"]
 
 
+def test_others_can_read_the_weights(tmp_path: Path, source: Path) -> None:
+    with ShardWriter(tmp_path / "out") as writer:
+        writer.add_shard("all", {"x": torch.ones(1)})
+        writer.finish({}, {}, source)
+    files = ("config.json", "model-00001-of-00001.safetensors")
+    config, weights = ((tmp_path / "out" / name).stat().st_mode for name in files)
+    assert weights == config
+
+
 def test_finish_copies_the_tokenizer_and_no_code_pickles_or_weights(tmp_path: Path, source: Path) -> None:
     output = tmp_path / "out"
     with ShardWriter(output) as writer:
