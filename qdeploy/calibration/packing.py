@@ -11,9 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qdeploy.calibration.chat import Chat
 from qdeploy.calibration.sources import documents
 from qdeploy.errors import CalibrationError
 from qdeploy.recipe import CalibrationConfig
+
+SHORTEST = 32
+"""Tokens below which a sequence is too short to be worth proposing."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,17 @@ def load(config: CalibrationConfig, tokenizer: Any) -> CalibrationSet:
         CalibrationError: the source cannot be read, or is too short for the samples asked for.
         UnknownNameError: no such source.
     """
-    texts = documents(config.source, tokenizer)
+    found = documents(config.source)
     bos = _default_bos(tokenizer)
     length = config.sequence_length - (bos is not None)
     chance = random.Random(config.seed)
-    if len(texts) == 1:
-        stream, used = _tokenize(texts, tokenizer, bos, limit=None)
+    if len(found) == 1:
+        stream, used = _tokenize(found, tokenizer, bos, limit=None)
         windows = len(stream) // length
         drawn = sorted(chance.sample(range(windows), min(config.samples, windows)))
     else:
-        chance.shuffle(texts)
-        stream, used = _tokenize(texts, tokenizer, bos, limit=config.samples * length)
+        chance.shuffle(found)
+        stream, used = _tokenize(found, tokenizer, bos, limit=config.samples * length)
         drawn = list(range(min(config.samples, len(stream) // length)))
     if len(drawn) < config.samples:
         raise _too_short(config, len(stream), length)
@@ -86,12 +90,13 @@ def _default_bos(tokenizer: Any) -> int | None:
 
 
 def _tokenize(
-    texts: Iterable[str], tokenizer: Any, bos: int | None, limit: int | None
+    found: Iterable[str | Chat], tokenizer: Any, bos: int | None, limit: int | None
 ) -> tuple[list[int], int]:
-    """Token ids of the texts one after the other, up to `limit`, and the number of texts read."""
+    """Token ids of the documents one after the other, up to `limit`, and the number of documents read."""
     stream: list[int] = []
     used = 0
-    for text in texts:
+    for document in found:
+        text = document.render(tokenizer) if isinstance(document, Chat) else document
         if bos is not None:
             # A chat template may write BOS itself.
             text = text.removeprefix(tokenizer.bos_token)
@@ -108,13 +113,14 @@ def _pack(stream: Sequence[int], drawn: Iterable[int], length: int, bos: int | N
 
 
 def _too_short(config: CalibrationConfig, found: int, length: int) -> CalibrationError:
-    needed = config.samples * length
     ways = []
     if found >= length:
         ways.append(f"--samples {found // length}")
-    if found // config.samples >= 32:
-        ways.append(f"--sequence-length {found // config.samples}")
+    shorter = found // config.samples + config.sequence_length - length
+    if shorter >= SHORTEST:
+        ways.append(f"--sequence-length {shorter}")
+    advice = " or ".join(ways) or "a longer text"
     return CalibrationError(
         f"Calibration text {config.source} has {found} tokens; {config.samples} samples of "
-        f"{config.sequence_length} need {needed}. Use {' or '.join(ways) or 'a longer text'}."
+        f"{config.sequence_length} need {config.samples * length}. Use {advice}."
     )

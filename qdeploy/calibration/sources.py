@@ -11,24 +11,23 @@ from typing import Any
 import httpx
 
 from qdeploy.calibration.builtin import builtin_text
+from qdeploy.calibration.chat import Chat
 from qdeploy.errors import CalibrationError, UnknownNameError
 
 C4_FILE = "en/c4-train.00000-of-01024.json.gz"
 C4_DOCUMENTS = 20_000
-
-ROLES = {"human": "user", "gpt": "assistant"}
-"""Role names of the ShareGPT layout."""
+ALTERNATIVES = "Use --calibration builtin, or a .txt, .jsonl or .parquet file."
 
 
-def documents(source: str, tokenizer: Any) -> list[str]:
-    """The texts of a source, in its own order; chats are rendered with the tokenizer's template.
+def documents(source: str) -> list[str | Chat]:
+    """The texts and chats of a source, in its own order.
 
     Raises:
         CalibrationError: the file or data set cannot be read or holds no text.
         UnknownNameError: no such source.
     """
     if source in NAMED:
-        return NAMED[source]()
+        return list(NAMED[source]())
     path = Path(source)
     if path.suffix not in READERS:
         raise UnknownNameError("calibration source", source, [*NAMED, *(f"FILE{s}" for s in READERS)])
@@ -37,8 +36,11 @@ def documents(source: str, tokenizer: Any) -> list[str]:
             f"Calibration file {source} does not exist. Give a .txt, .jsonl or .parquet file, or one of "
             f"{', '.join(NAMED)}."
         )
-    found = [text for text in READERS[path.suffix](path, tokenizer) if text.strip()]
-    if not found:
+    try:
+        found = [document for document in READERS[path.suffix](path) if document]
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"Calibration file {path} is not UTF-8 text: {error}.") from error
+    if not any(isinstance(document, Chat) or document.strip() for document in found):
         raise CalibrationError(f"Calibration file {source} ({path.stat().st_size} bytes) holds no text.")
     return found
 
@@ -48,6 +50,7 @@ def _builtin() -> list[str]:
 
 
 def _wikitext2() -> list[str]:
+    """The training split as one text, its rows joined as in the GPTQ reference."""
     texts = _hub("wikitext2", "Salesforce/wikitext", None, name="wikitext-2-raw-v1", split="train")
     return ["\n\n".join(texts)]
 
@@ -60,34 +63,30 @@ def _c4() -> list[str]:
 
 def _hub(source: str, dataset: str, limit: int | None, **options: Any) -> list[str]:
     """The first `limit` texts of a hub data set."""
-    alternatives = "Use --calibration builtin, or a .txt, .jsonl or .parquet file."
     try:
         import datasets
     except ImportError as error:
         raise CalibrationError(
-            f"Calibration source {source} needs one more package: pip install 'qdeploy[hub]'. {alternatives}"
+            f"Calibration source {source} needs one more package: pip install 'qdeploy[hub]'. {ALTERNATIVES}"
         ) from error
     try:
         return [row["text"] for row in islice(datasets.load_dataset(dataset, **options), limit)]
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
-        raise CalibrationError(f"Cannot fetch {dataset} for {source}: {error}. {alternatives}") from error
+        raise CalibrationError(f"Cannot fetch {dataset} for {source}: {error}. {ALTERNATIVES}") from error
 
 
-def _text(path: Path, tokenizer: Any) -> Iterator[str]:
-    try:
-        yield path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CalibrationError(f"Calibration file {path} is not UTF-8 text: {error}.") from error
+def _text(path: Path) -> Iterator[str]:
+    yield path.read_text(encoding="utf-8")
 
 
-def _jsonl(path: Path, tokenizer: Any) -> Iterator[str]:
+def _jsonl(path: Path) -> Iterator[str | Chat]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _row_text(line, f"{path}, line {number}", tokenizer)
+                yield _row(line, f"{path}, line {number}")
 
 
-def _row_text(line: str, where: str, tokenizer: Any) -> str:
+def _row(line: str, where: str) -> str | Chat:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -97,31 +96,13 @@ def _row_text(line: str, where: str, tokenizer: Any) -> str:
         return str(row["text"])
     messages = row.get("messages") or row.get("conversations")
     if messages:
-        return _chat(messages, where, tokenizer)
+        return Chat.parse(messages, where)
     raise CalibrationError(
-        f'{where} has neither "text" nor "messages" nor "conversations"; it has {list(row)}.'
+        f'{where} needs "text", "messages" or "conversations"; it has {", ".join(row) or "nothing"}.'
     )
 
 
-def _chat(messages: Any, where: str, tokenizer: Any) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        raise CalibrationError(
-            f'{where} is a chat, but the model has no chat template. Use rows with "text".'
-        )
-    try:
-        turns = [_turn(message) for message in messages]
-    except (KeyError, TypeError) as error:
-        raise CalibrationError(f"{where}: a turn needs role and content (or from and value).") from error
-    return str(tokenizer.apply_chat_template(turns, tokenize=False))
-
-
-def _turn(message: dict[str, str]) -> dict[str, str]:
-    if "from" in message:
-        return {"role": ROLES.get(message["from"], message["from"]), "content": message["value"]}
-    return {"role": message["role"], "content": message["content"]}
-
-
-def _parquet(path: Path, tokenizer: Any) -> Iterator[str]:
+def _parquet(path: Path) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
@@ -132,7 +113,7 @@ def _parquet(path: Path, tokenizer: Any) -> Iterator[str]:
 
 
 NAMED: dict[str, Callable[[], list[str]]] = {"builtin": _builtin, "wikitext2": _wikitext2, "c4": _c4}
-READERS: dict[str, Callable[[Path, Any], Iterator[str]]] = {
+READERS: dict[str, Callable[[Path], Iterator[str | Chat]]] = {
     ".txt": _text,
     ".jsonl": _jsonl,
     ".parquet": _parquet,

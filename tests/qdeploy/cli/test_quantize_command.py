@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from qdeploy.cli import quantize, recipe
+from qdeploy.errors import QDeployError
+from qdeploy.recipe import Recipe
+
+runner = CliRunner()
+app = typer.Typer()
+app.command("quantize")(quantize.quantize)
+app.add_typer(recipe.app, name="recipe")
+SMALL = ["--group-size", "auto", "--samples", "2", "--sequence-length", "32"]
+
+
+def output_of(*arguments: str) -> str:
+    result = runner.invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def error_of(*arguments: str) -> str:
+    with pytest.raises(QDeployError) as error:
+        runner.invoke(app, list(arguments), catch_exceptions=False)
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+def test_quantize_writes_the_checkpoint_and_prints_the_manifest(tiny_llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    manifest = json.loads(output_of("quantize", str(tiny_llama), *SMALL, "--json", "-o", str(out)))
+    assert manifest == json.loads((out / "qdeploy.json").read_text())
+    assert len(manifest["modules"]) == 14
+    expected = Recipe.from_flags(
+        str(tiny_llama), group_size="auto", calibration={"samples": 2, "sequence_length": 32}
+    )
+    assert manifest["recipe_sha256"] == expected.sha256()
+
+
+def test_the_summary_shows_error_size_and_where_it_is_served(tiny_llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shown = output_of("quantize", str(tiny_llama), *SMALL, "--method", "rtn", "-o", str(out))
+    words = " ".join(shown.replace("│", " ").split())
+    for part in ("14 layers", "relative error mean", "worst", "MB →", "export"):
+        assert part in words
+
+
+def test_a_recipe_file_and_flags_do_not_mix(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(Recipe.from_flags("m").to_yaml())
+    message = error_of("quantize", "--recipe", str(file), "--scheme", "W8A8", "--seed", "1", "-o", "out")
+    assert "--scheme, --seed" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["m", "--scheme", "W4A61"], "Did you mean"),
+        (["m", "--method", "gtpq"], "Did you mean 'gptq'"),
+        (["m", "--group-size", "tiny"], "Group size 'tiny'"),
+        ([], "No model"),
+    ],
+)
+def test_wrong_names_are_refused_before_anything_is_written(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    assert message in error_of("quantize", *arguments, "-o", str(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipe_show_prints_what_quantize_would_do(tmp_path: Path) -> None:
+    shown = output_of("recipe", "show", "m", "--scheme", "W8A8", "--method", "rtn", "--samples", "9")
+    assert Recipe.model_validate(yaml.safe_load(shown)) == Recipe.from_flags(
+        "m", scheme="W8A8", method="rtn", calibration={"samples": 9}
+    )
+    file = tmp_path / "recipe.yaml"
+    file.write_text(shown)
+    assert output_of("recipe", "show", "--recipe", str(file)) == shown
+    as_json = output_of("recipe", "show", "--recipe", str(file), "--json")
+    assert json.loads(as_json) == yaml.safe_load(shown)
+
+
+def test_the_commands_import_nothing_heavy() -> None:
+    code = (
+        "import sys, qdeploy.cli.quantize, qdeploy.cli.recipe;"
+        "print([m for m in ('torch', 'transformers', 'pydantic', 'numpy', 'yaml') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qdeploy.errors import QDeployError, RecipeError, UnknownNameError, UsageError
+from qdeploy.methods.gptq import GPTQ
+from qdeploy.methods.rtn import RTN
+from qdeploy.recipe import Recipe, resolve_schemes
+
+BLOCK = {
+    f"model.layers.{i}.{name}": shape
+    for i in range(2)
+    for name, shape in {
+        "self_attn.q_proj": (576, 576),
+        "self_attn.k_proj": (192, 576),
+        "self_attn.v_proj": (192, 576),
+        "self_attn.o_proj": (576, 576),
+        "mlp.gate_proj": (1536, 576),
+        "mlp.up_proj": (1536, 576),
+        "mlp.down_proj": (576, 1536),
+    }.items()
+}
+
+
+def written(folder: Path, *rules: dict[str, Any], **fields: Any) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"model": "m", "rules": list(rules), **fields}))
+    return path
+
+
+def rule(match: str = "Linear", scheme: Any = "W4A16", stages: Any = ("rtn",)) -> dict[str, Any]:
+    return {"match": match, "scheme": scheme, "stages": list(stages)}
+
+
+def test_flags_and_yaml_give_the_same_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("""
+        model: m
+        rules:
+          - match: Linear
+            scheme: {bits: 4, group: 64, symmetric: false}
+            stages: [gptq]
+        calibration: {source: text.jsonl, samples: 32, sequence_length: 256, seed: 7}
+    """)
+    calibration = {"source": "text.jsonl", "samples": 32, "sequence_length": 256, "seed": 7}
+    flags = Recipe.from_flags("m", scheme="w4a16", group_size="64", symmetric=False, calibration=calibration)
+    assert Recipe.from_yaml(path) == flags
+    assert Recipe.from_yaml(path).sha256() == flags.sha256()
+    assert Recipe.from_flags("m", scheme="W4A16_ASYM", group_size="64", calibration=calibration) == flags
+
+
+@pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM", "W8A16", "W8A8"])
+@pytest.mark.parametrize("group_size", [None, "channel", "auto"])
+def test_canonical_yaml_reads_back_equal(tmp_path: Path, scheme: str, group_size: str | None) -> None:
+    recipe = Recipe.from_flags("m", scheme=scheme, group_size=group_size, method="rtn")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    assert Recipe.from_yaml(path) == recipe
+    assert recipe.rules[0].scheme is not None
+    assert recipe.rules[0].scheme.name == scheme
+
+
+def test_the_hash_changes_with_every_knob() -> None:
+    hashes = {
+        Recipe.from_flags("m").sha256(),
+        Recipe.from_flags("other").sha256(),
+        Recipe.from_flags("m", method="rtn").sha256(),
+        Recipe.from_flags("m", group_size="32").sha256(),
+        Recipe.from_flags("m", calibration={"seed": 1}).sha256(),
+    }
+    assert len(hashes) == 5
+
+
+def test_the_first_matching_rule_wins(tmp_path: Path) -> None:
+    recipe = Recipe.from_yaml(
+        written(
+            tmp_path,
+            rule(r"re:.*mlp\.down_proj", "W8A8", [{"gptq": {"damp": 0.02}}]),
+            rule("model.layers.1.self_attn.o_proj", "none", []),
+            rule(scheme={"bits": 4, "group": 64}),
+        )
+    )
+    found = resolve_schemes(recipe, BLOCK)
+    assert "model.layers.1.self_attn.o_proj" not in found
+    assert found["model.layers.0.self_attn.o_proj"][0].describe() == "W4A16 symmetric, group 64"
+    assert found["model.layers.0.self_attn.o_proj"][1] == RTN()
+    assert found["model.layers.0.mlp.down_proj"][0].describe() == "W8A8 symmetric, per channel"
+    assert found["model.layers.0.mlp.down_proj"][1] == GPTQ(damp=0.02)
+    assert list(found) == [name for name in BLOCK if name in found]
+
+
+def test_a_pattern_must_match_the_whole_name() -> None:
+    recipe = Recipe.model_validate({"model": "m", "rules": [rule(r"re:model\.layers\.1")]})
+    assert recipe.rule_for("model.layers.1", "Linear") is not None
+    assert recipe.rule_for("model.layers.10", "Linear") is None
+
+
+def test_the_output_head_is_quantized_only_by_name() -> None:
+    assert Recipe.from_flags("m").rule_for("lm_head", "Linear") is None
+    assert Recipe.from_flags("m").rule_for("model.layers.0.mlp.up_proj", "Linear") is not None
+    named = Recipe.model_validate({"model": "m", "rules": [rule("lm_head")]})
+    assert named.rule_for("lm_head", "Linear") is named.rules[0]
+
+
+def test_auto_group_size_fits_all_layers_of_the_rule() -> None:
+    found = resolve_schemes(Recipe.from_flags("m", group_size="auto"), BLOCK)
+    assert {scheme.group_size for scheme, _ in found.values()} == {64}
+
+
+def test_a_misfitting_group_size_is_refused_with_the_sizes_that_fit() -> None:
+    with pytest.raises(UsageError, match=r"Group size 128 does not divide 12 of 14 layers.*64, 32, channel"):
+        resolve_schemes(Recipe.from_flags("m"), BLOCK)
+
+
+def test_fused_siblings_must_share_a_scheme(tmp_path: Path) -> None:
+    recipe = Recipe.from_yaml(
+        written(tmp_path, rule(r"re:.*\.up_proj", "none", []), rule(scheme={"bits": 4, "group": 64}))
+    )
+    with pytest.raises(RecipeError, match=r"layers\.0\.mlp: .*gate_proj: W4A16.*up_proj: 16 bit.*one rule"):
+        resolve_schemes(recipe, BLOCK)
+
+
+def test_rules_that_never_apply_are_errors(tmp_path: Path) -> None:
+    all_of_it = rule(scheme={"bits": 4, "group": 64})
+    typo = Recipe.from_yaml(written(tmp_path, rule("model.layers.0.self_attn.o_porj"), all_of_it))
+    with pytest.raises(
+        RecipeError, match=r"matches no layer.*Did you mean 'model.layers.0.self_attn.o_proj'"
+    ):
+        resolve_schemes(typo, BLOCK)
+    late = Recipe.from_yaml(written(tmp_path, all_of_it, rule(r"re:.*down_proj", "none", [])))
+    with pytest.raises(RecipeError, match=r"never applies: earlier rules match all of its 2 layers"):
+        resolve_schemes(late, BLOCK)
+    nothing = Recipe.from_yaml(written(tmp_path, rule("Linear", "none", [])))
+    with pytest.raises(RecipeError, match="quantizes no layer"):
+        resolve_schemes(nothing, BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        ({"scheme": "W4A61"}, UnknownNameError, r"Unknown scheme 'W4A61'\. Did you mean"),
+        (
+            {"method": "gtpq"},
+            UnknownNameError,
+            r"Unknown method 'gtpq'\. Did you mean 'gptq'\? Available: gptq, rtn",
+        ),
+        ({"group_size": "big"}, UsageError, "Group size 'big' is neither"),
+        ({"group_size": "0"}, UsageError, "Group size '0'"),
+        ({"scheme": "W8A8", "group_size": "64"}, UsageError, "Int8 activations need.*group: 64"),
+        ({"scheme": "W8A8", "symmetric": False}, UsageError, "Int8 activations need.*symmetric: false"),
+        ({"calibration": {"samples": 0}}, RecipeError, r"calibration\.samples: .*greater than or equal to 1"),
+    ],
+)
+def test_flags_that_cannot_work(flags: dict[str, Any], error: type[QDeployError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Recipe.from_flags("m", **flags)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([{"gptq": {"dmap": 0.1}}], "gptq has no knob 'dmap'. Did you mean 'damp'"),
+        ([{"gptq": {"damp": 7}}], r"gptq\.damp: .*less than or equal to 1.*got 7"),
+        ([{"gptq": 3}], "knobs are written"),
+        ([{"gptq": {}, "rtn": {}}], "A stage is a method's name or one"),
+        ([], "needs exactly one stage; it has 0"),
+        (["rtn", "gptq"], "needs exactly one stage; it has 2"),
+    ],
+)
+def test_stages_that_cannot_work(tmp_path: Path, stages: list[Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_yaml(written(tmp_path, rule(stages=stages)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "is not valid YAML"),
+        ("- a list", "must be a mapping with the keys model, rules"),
+        ("model: m", "rules: Field required"),
+        ("model: m\nrules: []", "rules: .*at least 1"),
+        ("rules: [{match: Linear, scheme: W4A16}]", "model: Field required"),
+        ("model: m\nrulse: []", "rulse: Extra inputs are not permitted"),
+        ("model: m\nrules: [{match: 're:(', scheme: W4A16}]", "not a regular expression"),
+        ("model: m\nrules: [{match: Linear, scheme: {bits: 40}}]", r"rules\.0\.scheme\.bits: .*got 40"),
+        ("model: m\nrules: [{match: Linear, scheme: none, stages: [rtn]}]", "can have no stages"),
+    ],
+)
+def test_files_that_cannot_work_name_the_place(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_yaml(path)
+
+
+def test_a_missing_file_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"Cannot read the recipe .*none\.yaml"):
+        Recipe.from_yaml(tmp_path / "none.yaml")
+
+
+def test_gptq_is_the_default_stage_and_the_model_can_be_given(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("rules: [{match: Linear, scheme: W4A16}]")
+    assert Recipe.from_yaml(path, model="m") == Recipe.from_flags("m")
