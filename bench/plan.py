@@ -66,7 +66,7 @@ class EvalPlan(EvalSettings):
 
 
 class Plan(_Part):
-    """The whole plan; `load` and `eval` that are left out are not measured."""
+    """The whole plan; of `load` and `eval`, one may be left out and is then not measured."""
 
     model: str
     engine: EnginePlan = EnginePlan()
@@ -85,6 +85,8 @@ class Plan(_Part):
     def _check_names(self) -> Self:
         if not self.variants:
             raise ValueError("variants: give at least one")
+        if self.load is None and self.eval is None:
+            raise ValueError("nothing is to be measured: give load or eval")
         names = [variant.name for variant in self.variants]
         for name in names:
             if names.count(name) > 1:

@@ -1,0 +1,205 @@
+"""Campaigns on a tiny model, served by a real process that speaks vLLM's API."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qdeploy.bench.campaign import run_campaign
+from qdeploy.bench.campaign.state import State, VariantState
+from qdeploy.bench.campaign.steps import StepError, Steps, fingerprint, stamp
+from qdeploy.bench.records import load_record
+from qdeploy.errors import EndpointError, Interrupted, OutputError, VerificationError
+
+SERVER = Path(__file__).parents[1] / "engines" / "tiny_server.py"
+LAUNCHER = f"""
+import json, pathlib, runpy, sys
+config = pathlib.Path(sys.argv[sys.argv.index("--model") + 1], "config.json")
+if "quantization_config" in json.loads(config.read_text()):
+    print("INFO [compressed_tensors_wNa16.py:138] Using TinyKernel for CompressedTensorsWNA16", flush=True)
+runpy.run_path({str(SERVER)!r}, run_name="__main__")
+"""
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed engine whose server is tests/engines/tiny_server.py; returns the server's source."""
+    for name in ("QDEPLOY_API_KEY", "OPENAI_API_KEY", "VLLM_API_KEY", "QDEPLOY_VLLM_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
+    package = tmp_path / "site" / "vllm" / "entrypoints" / "openai"
+    package.mkdir(parents=True)
+    (package / "api_server.py").write_text(LAUNCHER)
+    python = tmp_path / "home" / "engines" / "vllm-0.32.0-cpu" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    stamp = {"engine": "vllm", "version": "0.32.0", "device": "cpu"}
+    (python.parents[1] / "installed.json").write_text(json.dumps(stamp))
+    monkeypatch.setenv("QDEPLOY_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
+    return package / "api_server.py"
+
+
+@pytest.fixture
+def plan(tmp_path: Path, tiny_llama: Path) -> Callable[..., Path]:
+    """Writes a plan with the given changes."""
+    (tmp_path / "text.txt").write_text("A text to score, long enough for two windows of tokens. " * 4)
+
+    def write(**changes: Any) -> Path:
+        fields: dict[str, Any] = {
+            "model": str(tiny_llama),
+            "engine": {"device": "cpu"},
+            "variants": [{"name": "w4-rtn", "method": "rtn", "group_size": 32}],
+            "load": {"concurrency": 1, "requests": 2, "warmup": 0, "prompt_tokens": 4, "output_tokens": 1},
+            "eval": {"text": "text.txt", "windows": 2, "window_tokens": 32, "top_k": 8, "tasks": []},
+        }
+        fields["eval"]["tokenizer"] = str(tiny_llama)
+        path = tmp_path / "plan.yaml"
+        path.write_text(yaml.safe_dump(fields | changes))
+        return path
+
+    return write
+
+
+def finished(campaign: Path) -> dict[tuple[str, str], int]:
+    """(variant, step) → when the step's result was written."""
+    results = {"quantize": "checkpoint/config.json", "export": "deploy/engine_args.json"}
+    results |= {"load": "bench/run.json", "eval": "eval/run.json"}
+    return {
+        (folder.name, step): (folder / result).stat().st_mtime_ns
+        for folder in (campaign / "variants").iterdir()
+        for step, result in results.items()
+        if (folder / result).exists()
+    }
+
+
+def test_the_whole_line_then_only_what_a_change_touches(
+    tmp_path: Path, engine: Path, plan: Callable[..., Path]
+) -> None:
+    campaign = tmp_path / "campaign"
+    report = run_campaign(plan(), campaign)
+    first = finished(campaign)
+    assert {step for variant, step in first if variant == "w4-rtn"} == {"quantize", "export", "load", "eval"}
+    assert {step for variant, step in first if variant == "baseline"} == {"export", "load", "eval"}
+    record = load_record(campaign / "variants" / "w4-rtn" / "eval")
+    assert record.engine.kernel == "TinyKernel"
+    assert record.baseline == str(campaign / "variants" / "baseline" / "eval")
+    assert first["baseline", "eval"] < first["w4-rtn", "load"] < first["w4-rtn", "eval"]
+    assert "TinyKernel" in report.read_text()
+
+    run_campaign(plan(), campaign)
+    assert finished(campaign) == first
+
+    longer = plan(load={"concurrency": 1, "requests": 3, "warmup": 0, "prompt_tokens": 4, "output_tokens": 1})
+    run_campaign(longer, campaign)
+    assert {key for key, time in finished(campaign).items() if time != first[key]} == {
+        ("baseline", "load"),
+        ("w4-rtn", "load"),
+    }
+
+
+def test_a_failed_step_names_variant_step_and_log_and_is_gone_on_with(
+    tmp_path: Path, engine: Path, plan: Callable[..., Path]
+) -> None:
+    campaign = tmp_path / "campaign"
+    engine.write_text("raise SystemExit('no memory left')")
+    with pytest.raises(
+        StepError, match=r"(?s)Variant baseline, step serve: .*no memory left.*engine.log"
+    ) as caught:
+        run_campaign(plan(), campaign)
+    assert caught.value.exit_code == 2
+    exported = finished(campaign)
+    engine.write_text(LAUNCHER)
+    run_campaign(plan(), campaign)
+    assert finished(campaign)["baseline", "export"] == exported["baseline", "export"]
+
+
+def test_another_folder_is_left_alone(tmp_path: Path, engine: Path, plan: Callable[..., Path]) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    with pytest.raises(OutputError, match="not empty and not a campaign"):
+        run_campaign(plan(), tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.png"]
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Steps:
+    state = State(plan_text="", plan={})
+    state.variants.append(VariantState(name="v", kind="quantized", checkpoint="c", deploy="d"))
+    return Steps(tmp_path, state)
+
+
+def run_step(steps: Steps, inputs: str, action: Callable[[Path], object] = Path.touch) -> None:
+    """The step "export" of variant v, whose result is the file out/done."""
+    result = steps.folder / "out" / "done"
+
+    def act() -> None:
+        result.parent.mkdir()
+        action(result)
+
+    steps.run(steps.state.variants[0], "export", fingerprint(inputs), result, act)
+
+
+def forbidden(_: Path) -> None:
+    raise AssertionError("done again")
+
+
+def test_a_step_is_done_once_for_the_same_inputs(steps: Steps) -> None:
+    run_step(steps, "a")
+    run_step(steps, "a", forbidden)
+
+
+def test_a_step_is_redone_from_nothing_for_other_inputs(steps: Steps) -> None:
+    run_step(steps, "a", lambda result: result.with_name("old").touch())
+    run_step(steps, "b")
+    assert [path.name for path in (steps.folder / "out").iterdir()] == ["done"]
+
+
+def test_a_step_whose_result_is_gone_is_redone(steps: Steps) -> None:
+    run_step(steps, "a")
+    (steps.folder / "out" / "done").unlink()
+    run_step(steps, "a")
+    assert (steps.folder / "out" / "done").exists()
+
+
+@pytest.mark.parametrize(("cause", "code"), [(EndpointError, 2), (VerificationError, 1)])
+def test_a_failure_is_kept_with_its_reason_and_exit_code(
+    steps: Steps, cause: type[Exception], code: int
+) -> None:
+    def fail(result: Path) -> None:
+        result.touch()
+        raise cause("the server went away")
+
+    with pytest.raises(StepError, match="Variant v, step export: the server went away") as caught:
+        run_step(steps, "a", fail)
+    assert caught.value.exit_code == code
+    kept = State.model_validate_json((steps.folder / "campaign.json").read_text())
+    assert kept.variants[0].steps["export"].error == "the server went away"
+    run_step(steps, "a")
+
+
+def test_an_interrupted_step_is_redone(steps: Steps) -> None:
+    def interrupt(result: Path) -> None:
+        result.touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="variant v, step export"):
+        run_step(steps, "a", interrupt)
+    done: list[Path] = []
+    run_step(steps, "a", done.append)
+    assert done
+
+
+def test_a_replaced_file_changes_the_stamp(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("one")
+    before = stamp(tmp_path)
+    assert stamp(tmp_path) == before
+    (tmp_path / "weights").write_text("other")
+    assert stamp(tmp_path) != before

@@ -1,0 +1,71 @@
+"""Plans: what is valid, and what is said about what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qdeploy.bench.plan import load_plan
+from qdeploy.errors import RecipeError
+
+LOAD = "load: {rate: 1, requests: 10}"
+GOOD = f"model: m\nvariants: [{{name: a}}]\n{LOAD}"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "plan.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "not valid YAML"),
+        ("- 1", "must be a mapping with the keys model"),
+        (f"model: m\nvariants: []\n{LOAD}", "variants: give at least one"),
+        ("model: m\nvariants: [{name: a}]", "nothing is to be measured: give load or eval"),
+        (f"variants: [{{name: a}}]\n{LOAD}", "model: Field required"),
+        (f"model: m\nvarants: []\n{LOAD}", r"varants: no such field. Did you mean 'variants'\?"),
+        (f"model: m\nvariants: [{{name: a, metod: rtn}}]\n{LOAD}", r"variants.0.metod.*'method'\?"),
+        (f"{GOOD}\neval: {{windws: 3}}", r"eval.windws: no such field. Did you mean 'windows'\?"),
+        (f"{GOOD}\nengine: {{device: gpu}}", "engine.device: .*'cpu'"),
+        (f"model: m\nvariants: [{{name: a, method: gtpq}}]\n{LOAD}", "variant a: Unknown method 'gtpq'"),
+        (f"model: m\nvariants: [{{name: a, scheme: W4A17}}]\n{LOAD}", "variant a: Unknown scheme 'W4A17'"),
+        (f"model: m\nvariants: [{{name: a}}, {{name: a}}]\n{LOAD}", "two variants are named 'a'"),
+        (f"model: m\nvariants: [{{name: baseline}}]\n{LOAD}", "name of the 16-bit model"),
+        (f"model: m\nvariants: [{{name: ../a}}]\n{LOAD}", "variants.0.name"),
+        ("model: m\nvariants: [{name: a}]\nload: {rate: 1, concurrency: 2}", "load: give either rate"),
+    ],
+)
+def test_a_bad_plan_is_refused_by_file_and_field(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_plan(write(tmp_path, text))
+    assert "plan.yaml" in str(caught.value)
+
+
+def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="Cannot read the plan"):
+        load_plan(tmp_path / "none.yaml")
+
+
+def test_paths_are_relative_to_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "text.txt").write_text("words")
+    path = write(tmp_path, f"{GOOD}\ncalibration: {{source: text.txt}}\neval: {{text: text.txt}}")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    plan = load_plan(path)
+    assert plan.eval is not None
+    assert plan.model == str(tmp_path / "m")
+    assert plan.calibration.source == plan.eval.text == str(tmp_path / "text.txt")
+
+
+def test_every_variant_is_sent_the_same_prompts(tmp_path: Path) -> None:
+    first, second = (load_plan(write(tmp_path, GOOD)).load for _ in range(2))
+    assert first == second
+
+
+def test_the_plan_of_the_demo_is_valid() -> None:
+    assert load_plan(Path(__file__).parents[2] / "demo.yaml").verify
