@@ -38,8 +38,9 @@ def install(
     The environment goes to $QDEPLOY_HOME/engines, by default
     ~/.local/share/qdeploy/engines, apart from the one qdeploy runs in,
     because engines pin their own torch. An interrupted installation is
-    redone; a complete one is left alone. To use a vLLM that you have
-    already, set QDEPLOY_VLLM_PYTHON to its Python instead.
+    redone; a complete one is left alone. pip's own settings apply, such as
+    PIP_INDEX_URL for a mirror. To use a vLLM that you have already, set
+    QDEPLOY_VLLM_PYTHON to its Python instead.
 
     Examples:
 

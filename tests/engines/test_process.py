@@ -132,3 +132,12 @@ def test_the_log_folder_is_made_and_gets_the_output(model_folder: Folder, tmp_pa
         process.wait_ready([f"{root}/health"], 20.0)
     assert "hello from the engine" in log.read_text()
     assert os.getpgid(0) != process.pid
+
+
+def test_stop_ends_the_server_even_when_the_reaper_was_killed(model_folder: Folder, tmp_path: Path) -> None:
+    process, root = start_server(model_folder(), tmp_path / "log")
+    process.wait_ready([f"{root}/health"], 20.0)
+    tree = _tree(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.stop()
+    assert [pid for pid in tree if not _gone(pid, 2.0)] == []
