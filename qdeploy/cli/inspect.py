@@ -62,8 +62,9 @@ def _overview(found: Inspection) -> Table:
         table.add_row(use.scheme, f"{use.modules} layers, {use.bits_per_weight:.2f} bits per weight")
     if not found.schemes:
         table.add_row("Scheme", f"not quantized, {found.dtype}")
-    size = f"{found.bytes / MEGABYTE:.1f} MB in {found.files} {'file' if found.files == 1 else 'files'}"
-    table.add_row("Size", f"{size}, {found.bits_per_weight:.2f} bits per weight")
+    files = f"{found.files} {'file' if found.files == 1 else 'files'}"
+    total = f"{found.bytes / MEGABYTE:.1f} MB in {files}"
+    table.add_row("Size", f"{total}, {found.bits_per_weight:.2f} bits per weight")
     for part, size in found.bytes_by_part.items():
         table.add_row(f"  {part}", f"{size / MEGABYTE:.1f} MB ({size / found.bytes:.1%})")
     if found.manifest:
