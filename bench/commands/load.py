@@ -58,6 +58,7 @@ def bench(
 
     from qdeploy.bench.load import measure, save
     from qdeploy.bench.load.render import render
+    from qdeploy.bench.run_folder import check_free
 
     spec = _spec(
         rate=rate,
@@ -70,6 +71,8 @@ def bench(
         seed=seed,
         timeout_s=timeout,
     )
+    if output:
+        check_free(output)
     measurement = measure(spec, url, model, tokenizer=tokenizer)
     if output:
         save(measurement, spec, output)
