@@ -143,7 +143,9 @@ def served_by(schemes: set[Scheme]) -> list[str]:
     """Who can run all of these schemes: vLLM where it has kernels, transformers by decoding to 16 bits."""
     engines = {"vLLM on CUDA": _vllm_cuda, "vLLM on CPU": _vllm_cpu}
     native = [name for name, runs in engines.items() if all(map(runs, schemes))]
-    return [*native, "transformers"]
+    # compressed-tensors 0.18 to 0.20 cannot load packed zero points in the default way.
+    symmetric = all(scheme.symmetric for scheme in schemes)
+    return [*native, "transformers" + ("" if symmetric else " with CompressedTensorsConfig(dequantize=True)")]
 
 
 def _vllm_cuda(scheme: Scheme) -> bool:

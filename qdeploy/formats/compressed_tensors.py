@@ -50,20 +50,21 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
     Scales keep the dtype they are stored in.
 
     Raises:
-        CheckpointError: a tensor is missing or its shape does not fit the scheme.
+        CheckpointError: a tensor is missing, or its dtype or shape does not fit the scheme.
     """
     scales = _tensor(tensors, "weight_scale")
     if scheme.activation_bits is not None:
-        weight = _tensor(tensors, "weight")
+        weight = _tensor(tensors, "weight", torch.int8)
+        _check_shape("weight_scale", scales, (weight.shape[0], 1))
         return QuantizedLinear(weight.view(torch.uint8) ^ 0x80, scales, None, scheme)
     n, k = (int(size) for size in _tensor(tensors, "weight_shape"))
     groups = scheme.groups(k)
-    packed = _tensor(tensors, "weight_packed")
+    packed = _tensor(tensors, "weight_packed", torch.int32)
     _check_shape("weight_packed", packed, (n, bits.words(k, scheme.bits)))
     _check_shape("weight_scale", scales, (n, groups))
     zeros = None
     if not scheme.symmetric:
-        packed_zeros = _tensor(tensors, "weight_zero_point")
+        packed_zeros = _tensor(tensors, "weight_zero_point", torch.int32)
         _check_shape("weight_zero_point", packed_zeros, (bits.words(n, scheme.bits), groups))
         zeros = bits.unpack(packed_zeros, scheme.bits, n, dim=0)
     return QuantizedLinear(bits.unpack(packed, scheme.bits, k), scales, zeros, scheme)
@@ -83,9 +84,11 @@ def read_linear(reader: CheckpointReader, module: str, scheme: Scheme) -> Quanti
         raise CheckpointError(f"{module} in {reader.folder} is damaged: {error}.") from error
 
 
-def _tensor(tensors: Mapping[str, Tensor], suffix: str) -> Tensor:
+def _tensor(tensors: Mapping[str, Tensor], suffix: str, dtype: torch.dtype | None = None) -> Tensor:
     if suffix not in tensors:
         raise CheckpointError(f"tensor {suffix} is missing; the layer has {', '.join(sorted(tensors))}")
+    if dtype not in (None, tensors[suffix].dtype):
+        raise CheckpointError(f"{suffix} is {tensors[suffix].dtype}, expected {dtype}")
     return tensors[suffix]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as BlockType
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
+from qdeploy.cli.main import build
 from qdeploy.errors import CheckpointError, OutputError, UsageError
 from qdeploy.files import read_json
 from qdeploy.gguf import import_gguf
@@ -138,6 +141,18 @@ def test_the_folder_is_a_whole_model(tmp_path: Path) -> None:
     modes = {path.stat().st_mode for path in output.iterdir()}
     assert len(modes) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tiny.gguf"]
+
+
+def test_the_command_prints_a_summary(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", BlockType.Q4_0)
+    arguments = ["import", str(tmp_path / "tiny.gguf"), "-o", str(tmp_path / "out"), "--json"]
+    result = CliRunner().invoke(build(), arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {
+        "output": str(tmp_path / "out"),
+        "architecture": "llama",
+        "tensors": {"F32": 4, "Q4_0": 7},
+    }
 
 
 def test_types_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -73,11 +73,15 @@ def test_unpack_reads_what_compressed_tensors_packs() -> None:
     assert torch.equal(compressed_tensors.unpack(tensors, scheme).dequantize(), q.dequantize())
 
 
-def test_unpack_names_the_tensor_of_a_wrong_shape() -> None:
+def test_unpack_names_the_tensor_that_does_not_fit() -> None:
     scheme = Scheme("W4A16", 4, 32)
     tensors = compressed_tensors.pack(random_linear(scheme))
     tensors["weight_scale"] = tensors["weight_scale"][:, 1:]
     with pytest.raises(CheckpointError, match=r"weight_scale has shape \[64, 3\], expected \[64, 4\]"):
+        compressed_tensors.unpack(tensors, scheme)
+    tensors["weight_packed"] = tensors["weight_packed"].long()
+    tensors["weight_scale"] = torch.ones(64, 4)
+    with pytest.raises(CheckpointError, match=r"weight_packed is torch\.int64, expected torch\.int32"):
         compressed_tensors.unpack(tensors, scheme)
     del tensors["weight_shape"]
     with pytest.raises(CheckpointError, match="weight_shape is missing"):
