@@ -36,9 +36,18 @@ class Grid:
 
     def nearest(self, weight: Tensor) -> QuantizedLinear:
         """Round each weight [N, K] to the nearest grid value."""
-        groups = weight.reshape(len(weight), self.scales.shape[1], -1)
-        q = _codes(groups, self.scales.float().unsqueeze(-1), self.offsets().unsqueeze(-1), self.scheme.qmax)
-        return QuantizedLinear(q.flatten(1).to(torch.uint8), self.scales, self.zeros, self.scheme)
+        codes = self.codes(_grouped(weight, self.scheme)).flatten(1).to(torch.uint8)
+        return QuantizedLinear(codes, self.scales, self.zeros, self.scheme)
+
+    def codes(self, groups: Tensor) -> Tensor:
+        """Nearest codes of weights [N, G, K/G], as float32."""
+        scaled = groups / self.scales.float().unsqueeze(-1)
+        return scaled.round_().add_(self.offsets().unsqueeze(-1)).clamp_(0, self.scheme.qmax)
+
+
+def _grouped(weight: Tensor, scheme: Scheme) -> Tensor:
+    n, k = weight.shape
+    return weight.reshape(n, scheme.groups(k), -1)
 
 
 def fit(weight: Tensor, scheme: Scheme, shrink: float = 1.0) -> Grid:
@@ -48,7 +57,7 @@ def fit(weight: Tensor, scheme: Scheme, shrink: float = 1.0) -> Grid:
     range widened to include 0, which is then exactly representable. Scales are rounded to the precision in
     which they are stored before anything is computed from them.
     """
-    groups = weight.reshape(len(weight), scheme.groups(weight.shape[1]), -1)
+    groups = _grouped(weight, scheme)
     if scheme.symmetric:
         return Grid(portable_scales(groups.abs().amax(-1) * (2 * shrink / scheme.qmax)), None, scheme)
     lo, hi = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
@@ -81,11 +90,9 @@ def search(weight: Tensor, scheme: Scheme, importance: Tensor | None = None) -> 
 
 def _error(grid: Grid, weight: Tensor, importance: Tensor | None) -> Tensor:
     """Weighted squared error of rounding to nearest, by group: [N, G]."""
-    squares = (grid.nearest(weight).dequantize() - weight).square()
+    groups = _grouped(weight, grid.scheme)
+    rounded = grid.codes(groups).sub_(grid.offsets().unsqueeze(-1)).mul_(grid.scales.float().unsqueeze(-1))
+    squares = rounded.sub_(groups).square_()
     if importance is not None:
-        squares = squares * importance
-    return squares.reshape(*grid.scales.shape, -1).sum(-1)
-
-
-def _codes(weight: Tensor, scales: Tensor, zeros: Tensor, qmax: int) -> Tensor:
-    return (weight / scales).round().add(zeros).clamp(0, qmax)
+        squares.mul_(importance.reshape(groups.shape[1:]))
+    return squares.sum(-1)
