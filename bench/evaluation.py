@@ -19,8 +19,8 @@ from qdeploy.bench.text import Windows, load_windows
 from qdeploy.bench.token_table import read_tokens, write_tokens
 from qdeploy.bench.tokenizer import Encoder, load_encoder
 from qdeploy.engines.endpoint import Endpoint
-from qdeploy.engines.probe import probe
-from qdeploy.errors import ComparisonError, OutputError, disk_errors
+from qdeploy.engines.probe import Capabilities, probe
+from qdeploy.errors import ComparisonError, OutputError, UsageError, disk_errors
 from qdeploy.provenance import provenance
 
 
@@ -83,7 +83,7 @@ def run_eval(
         baseline_folder = folder.with_name(f"{folder.name}-baseline")
         run_eval(baseline, settings, baseline_folder)
         baseline = baseline_folder
-    probe(endpoint).require_prompt_logprobs()
+    _check_capabilities(probe(endpoint), settings)
     plan = _plan(endpoint, settings)
     reference = _Reference.load(baseline, plan, settings) if baseline else None
     with disk_errors(folder):
@@ -106,6 +106,18 @@ def run_eval(
             folder.rmdir()
         partial.rename(folder)
     return record
+
+
+def _check_capabilities(capabilities: Capabilities, settings: EvalSettings) -> None:
+    capabilities.require_prompt_logprobs()
+    if settings.text is None:
+        return
+    if settings.top_k < 1 or settings.top_k > capabilities.top_k:
+        raise UsageError(
+            f"--top-k {settings.top_k}: {capabilities.model} was seen to give up to {capabilities.top_k} "
+            f"log-probabilities a position. Start vLLM with --max-logprobs {max(settings.top_k, 1)} or lower "
+            "--top-k."
+        )
 
 
 def describe(endpoint: Endpoint) -> Engine:

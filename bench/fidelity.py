@@ -2,8 +2,8 @@
 
 Perplexity follows the GPTQ papers (see `bench/text.py`). The Kullback-Leibler divergence over a whole
 vocabulary cannot be had over HTTP. Lumping tokens together makes a coarser distribution, whose divergence is
-never larger (data processing inequality), so what is reported is a lower bound. Tokens that are in the top K of
-both models stay single, and so does the token of the text, whose probability both return; the rest is one
+never larger (data processing inequality), so what is reported is a lower bound. Tokens that are in the top K
+of both models stay single, and so does the token of the text, whose probability both return; the rest is one
 lump. Its mean mass under the baseline, `tail_mass`, says how much may be hidden in it.
 """
 

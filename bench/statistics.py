@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -38,6 +39,7 @@ def student_cdf(t: float, df: int) -> float:
     return 0.5 + within / 2
 
 
+@cache
 def student_quantile(probability: float, df: int) -> float:
     """Quantile of Student's t for `probability` in [0.5, 1), by bisection of its distribution function."""
     low, high = 0.0, 1.0
@@ -162,10 +164,12 @@ def mcnemar(lost: int, gained: int) -> float:
     if changed == 0:
         return 1.0
     fewer = min(lost, gained)
-    below = sum(math.comb(changed, k) for k in range(fewer + 1))
-    exact = min(2 * below / 2**changed, 1.0)
-    midpoint = math.comb(changed, fewer) / 2**changed if changed < 50 and lost != gained else 0.0
-    return exact - midpoint
+    ways = tail = 1
+    for k in range(1, fewer + 1):
+        ways = ways * (changed - k + 1) // k
+        tail += ways
+    two_sided = 2 * tail - (ways if changed < 50 else 0)
+    return min(two_sided / (1 << changed), 1.0)
 
 
 def verdict(baseline: Array, variant: Array, clusters: Sequence[str], margin: float) -> Verdict | None:

@@ -44,8 +44,14 @@ class Noun(NamedTuple):
     plural: str
 
 
-def regular(words: str) -> tuple[Noun, ...]:
-    return tuple(Noun(word, f"{word}s") for word in words.split())
+def words(text: str) -> tuple[str, ...]:
+    """A list of words, written as text."""
+    return tuple(text.split())
+
+
+def regular(text: str) -> tuple[Noun, ...]:
+    """Nouns whose plural is made with -s."""
+    return tuple(Noun(word, f"{word}s") for word in words(text))
 
 
 PEOPLE = regular(

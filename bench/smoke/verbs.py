@@ -19,8 +19,8 @@ def negation() -> Iterator[Draft]:
         yes, no = f"{name} likes {thing}, and", f"{name} does not like {thing}, and"
         yield minimal_pair(kind, "so does", yes, "so", "neither", f" does {other}.")
         yield minimal_pair(kind, "neither does", no, "neither", "so", f" does {other}.")
-        yield minimal_pair(kind, "too", f"{yes} {other} likes it", "too", "either")
-        yield minimal_pair(kind, "either", f"{no} {other} does not like it", "either", "too")
+        yield minimal_pair(kind, "too", f"{yes} {other} does", "too", "either")
+        yield minimal_pair(kind, "either", f"{no} {other} does not", "either", "too")
     for noun in PEOPLE:
         for rest in ("been late", "seen the sea", "lost a game"):
             good, bad = f"No {noun.singular} has", f"Every {noun.singular} has"

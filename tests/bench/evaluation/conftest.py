@@ -1,0 +1,147 @@
+"""Tiny random models behind a real HTTP server that speaks vLLM's prompt log-probabilities."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from qdeploy.engines.endpoint import Endpoint
+from tests.conftest import save_tiny
+
+VOCABULARY = 1024
+CONTEXT = 256
+
+
+class TinyServer(ThreadingHTTPServer):
+    """Serves one model; counts the sequences it was asked to score."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, model: Any, max_model_len: int = CONTEXT) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder, self.model, self.max_model_len = folder, model, max_model_len
+        self.scored: list[list[int]] = []
+        self.logprobs = True
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: TinyServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        card = {"id": "tiny", "root": str(self.server.folder), "max_model_len": self.server.max_model_len}
+        answers = {"/v1/models": {"data": [card]}, "/version": {"version": "0"}}
+        self._send(200 if self.path in answers else 404, answers.get(self.path, {}))
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompts = body["prompt"]
+        if body.get("stream") or isinstance(prompts, str):
+            return self._send(400, {"error": {"message": "ids only, no streams"}})
+        prompts = prompts if isinstance(prompts[0], list) else [prompts]
+        choices = [self._choice(index, ids, body) for index, ids in enumerate(prompts)]
+        return self._send(200, {"choices": choices, "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
+
+    def _choice(self, index: int, ids: list[int], body: dict[str, Any]) -> dict[str, Any]:
+        if not self.server.logprobs:
+            return {"index": index, "text": "", "logprobs": None}
+        logprobs = exact_logprobs(self.server.model, ids)
+        rows, own = logprobs.tolist(), [None]
+        own += [rows[i][token] for i, token in enumerate(ids[1:])]
+        if "prompt_logprobs" in body:
+            self.server.scored.append(ids)
+            top = logprobs.topk(body["prompt_logprobs"], dim=-1).indices.tolist()
+            entries = [
+                {str(token): {"logprob": rows[i][token]} for token in {ids[i + 1], *top[i]}}
+                for i in range(len(ids) - 1)
+            ]
+            return {"index": index, "text": "", "prompt_logprobs": [None, *entries]}
+        self.server.scored.append(ids)
+        best = [None, *({"best": max(row)} for row in rows[:-1])]
+        generated = {"generated": max(rows[-1])}
+        return {
+            "index": index,
+            "text": "",
+            "logprobs": {
+                "tokens": [f"token_id:{token}" for token in [*ids, 0]],
+                "token_logprobs": [*own, max(rows[-1])],
+                "top_logprobs": [*best, generated],
+            },
+        }
+
+    def _send(self, status: int, answer: dict[str, Any]) -> None:
+        payload = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, *_: Any) -> None:
+        """Keep the test's output clean."""
+
+
+@torch.inference_mode()
+def exact_logprobs(model: Any, ids: list[int]) -> torch.Tensor:
+    """float32 [T, V]: log-probabilities of the token after each position."""
+    return torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), -1)
+
+
+Serve = Callable[..., TinyServer]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("served"), "llama", vocab_size=VOCABULARY)
+
+
+@pytest.fixture(scope="session")
+def model(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def perturbed(folder: Path) -> Any:
+    """The same model with noise on its weights: a stand-in for a quantized one."""
+    other = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    return other
+
+
+@pytest.fixture
+def serve(folder: Path) -> Iterator[Serve]:
+    """model → a running server."""
+    servers = []
+
+    def start(model: Any, **options: Any) -> TinyServer:
+        server = TinyServer(folder, model, **options)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def endpoint(server: TinyServer) -> Iterator[Endpoint]:
+    with Endpoint(server.url, api_key="") as client:
+        yield client
