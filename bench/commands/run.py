@@ -36,7 +36,7 @@ def run(
       variants:
         - {name: w4a16-gptq, scheme: W4A16, method: gptq, group_size: auto}
       load: {rate: 2, requests: 60, prompt_tokens: 128, output_tokens: 32}
-      eval: {text: builtin, windows: 12, window_tokens: 512, tasks: [smoke]}
+      eval: {text: builtin, windows: 12, window_tokens: 512, tasks: \\[smoke]}
       verify: true
 
     Examples:

@@ -93,12 +93,10 @@ def _context(evidence: Evidence) -> dict[str, Any]:
 
 
 def latency_change(metric: metrics.Metric, variant: Variant, baseline: Variant | None) -> str:
-    """The median against the baseline's, in words; what a table cell says."""
-    if variant.is_baseline or baseline is None:
-        return "is the baseline" if variant.is_baseline else "no baseline"
-    pair = (compare.percentile(metric.of(v), 50) for v in (variant, baseline))
-    change = compare.ratio(*pair)
-    return "too few requests to say" if change is None else words.change_words(change)
+    """The median against the baseline's; what a table cell says."""
+    if variant.is_baseline:
+        return "is the baseline"
+    return words.change_words(words.median_change(metric, variant, baseline))
 
 
 def _title(evidence: Evidence) -> str:

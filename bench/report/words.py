@@ -92,23 +92,41 @@ def size_factor(variant: Variant, baseline: Variant | None) -> float | None:
 
 
 def latency_words(metric: Metric, variant: Variant, baseline: Variant | None) -> str:
-    """How the median changed, or that the requests are too few to say."""
-    ours, theirs = metric.of(variant), metric.of(baseline) if baseline else None
+    """How the median changed, or why that cannot be said."""
+    ours = metric.of(variant)
     median = percentile(ours, 50)
     if ours is None or median is None or median.value is None:
         return f"Median {metric.short}: {refusal(ours)}."
-    alone = f"Median {metric.short} {numbers.milliseconds(median.value)}"
-    counted = f"({numbers.samples(ours.count, 'requests')}, one run)."
-    if theirs is None:
-        return f"{alone}; the baseline's was not measured {counted}"
-    change = ratio(median, percentile(theirs, 50))
-    if change is None:
-        return f"{alone}; too few requests to say how it differs from the baseline's {counted}"
-    return f"{alone}, {change_words(change)} {counted}"
+    change = change_words(median_change(metric, variant, baseline))
+    counted = f"({numbers.samples(ours.count, 'requests')}, one run)"
+    return f"Median {metric.short} {numbers.milliseconds(median.value)}, {change} {counted}."
 
 
-def change_words(change: Estimate) -> str:
+def median_change(metric: Metric, variant: Variant, baseline: Variant | None) -> Estimate | str:
+    """The variant's median over the baseline's, or why there is no such figure."""
+    theirs = metric.of(baseline) if baseline else None
+    if baseline is None or theirs is None:
+        return "not compared: the baseline was not measured"
+    if not same_load(variant, baseline):
+        return "not compared: the baseline had another load"
+    change = ratio(percentile(metric.of(variant), 50), percentile(theirs, 50))
+    return change or "too few requests to say how it differs from the baseline"
+
+
+def same_load(variant: Variant, baseline: Variant) -> bool:
+    """Whether both were sent the same load, which is what makes their latencies comparable."""
+    loads = [v.bench.load for v in (variant, baseline) if v.bench and v.bench.load]
+    sent = [
+        (load.arrival, load.rate, load.concurrency, load.prompt_tokens_asked, load.output_tokens_asked)
+        for load in loads
+    ]
+    return len(sent) == 2 and sent[0] == sent[1]
+
+
+def change_words(change: Estimate | str) -> str:
     """A latency ratio as a claim that the interval supports."""
+    if isinstance(change, str):
+        return change
     if not significant(change, 1.0):
         return f"not significantly different from the baseline's ({numbers.times(change)})"
     return f"{numbers.times(change)} the baseline's"
@@ -184,11 +202,10 @@ def _figures(variant: Variant, baseline: Variant | None) -> list[Figure]:
 
 
 def _latency_figure(metric: Metric, variant: Variant, baseline: Variant | None) -> Figure:
-    ours = metric.of(variant)
-    change = ratio(percentile(ours, 50), percentile(metric.of(baseline), 50)) if baseline else None
+    ours, change = metric.of(variant), median_change(metric, variant, baseline)
     label, counted = f"Median {metric.short}", numbers.samples(ours.count if ours else 0, "requests")
-    if change is None:
-        return Figure(label, "too few to say" if baseline else "no baseline", counted)
+    if isinstance(change, str):
+        return Figure(label, "no ratio", f"{change}, {counted}")
     return Figure(label, f"×{numbers.number(change.value)}", f"{_sure(change, 1.0)}, {counted}")
 
 

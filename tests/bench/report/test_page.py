@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qdeploy.bench.records import load_record
 from qdeploy.bench.report import write_report
 from qdeploy.errors import ComparisonError, UsageError
 
@@ -96,6 +97,18 @@ def test_enough_requests_are_not_refused(tmp_path: Path, make_campaign: Campaign
 
 def test_too_few_requests_to_compare(tmp_path: Path, make_campaign: CampaignMaker) -> None:
     assert "too few requests to say" in Document(report(tmp_path, make_campaign(requests=5))).text
+
+
+def test_other_loads_are_not_compared(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    campaign = make_campaign()
+    folder = campaign / "variants" / "baseline" / "bench"
+    other = load_record(folder)
+    assert other.load
+    other.load.rate = 7.0
+    other.save(folder)
+    text = Document(report(tmp_path, campaign)).text
+    assert "not compared: the baseline had another load" in text
+    assert "×0.706" not in text
 
 
 def test_inconclusive_says_what_would_decide(tmp_path: Path, make_campaign: CampaignMaker) -> None:
