@@ -91,6 +91,16 @@ class Endpoint:
         """Names of the served models."""
         return [str(card["id"]) for card in self._cards]
 
+    def require_model(self) -> None:
+        """Refuse a name that is not served.
+
+        Raises:
+            EndpointError: the message lists what is served.
+        """
+        if self.model not in self.models():
+            served = ", ".join(self.models()) or "no model"
+            raise EndpointError(f"{self.base_url} does not serve {self.model!r}. It serves: {served}.")
+
     @property
     def max_model_len(self) -> int | None:
         """Longest prompt + output in tokens, where the server tells (vLLM does)."""
@@ -234,10 +244,8 @@ class Endpoint:
                 f"{url} answered {status}, wrong API key: {given}. "
                 f"Set {KEY_VARIABLES[0]} (or {KEY_VARIABLES[1]}) to the server's key."
             )
-        if status == 404 and url.path.endswith("/completions") and self._model not in self.models():
-            raise EndpointError(
-                f"{self.base_url} does not serve {self.model!r}. It serves: {', '.join(self.models())}."
-            )
+        if status == 404 and url.path.endswith("/completions"):
+            self.require_model()
         raise EndpointError(f"{url} answered {status}: {_detail(response)}")
 
 

@@ -67,11 +67,7 @@ def probe(endpoint: Endpoint) -> Capabilities:
     Raises:
         EndpointError: it cannot be reached, refuses the key or does not serve the model.
     """
-    model = endpoint.model
-    if model not in endpoint.models():
-        raise EndpointError(
-            f"{endpoint.base_url} does not serve {model!r}. It serves: {', '.join(endpoint.models())}."
-        )
+    endpoint.require_model()
     version = (endpoint.get_optional("/version") or {}).get("version")
     reasons: dict[str, str] = {}
 
@@ -86,7 +82,7 @@ def probe(endpoint: Endpoint) -> Capabilities:
     return Capabilities(
         engine=endpoint.owner or "unknown",
         version=str(version) if version else None,
-        model=model,
+        model=endpoint.model,
         max_model_len=endpoint.max_model_len,
         prompt_logprobs=supports("prompt_logprobs", partial(_check_scores, endpoint)),
         top_k=next((k for k in TOP_K if supports(f"top_k={k}", partial(_check_top, endpoint, k))), 0),

@@ -12,12 +12,20 @@ from qdeploy.engines import logs, ports
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.engines.environment import Device, Environment, find
 from qdeploy.engines.process import ServerProcess
-from qdeploy.errors import CheckpointError, EngineError
+from qdeploy.errors import CheckpointError, EngineError, UsageError
 from qdeploy.files import read_json
 
 DEADLINE_S = 600.0
 MAX_LOGPROBS = 256
 """Most top-k log-probabilities per position that the server gives out; vLLM's own default is 20."""
+
+RESERVED = {
+    "--api-key": "it would show in logs and records; set the environment variable VLLM_API_KEY",
+    "--model": "the folder is the model",
+    "--host": "use qdeploy's own --host",
+    "--port": "use qdeploy's own --port",
+}
+"""Arguments of vLLM that are refused → what to do instead."""
 
 CPU_KV_CACHE_GIB = "2"
 ENGINE_ARGUMENTS = "engine_args.json"
@@ -109,46 +117,52 @@ class VllmEngine:
             arguments: more arguments for vLLM, after and so over those of the folder's `engine_args.json`.
 
         Raises:
-            UsageError: the port is taken.
+            UsageError: the port is taken, or an argument is one that belongs elsewhere.
             CheckpointError: the folder holds no model.
             EngineError: vLLM died, was not ready in time, or serves a quantized checkpoint unquantized.
         """
         model = model.resolve()
         config = _config(model)
+        engine_arguments = [*self._defaults(model), *_folder_arguments(model), *arguments]
+        _check_arguments(engine_arguments)
         if port is None:
             port = ports.free_port(host)
         ports.check_free(port, host)
-        named = ["--served-model-name", model.name]
-        engine_arguments = [*named, *self._defaults(), *_folder_arguments(model), *arguments]
         command = [str(self.environment.python), "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", str(model), "--host", host, "--port", str(port), *engine_arguments]
         process = ServerProcess(command, log, self._variables())
         root = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
         seconds = process.wait_ready([f"{root}/health", f"{root}/v1/models"], deadline_s)
         try:
-            text = logs.read_log(log)
-            engine = RunningEngine(
-                base_url=f"{root}/v1",
-                model=_served_name(f"{root}/v1"),
-                version=self.environment.version,
-                checkpoint=model,
-                arguments=engine_arguments,
-                log=log,
-                load_seconds=round(seconds, 1),
-                kernel=logs.kernels(text),
-                quantization=logs.quantization(text),
-                process=process,
-            )
+            engine = self._running(process, f"{root}/v1", model, engine_arguments, seconds)
             _check_quantized(engine, config)
         except BaseException:
             process.stop()
             raise
         return engine
 
-    def _defaults(self) -> list[str]:
+    def _running(
+        self, process: ServerProcess, base_url: str, model: Path, arguments: list[str], seconds: float
+    ) -> RunningEngine:
+        text = logs.read_log(process.log)
+        return RunningEngine(
+            base_url=base_url,
+            model=_served_name(base_url),
+            version=self.environment.version,
+            checkpoint=model,
+            arguments=arguments,
+            log=process.log,
+            load_seconds=round(seconds, 1),
+            kernel=logs.kernels(text),
+            quantization=logs.quantization(text),
+            process=process,
+        )
+
+    def _defaults(self, model: Path) -> list[str]:
         """Prompt scoring as deep as KL needs, no sampling defaults of the model's own."""
-        common = ["--max-logprobs", str(MAX_LOGPROBS), "--generation-config", "vllm"]
-        # Compiling takes minutes on a CPU and buys little there; `--no-enforce-eager` turns it on.
+        common = ["--served-model-name", model.name, "--max-logprobs", str(MAX_LOGPROBS)]
+        common += ["--generation-config", "vllm"]
+        # Compiling takes minutes on a CPU; `--no-enforce-eager` turns it on.
         return [*common, "--enforce-eager"] if self.environment.device == "cpu" else common
 
     def _variables(self) -> dict[str, str]:
@@ -185,6 +199,14 @@ def _folder_arguments(model: Path) -> list[str]:
     if settings.get("engine") != "vllm":
         raise EngineError(f"{model} was exported for {settings.get('engine')!r}, not for vLLM ({path}).")
     return [str(argument) for argument in settings.get("arguments", ())]
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse what this module sets itself, and a key, which would end up in logs and records."""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name in RESERVED:
+            raise UsageError(f"{name} cannot be given to vLLM as an engine argument: {RESERVED[name]}.")
 
 
 def _served_name(base_url: str) -> str:

@@ -91,6 +91,15 @@ def test_a_taken_port_is_refused_before_anything_starts(
     assert not (tmp_path / "log").exists()
 
 
+@pytest.mark.parametrize("argument", ["--port", "--api-key=secret"])
+def test_arguments_that_belong_elsewhere_are_refused(
+    model_folder: Folder, tiny_environment: Environment, tmp_path: Path, argument: str
+) -> None:
+    with pytest.raises(UsageError, match="cannot be given to vLLM") as caught:
+        VllmEngine(tiny_environment).launch(model_folder(), log=tmp_path / "log", arguments=[argument, "1"])
+    assert "secret" not in str(caught.value)
+
+
 def test_an_engine_that_dies_names_the_cause(
     model_folder: Folder, tiny_environment: Environment, tmp_path: Path
 ) -> None:
