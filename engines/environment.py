@@ -28,6 +28,7 @@ Device = Literal["cpu", "cuda"]
 PYTHON_VARIABLE = "QDEPLOY_VLLM_PYTHON"
 STAMP = "installed.json"
 VERSION = "0.32.0"
+SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 REPORT_INTERVAL_S = 15.0
 
 STEPS: dict[Device, tuple[tuple[str, ...], ...]] = {
@@ -129,9 +130,9 @@ def install(engine: str, device: Device, say: Callable[[str], None]) -> Environm
     if engine != "vllm":
         raise UnknownNameError("engine", engine, ["vllm"])
     folder = home() / "engines" / f"{engine}-{VERSION}-{device}"
-    if (folder / STAMP).exists():
+    if done := next((e for e in installed() if e.folder == folder), None):
         say(f"{engine} {VERSION} for {device} is already installed in {folder}")
-        return next(e for e in installed() if e.folder == folder)
+        return done
     with disk_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -140,6 +141,7 @@ def install(engine: str, device: Device, say: Callable[[str], None]) -> Environm
     for step in STEPS[device]:
         command = [str(python), "-m", "pip", "-q", "--disable-pip-version-check", *step]
         _step(command, f"pip {' '.join(step)}", log, say)
+    _step([str(python), "-c", f"import {SERVER_MODULE}"], f"import {SERVER_MODULE}", log, say)
     environment = _of_python(python)
     stamp = {"engine": engine, "version": environment.version, "device": environment.device}
     write_json(folder / STAMP, stamp)

@@ -10,7 +10,7 @@ from typing import Any
 
 from qdeploy.engines import logs, ports
 from qdeploy.engines.endpoint import Endpoint
-from qdeploy.engines.environment import Device, Environment, find
+from qdeploy.engines.environment import SERVER_MODULE, Device, Environment, find
 from qdeploy.engines.process import ServerProcess
 from qdeploy.errors import CheckpointError, EngineError, UsageError
 from qdeploy.files import read_json
@@ -128,7 +128,7 @@ class VllmEngine:
         if port is None:
             port = ports.free_port(host)
         ports.check_free(port, host)
-        command = [str(self.environment.python), "-m", "vllm.entrypoints.openai.api_server"]
+        command = [str(self.environment.python), "-m", SERVER_MODULE]
         command += ["--model", str(model), "--host", host, "--port", str(port), *engine_arguments]
         process = ServerProcess(command, log, self._variables())
         root = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
