@@ -31,14 +31,16 @@ def export(
         bool, typer.Option("--json", help="Print the report as JSON on standard output.")
     ] = False,
 ) -> None:
-    """Check a checkpoint for an engine and a device, and write a folder that is ready to be served.
+    """Check a checkpoint for an engine and a device, and make a folder to serve.
 
-    Makes the checks of the engine's own loader before anyone waits for it: tensors, dtypes, shapes, scales,
-    fused layers, the split over devices, and whether the device has a kernel for every layer. Says which
-    kernel to expect. An error means that nothing is written.
+    Makes the checks of the engine's own loader before anyone waits for it:
+    tensors, dtypes, shapes, scales, fused layers, the split over devices,
+    and whether the device has a kernel for every layer. Says which kernel
+    to expect. An error means that nothing is written.
 
-    The folder holds the model's files as hard links (copies on another file system), serve.sh, compose.yaml,
-    engine_args.json for `qdeploy serve`, and export.json with the report.
+    The folder holds the model's files as hard links (copies on another
+    file system), serve.sh, compose.yaml, engine_args.json for
+    `qdeploy serve`, and export.json with the report.
 
     Examples:
 

@@ -22,13 +22,16 @@ def verify(
 ) -> None:
     """Prove that the served model computes what its checkpoint says.
 
-    First the files: every quantized layer must decode to the numbers that `qdeploy quantize` recorded, every
-    weight file must have its recorded hash. Then the server: a fixed text is scored through HTTP and by the
-    dequantized model in this process. Log-probabilities may differ by no more than twice what the same model
-    differs from float32 when it runs here in the engine's own number type.
+    First the files: every quantized layer must decode to the numbers that
+    `qdeploy quantize` recorded, and every weight file must have its
+    recorded hash. Then the server: a fixed text is scored through HTTP and
+    by the dequantized model in this process. Log-probabilities may differ
+    by no more than twice what the same model differs from float32 when it
+    runs here in the engine's own number type (see docs/verify.md).
 
-    Ends with exit code 1 and the layers to suspect if the served model is not the checkpoint. Needs memory
-    for the model in float32. The key of a server given with --url is read from QDEPLOY_API_KEY or
+    Ends with exit code 1 if the served model is not the checkpoint, and
+    names the layers that changed. Needs memory for the model in float32.
+    The key of a server given with --url is read from QDEPLOY_API_KEY or
     OPENAI_API_KEY.
 
     Examples:
