@@ -126,7 +126,7 @@ def serve(
     )
     try:
         running = engine.launch(
-            deploy, log=log, port=port or None, host=host, arguments=arguments or (), deadline_s=deadline
+            deploy, log=log, port=port, host=host, arguments=arguments or (), deadline_s=deadline
         )
         with running:
             _announce(running, as_json)

@@ -29,7 +29,7 @@ def check_free(port: int, host: str = "127.0.0.1") -> None:
         except OSError as error:
             raise UsageError(
                 f"Cannot listen on {host}:{port}: {error.strerror}{_holder(port)}. "
-                "Choose another port with --port, or leave it out to get a free one."
+                "Choose another one with --port; --port 0 takes a free one."
             ) from error
 
 

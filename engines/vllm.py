@@ -113,7 +113,7 @@ class VllmEngine:
 
         Args:
             log: file for the engine's output.
-            port: None chooses a free one.
+            port: None or 0 chooses a free one.
             arguments: more arguments for vLLM, after and so over those of the folder's `engine_args.json`.
 
         Raises:
@@ -125,7 +125,7 @@ class VllmEngine:
         config = _config(model)
         engine_arguments = [*self._defaults(model), *_folder_arguments(model), *arguments]
         _check_arguments(engine_arguments)
-        if port is None:
+        if not port:
             port = ports.free_port(host)
         ports.check_free(port, host)
         command = [str(self.environment.python), "-m", SERVER_MODULE]
