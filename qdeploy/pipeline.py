@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from qdeploy import __version__
 from qdeploy.calibration import CalibrationSet
 from qdeploy.calibration import load as load_calibration
-from qdeploy.checkpoint.manifest import Calibration, Manifest, Model, Module, Totals
+from qdeploy.checkpoint.manifest import MANIFEST, Calibration, Manifest, Model, Module, Totals
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError
+from qdeploy.files import read_json
 from qdeploy.fingerprint import fingerprint
 from qdeploy.formats.compressed_tensors import pack, quantization_config, unpack
 from qdeploy.methods.base import needs_hessian
@@ -75,7 +76,8 @@ def quantize(recipe: Recipe, output: Path, *, restart: bool = False) -> dict[str
         seconds = earlier + time.monotonic() - start
         manifest = _manifest(recipe, reader, calibration, modules, _totals(reader, writer, seconds))
         writer.finish(_config(reader, model, plan), manifest, reader.folder)
-    return manifest
+    written: dict[str, Any] = read_json(output / MANIFEST)
+    return written
 
 
 @contextmanager
@@ -214,13 +216,13 @@ class _Walk:
         materialize(self.model, block.parameters, self.reader, self.device)
         if self.writer.done(block.name):
             self._restore(block)
+            propagate(call, activations)
         else:
+            sequential = self.recipe.true_sequential
             solved = quantize_with_data(
-                call, activations, self.plan, true_sequential=self.recipe.true_sequential
+                call, activations, self.plan, true_sequential=sequential, outputs=not is_last
             )
             self._write(block, solved, start)
-        if not is_last:
-            propagate(call, activations)
         release(self.model, block.parameters)
 
     def _without_data(self, block: Block) -> None:

@@ -34,8 +34,11 @@ class Activations:
             with tempfile.TemporaryFile(dir=spill) as file:
                 self._states = torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
 
-    def __len__(self) -> int:
-        return len(self._states)
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """S, T, D."""
+        samples, tokens, width = self._states.shape
+        return samples, tokens, width
 
     def __getitem__(self, samples: slice) -> Tensor:
         return self._states[samples]
@@ -45,7 +48,7 @@ class Activations:
 
     def batches(self) -> Iterator[slice]:
         """Micro-batches of samples."""
-        yield from micro_batches(len(self), self._states.shape[1])
+        yield from micro_batches(*self.shape[:2])
 
 
 def micro_batches(samples: int, tokens: int) -> Iterator[slice]:

@@ -13,14 +13,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from qdeploy import pipeline
+from qdeploy import pipeline, walk
 from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError, UsageError
 from qdeploy.fingerprint import fingerprint
 from qdeploy.formats.compressed_tensors import module_schemes, unpack
+from qdeploy.methods.gptq import GPTQ
+from qdeploy.modeling import activations
+from qdeploy.modeling.activations import Activations
+from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import SINGLE, CheckpointReader
+from qdeploy.modeling.inputs import BlockCall
+from qdeploy.modeling.skeleton import build_skeleton, materialize
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
+from qdeploy.schemes import Scheme
 
 CALIBRATION = {"samples": 4, "sequence_length": 32}
 
@@ -129,6 +136,31 @@ def layer_error(model: Any, name: str, quantized: Tensor, tokens: Tensor) -> flo
     handle.remove()
     lost = (inputs[0] @ (layer.weight - quantized).T).square().sum()
     return float(lost / (inputs[0] @ layer.weight.T).square().sum())
+
+
+def test_short_memory_changes_nothing(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize(recipe(tiny_llama), tmp_path / "ample")
+    monkeypatch.setattr(walk, "MEMORY_SHARE", 0)
+    monkeypatch.setattr(activations, "MEMORY_SHARE", 0)
+    quantize(recipe(tiny_llama), tmp_path / "short")
+    assert shard_bytes(tmp_path / "short") == shard_bytes(tmp_path / "ample")
+
+
+def test_a_layer_that_never_runs_is_rounded_and_reported(tiny_llama: Path) -> None:
+    reader = CheckpointReader(tiny_llama)
+    model = build_skeleton(reader)
+    block = find_blocks(model)[0]
+    block.module.add_module("idle", torch.nn.Linear(64, 64))
+    materialize(model, [n for n in block.parameters if "idle" not in n], reader, torch.device("cpu"))
+    states = Activations((2, 8, 64), tiny_llama)
+    states[:] = torch.randn(2, 8, 64)
+    angles = torch.randn(1, 8, 16)
+    call = BlockCall(block, (), {"position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None})
+    plan = {f"{block.name}.idle": (Scheme("W4A16", 4, 32), GPTQ())}
+    solved = walk.quantize_with_data(call, states, plan, true_sequential=True, outputs=True)
+    assert "no calibration token" in str(solved[f"{block.name}.idle"].solution.fallback)
 
 
 def test_the_manifest_holds_what_was_done(tiny_llama: Path, tmp_path: Path) -> None:
