@@ -60,11 +60,7 @@ def import_gguf(path: Path, output: Path) -> GgufSummary:
 
 
 def _convert(path: Path, folder: Path) -> None:
-    from transformers.utils import logging
-
-    if not console.is_terminal:
-        logging.disable_progress_bar()
-    console.print(f"Decoding the weights of {path} …", highlight=False)
+    console.print(f"Decoding the weights of {path.name} …", highlight=False)
     model = _load_model(path)
     console.print("Writing weights and tokenizer …")
     with disk_errors(folder), system_errors():

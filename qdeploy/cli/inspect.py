@@ -97,12 +97,17 @@ def _errors(manifest: Manifest, limit: int | None) -> Table:
     ranked = sorted(manifest.modules, key=lambda m: (m.relative_error is None, -(m.relative_error or 0.0)))
     shown = ranked[:limit]
     title = "Layers, worst first" if limit is None else f"Worst {len(shown)} of {len(ranked)} layers"
-    table = Table("Layer", "Scheme", "Method", title=title)
+    table = Table(title=title)
+    table.add_column("Layer", overflow="fold")
+    mixed = len({module.scheme for module in ranked}) > 1
+    for heading in ("Scheme", "Method") if mixed else ("Method",):
+        table.add_column(heading)
     for heading in ("Error", "Damping"):
         table.add_column(heading, justify="right")
     for module in shown:
         error = "–" if module.relative_error is None else f"{module.relative_error:.3g}"
         damp = "–" if module.damp is None else f"{module.damp:.3g}"
         method = f"{module.method} [yellow]fallback[/]" if module.fallback else module.method
-        table.add_row(module.name, module.scheme, method, error, damp)
+        scheme = (module.scheme,) if mixed else ()
+        table.add_row(module.name, *scheme, method, error, damp)
     return table

@@ -107,7 +107,7 @@ def test_table_lists_the_worst_layers_first(packed: Path, monkeypatch: pytest.Mo
     text = run(packed)
     assert "16 × 128 tokens of novel.txt, seed 7" in text
     assert f"Worst 10 of {LAYERS} layers" in text
-    errors = [line.split("│")[4].strip() for line in text.splitlines() if "gptq" in line]
+    errors = [line.split("│")[3].strip() for line in text.splitlines() if "gptq" in line]
     assert errors == [f"{i / 1000:.3g}" for i in range(LAYERS - 1, LAYERS - 11, -1)]
     assert sum("gptq" in line for line in run(packed, "--modules").splitlines()) == LAYERS
 
