@@ -2,6 +2,16 @@
 
 W [N, K] is rounded to Q so as to minimize tr((W − Q)H(W − Q)ᵀ). With H⁻¹ = UᵀU, U upper triangular, column j
 is rounded to q, and e = (w_j − q) / U_jj is taken off the columns yet to come: W_{j:} ← W_{j:} − e·U_{j,j:}.
+
+damp, act_order and static groups are those of the paper's code. Plain GPTQ overfits its calibration text; the
+scale grid and the shrinkage are against that. Geometric mean of the relative error over 12 linears of
+SmolLM2-135M-Instruct (blocks 0, 10, 29; 4 bits symmetric, group 64; 16 × 512 tokens of documentation):
+
+                               calibration text   unseen documentation   WikiText-2 test
+    round to nearest                    0.00647                0.00654           0.00660
+    damp 0.01, act_order                0.00076                0.00132           0.00411
+    + grid                              0.00073                0.00122           0.00322
+    + shrinkage 0.3 (default)           0.00092                0.00128           0.00262
 """
 
 from __future__ import annotations
