@@ -14,8 +14,10 @@ EXTRAS = {"eval": "lm_eval", "gguf": "gguf", "hub": "datasets"}
 CUDA_CAPABILITY = 7.5
 """Least compute capability for which vLLM 0.32 has kernels for the presets: W4A16, W8A16 (Marlin), W8A8."""
 
-CPU_SCHEMES = {"W4A16": True, "W4A16_ASYM": True, "W8A16": False, "W8A8": True}
-"""Presets that the CPU build of vLLM 0.32 has a kernel for; found by loading checkpoints."""
+NO_KERNEL = "no kernel in vLLM's CPU build"
+NEEDS_AVX512 = "needs AVX-512: vLLM's AVX2 library lacks the int4 kernel"
+CPU_SCHEMES = {"W4A16": NEEDS_AVX512, "W4A16_ASYM": NEEDS_AVX512, "W8A16": NO_KERNEL, "W8A8": "native"}
+"""Presets → what the CPU build of vLLM 0.32 can do with them on a processor without AVX-512."""
 
 
 def doctor(
@@ -59,7 +61,7 @@ def examine() -> dict[str, Any]:
         "machine": machine,
         "gpus": gpus,
         "quantize": {"parameters": _largest_model(machine)},
-        "serve": {"device": device, "schemes": _schemes(device, gpus)},
+        "serve": {"device": device, "schemes": _schemes(device, gpus, machine["avx512"])},
         "engines": engines,
         "engines_folder": str(home() / "engines"),
         "missing": missing,
@@ -78,12 +80,19 @@ def _machine() -> dict[str, Any]:
     memory = psutil.virtual_memory()
     return {
         "cpu": cpu_model(),
+        "avx512": "avx512f" in _cpu_flags(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": memory.total,
         "memory_available_bytes": memory.available,
         "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
         "torch": version("torch"),
     }
+
+
+def _cpu_flags() -> set[str]:
+    """Instruction sets, as Linux names them."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
 def _gpus() -> list[dict[str, Any]]:
@@ -116,11 +125,11 @@ def _largest_model(machine: dict[str, Any]) -> int:
     return int(min(by_memory, by_disk))
 
 
-def _schemes(device: str, gpus: list[dict[str, Any]]) -> dict[str, str]:
+def _schemes(device: str, gpus: list[dict[str, Any]], avx512: bool) -> dict[str, str]:
     """Preset → "native", or why there is no kernel for it."""
     if device == "cpu":
-        absent = "no kernel in vLLM's CPU build"
-        return {name: "native" if has else absent for name, has in CPU_SCHEMES.items()}
+        native = ("native", NEEDS_AVX512) if avx512 else ("native",)
+        return {name: "native" if state in native else state for name, state in CPU_SCHEMES.items()}
     capability = max((gpu["compute_capability"] for gpu in gpus), default=0.0)
     absent = f"needs compute capability {CUDA_CAPABILITY}, the GPU has {capability}"
     return dict.fromkeys(CPU_SCHEMES, "native" if capability >= CUDA_CAPABILITY else absent)

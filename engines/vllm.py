@@ -12,7 +12,7 @@ from qdeploy.engines import logs, ports
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.engines.environment import SERVER_MODULE, Device, Environment, find
 from qdeploy.engines.process import ServerProcess
-from qdeploy.errors import CheckpointError, EngineError, UsageError
+from qdeploy.errors import CheckpointError, EndpointError, EngineError, UsageError
 from qdeploy.files import read_json
 
 DEADLINE_S = 600.0
@@ -119,7 +119,8 @@ class VllmEngine:
         Raises:
             UsageError: the port is taken, or an argument is one that belongs elsewhere.
             CheckpointError: the folder holds no model.
-            EngineError: vLLM died, was not ready in time, or serves a quantized checkpoint unquantized.
+            EngineError: vLLM died, was not ready in time, serves a quantized checkpoint unquantized, or
+                fails on a first small request.
         """
         model = model.resolve()
         config = _config(model)
@@ -136,6 +137,7 @@ class VllmEngine:
         try:
             engine = self._running(process, f"{root}/v1", model, engine_arguments, seconds)
             _check_quantized(engine, config)
+            _check_answers(engine)
         except BaseException:
             process.stop()
             raise
@@ -212,6 +214,18 @@ def _check_arguments(arguments: Sequence[str]) -> None:
 def _served_name(base_url: str) -> str:
     with Endpoint(base_url, api_key=os.environ.get("VLLM_API_KEY")) as endpoint:
         return endpoint.models()[0]
+
+
+def _check_answers(engine: RunningEngine) -> None:
+    """A kernel missing from the build (AVX2: int4) shows no earlier than at a request."""
+    try:
+        with Endpoint(engine.base_url, engine.model, os.environ.get("VLLM_API_KEY")) as endpoint:
+            endpoint.complete([1, 2], max_tokens=1)
+    except EndpointError as error:
+        reason = logs.failure(logs.read_log(engine.log))
+        raise EngineError(
+            f"vLLM loaded {engine.checkpoint} but fails on the first request.\n{reason}\n  Log: {engine.log}"
+        ) from error
 
 
 def _check_quantized(engine: RunningEngine, config: dict[str, Any]) -> None:

@@ -91,6 +91,16 @@ def test_a_taken_port_is_refused_before_anything_starts(
     assert not (tmp_path / "log").exists()
 
 
+def test_an_engine_that_loads_but_cannot_answer_fails(
+    model_folder: Folder, tiny_environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qdeploy.engines.endpoint.BACKOFF_S", 0.01)
+    crash = "AttributeError: '_C' object has no attribute 'cpu_gemm_wna16'"
+    folder = model_folder(QUANTIZED, log=WEIGHT_ONLY, crash=crash)
+    with pytest.raises(EngineError, match=r"fails on the first request\.\n  AttributeError: .*gemm_wna16"):
+        VllmEngine(tiny_environment).launch(folder, log=tmp_path / "log")
+
+
 @pytest.mark.parametrize("argument", ["--port", "--api-key=secret"])
 def test_arguments_that_belong_elsewhere_are_refused(
     model_folder: Folder, tiny_environment: Environment, tmp_path: Path, argument: str

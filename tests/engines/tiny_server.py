@@ -9,6 +9,7 @@ Run as `tiny_server.py --model FOLDER --port N`; FOLDER/behaviour.json says how 
     log              text to print at the start
     die              exits with this message instead of serving
     never_ready      /health answers 503
+    crash            exits with this message at the first completion
     child            starts a process that ignores SIGTERM, in a session of its own, and writes its pid there
     bos              scores a BOS token of its own before the prompt
 """
@@ -19,6 +20,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -99,6 +101,9 @@ class Handler(BaseHTTPRequestHandler):
             self.behaviour["failures"] = self.behaviour.get("failures", 0) - 1
         if not self._allowed():
             self._error(401, "Unauthorized")
+        elif "crash" in self.behaviour:
+            print(self.behaviour["crash"], flush=True)
+            os._exit(1)
         elif failing:
             self._error(503, "overloaded")
         elif request["model"] != self.model:
