@@ -59,25 +59,26 @@ class Steps:
             return
         console.print(f"{variant.name}: {step}", highlight=False)
         shutil.rmtree(result.parent, ignore_errors=True)
-        record = StepState(status="running", fingerprint=fingerprint)
-        self._keep(variant, step, record)
+        self._keep(variant, step, StepState(status="running", fingerprint=fingerprint))
         start = time.monotonic()
         try:
             action()
         except QDeployError as error:
-            failed = StepState(status="failed", fingerprint=fingerprint, error=str(error))
-            self._keep(variant, step, failed)
+            self._keep(variant, step, StepState(status="failed", fingerprint=fingerprint, error=str(error)))
             raise StepError(variant.name, step, error, log) from error
         except KeyboardInterrupt:
-            raise Interrupted(
-                f"Interrupted in variant {variant.name}, step {step}. The same command goes on from there."
-            ) from None
-        record.status, record.seconds = "done", round(time.monotonic() - start, 1)
-        self._keep(variant, step, record)
+            raise interrupted(variant.name, step) from None
+        seconds = round(time.monotonic() - start, 1)
+        self._keep(variant, step, StepState(status="done", fingerprint=fingerprint, seconds=seconds))
 
     def _keep(self, variant: VariantState, step: StepName, record: StepState) -> None:
         variant.steps[step] = record
         self.state.save(self.folder)
+
+
+def interrupted(variant: str, step: str) -> Interrupted:
+    """The error for Ctrl-C in a step."""
+    return Interrupted(f"Interrupted in variant {variant}, step {step}. The same command goes on from there.")
 
 
 def fingerprint(*inputs: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from qdeploy import registry
 from qdeploy.bench.campaign.state import StepName, VariantState
-from qdeploy.bench.campaign.steps import StepError, Steps, fingerprint, stamp
+from qdeploy.bench.campaign.steps import StepError, Steps, fingerprint, interrupted, stamp
 from qdeploy.bench.evaluation import run_eval
 from qdeploy.bench.load import measure
 from qdeploy.bench.load.run import save
@@ -17,7 +17,7 @@ from qdeploy.bench.plan import BASELINE, Plan, VariantPlan
 from qdeploy.bench.records import Engine
 from qdeploy.bench.verify import expect, judge
 from qdeploy.engines.endpoint import Endpoint
-from qdeploy.errors import Interrupted, QDeployError
+from qdeploy.errors import QDeployError
 from qdeploy.pipeline import quantize
 from qdeploy.progress import console
 
@@ -131,9 +131,7 @@ class Line:
         except QDeployError as error:
             raise StepError(self.name, "serve", error, self.log) from error
         except KeyboardInterrupt:
-            raise Interrupted(
-                f"Interrupted while {self.name} was starting. The same command goes on from there."
-            ) from None
+            raise interrupted(self.name, "serve") from None
 
     def _measurements(self) -> list[Measurement]:
         """In the order of their doing: latency first, on a server that nothing else has touched."""
