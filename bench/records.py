@@ -48,7 +48,7 @@ class Engine(Record):
 
 
 class Percentile(Record):
-    """One percentile; `value` is None where there are fewer than `needed` samples."""
+    """One percentile, `q` a fraction; `value` is None where there are fewer than `needed` samples."""
 
     q: float
     value: float | None

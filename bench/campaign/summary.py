@@ -36,7 +36,7 @@ def _row(variant: Variant, baseline: Variant | None) -> dict[str, str]:
         "kernel": (variant.engine.kernel if variant.engine else None) or "16-bit",
     }
     for metric in headline_metrics(variant):
-        median = percentile(metric.of(variant), 50)
+        median = percentile(metric.of(variant), 0.5)
         row[f"median {metric.short}"] = numbers.milliseconds(median.value if median else None)
     row["output tokens/s"] = numbers.number(load.output_token_throughput) if load else numbers.MISSING
     row["perplexity"] = numbers.estimate(fidelity.perplexity if fidelity else None)

@@ -9,7 +9,7 @@ from qdeploy.bench.records import Distribution, Estimate, Percentile, TaskScore,
 
 
 def percentile(distribution: Distribution | None, q: float) -> Percentile | None:
-    """The percentile `q` (0 to 100) of a distribution, None where it was not taken."""
+    """The percentile `q` (a fraction) of a distribution, None where it was not taken."""
     if distribution is None:
         return None
     return next((p for p in distribution.percentiles if math.isclose(p.q, q)), None)

@@ -51,7 +51,13 @@ def summarize(variant: Variant, baseline: Variant | None) -> Summary:
         verdict=verdict,
         verdict_words=VERDICT_WORDS[verdict],
         lead=f"{size_words(variant, baseline)} {accuracy_words(tasks)}",
-        details=[*latencies, kl_words(variant), kernel_words(variant), *verify_words(variant)],
+        details=[
+            *latencies,
+            *client_words(variant, baseline),
+            kl_words(variant),
+            kernel_words(variant),
+            *verify_words(variant),
+        ],
         figures=_figures(variant, baseline),
     )
 
@@ -75,7 +81,7 @@ def headline_metrics(variant: Variant) -> list[Metric]:
 def size_words(variant: Variant, baseline: Variant | None) -> str:
     checkpoint = variant.checkpoint
     if checkpoint is None:
-        return "Its weights are no longer there, so their size is unknown."
+        return "Its checkpoint folder is not there, so its size is unknown."
     text = f"{checkpoint.describe()}: {numbers.size(checkpoint.weight_bytes)} of weights"
     factor = size_factor(variant, baseline)
     if factor is None or baseline is None or baseline.checkpoint is None:
@@ -94,7 +100,7 @@ def size_factor(variant: Variant, baseline: Variant | None) -> float | None:
 def latency_words(metric: Metric, variant: Variant, baseline: Variant | None) -> str:
     """How the median changed, or why that cannot be said."""
     ours = metric.of(variant)
-    median = percentile(ours, 50)
+    median = percentile(ours, 0.5)
     if ours is None or median is None or median.value is None:
         return f"Median {metric.short}: {refusal(ours)}."
     change = change_words(median_change(metric, variant, baseline))
@@ -109,7 +115,7 @@ def median_change(metric: Metric, variant: Variant, baseline: Variant | None) ->
         return "not compared: the baseline was not measured"
     if not same_load(variant, baseline):
         return "not compared: the baseline had another load"
-    change = ratio(percentile(metric.of(variant), 50), percentile(theirs, 50))
+    change = ratio(percentile(metric.of(variant), 0.5), percentile(theirs, 0.5))
     return change or "too few requests to say how it differs from the baseline"
 
 
@@ -123,6 +129,16 @@ def same_load(variant: Variant, baseline: Variant) -> bool:
     return len(sent) == 2 and sent[0] == sent[1]
 
 
+def client_words(variant: Variant, baseline: Variant | None) -> list[str]:
+    """A warning for each load run in which the client, not the server, set the pace."""
+    loads = [(v.name, v.bench.load) for v in (variant, baseline) if v and v.bench and v.bench.load]
+    return [
+        f"The load client fell behind its schedule while {name} was measured: distrust these latencies."
+        for name, load in loads
+        if load.client_limited
+    ]
+
+
 def change_words(change: Estimate | str) -> str:
     """A latency ratio as a claim that the interval supports."""
     if isinstance(change, str):
@@ -133,7 +149,7 @@ def change_words(change: Estimate | str) -> str:
 
 
 def refusal(distribution: Distribution | None) -> str:
-    median = percentile(distribution, 50)
+    median = percentile(distribution, 0.5)
     return numbers.MISSING if median is None else f"too few requests to say (needs {median.needed})"
 
 

@@ -12,7 +12,7 @@ from qdeploy.bench.report.svg import WIDTH, Drawing, Scale, axis, linear, nice_t
 
 LEFT, RIGHT, TOP = 44, 18, 34
 ROW, LANE, HEADING = 62, 14, 17
-SHOWN = (50.0, 90.0, 99.0)
+SHOWN = (0.5, 0.9, 0.99)
 
 
 def latency_panels(variants: Sequence[Variant]) -> list[str]:
@@ -41,7 +41,7 @@ def _panel(metric: Metric, variants: Sequence[Variant]) -> str:
 
 
 def _mark(drawing: Drawing, scale: Scale, percentile: Percentile, y: float, style: str) -> None:
-    name = f"p{percentile.q:g}"
+    name = f"p{percentile.q * 100:g}"
     drawing.text(LEFT - 8, y + 4, name, "tick", "end")
     if percentile.value is None:
         drawing.text(LEFT, y + 4, f"needs {percentile.needed} requests", "refused")

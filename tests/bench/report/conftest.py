@@ -41,7 +41,7 @@ CONFIG = {
     "hidden_size": 576,
 }
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-NEEDED = {50.0: 10, 90.0: 29, 95.0: 59, 99.0: 299}
+NEEDED = {0.5: 10, 0.9: 29, 0.95: 59, 0.99: 299}
 
 
 def distribution(median: float, count: int) -> Distribution:

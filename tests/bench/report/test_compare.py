@@ -11,7 +11,7 @@ from .conftest import task_score
 
 
 def median(value: float | None, low: float | None = None, high: float | None = None) -> Percentile:
-    return Percentile(q=50, value=value, low=low, high=high, needed=10)
+    return Percentile(q=0.5, value=value, low=low, high=high, needed=10)
 
 
 def test_against_an_exact_baseline_the_interval_is_the_variants() -> None:

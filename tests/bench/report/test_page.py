@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from qdeploy.bench.load.percentiles import distribution as distribution_of
 from qdeploy.bench.records import load_record
 from qdeploy.bench.report import write_report
 from qdeploy.errors import ComparisonError, UsageError
 
-from .conftest import CampaignMaker, record
+from .conftest import CampaignMaker, load_result, record
 
 VOID = {"meta", "br", "link", "input"}
 LOADERS = {"script", "link", "img", "iframe", "object", "embed", "source", "video", "audio", "base"}
@@ -111,6 +112,29 @@ def test_other_loads_are_not_compared(tmp_path: Path, make_campaign: CampaignMak
     assert "×0.706" not in text
 
 
+def test_a_client_that_fell_behind_is_told_first(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    campaign = make_campaign()
+    folder = campaign / "variants" / "baseline" / "bench"
+    slow = load_record(folder)
+    assert slow.load
+    slow.load.client_limited = True
+    slow.save(folder)
+    text = Document(report(tmp_path, campaign)).text
+    assert text.index("fell behind its schedule while baseline was measured") < text.index("Size and memory")
+
+
+def test_the_records_of_the_load_generator_are_shown(tmp_path: Path) -> None:
+    """The page looks percentiles up by the very keys that the load generator writes."""
+    made = distribution_of([10.0 + i for i in range(400)])
+    load = load_result(10, 400)
+    load.metrics = {"tpot_ms": made}
+    (tmp_path / "run").mkdir()
+    record("bench", "m", False, load=load).save(tmp_path / "run")
+    text = Document(report(tmp_path, tmp_path / "run")).text
+    assert "not taken" not in text
+    assert "p99" in text
+
+
 def test_inconclusive_says_what_would_decide(tmp_path: Path, make_campaign: CampaignMaker) -> None:
     text = Document(report(tmp_path, make_campaign())).text
     assert "accuracy is undecided" in text
@@ -141,7 +165,7 @@ def test_report_outlives_the_weights(tmp_path: Path, make_campaign: CampaignMake
     campaign = make_campaign()
     for folder in campaign.glob("variants/*/checkpoint"):
         shutil.rmtree(folder)
-    assert "Its weights are no longer there" in Document(report(tmp_path, campaign)).text
+    assert "Its checkpoint folder is not there" in Document(report(tmp_path, campaign)).text
 
 
 def test_loose_run_folders_join_by_checkpoint(tmp_path: Path, make_campaign: CampaignMaker) -> None:
