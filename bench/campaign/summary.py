@@ -18,9 +18,9 @@ def summary_rows(evidence: Evidence) -> list[dict[str, str]]:
 def summary_table(rows: list[dict[str, str]]) -> Table:
     """The rows for a terminal: one column a variant, for there are more figures than variants."""
     table = Table("", *(row["variant"] for row in rows))
-    for key in rows[0]:
+    for key in dict.fromkeys(key for row in rows for key in row):
         if key != "variant":
-            table.add_row(key, *(row[key] for row in rows))
+            table.add_row(key, *(row.get(key, numbers.MISSING) for row in rows))
     return table
 
 
