@@ -106,18 +106,25 @@ class Interrupted(QDeployError):
     exit_code = 130
 
 
+DISK_TROUBLE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ENOTDIR: "part of the path is a file, not a folder",
+}
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk met while writing `path` into an OutputError that says how to go on."""
+    """Turn what can go wrong with a disk while writing `path` into an OutputError that says how to go on."""
     try:
         yield
     except OSError as error:
-        reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-        reason = reasons.get(error.errno or 0)
-        if reason is None and "No space left on device" in str(error):
-            reason = reasons[errno.ENOSPC]
-        if reason is None and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            reason = f"permission denied ({error.strerror})"
+        # safetensors wraps a full disk in an error without a number.
+        full = "No space left on device" in str(error)
+        reason = DISK_TROUBLE.get(errno.ENOSPC if full else error.errno or 0)
         if reason is None:
             raise
         raise OutputError(

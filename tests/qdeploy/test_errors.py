@@ -16,7 +16,7 @@ def test_unknown_name_without_a_near_one_makes_no_guess() -> None:
     assert "Did you mean" not in str(UnknownNameError("method", "zzzzzz", ["rtn"]))
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR])
 def test_disk_trouble_becomes_one_message(code: int) -> None:
     with pytest.raises(OutputError, match="Cannot write /out"), disk_errors(Path("/out")):
         raise OSError(code, "trouble")
