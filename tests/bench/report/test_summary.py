@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from .conftest import CampaignMaker
 
 
 def printed(campaign: Path) -> str:
-    console = Console(width=200, record=True, quiet=True)
+    console = Console(width=200, record=True, file=StringIO())
     console.print(summary_table(summary_rows(collect([campaign]))))
     return console.export_text()
 
