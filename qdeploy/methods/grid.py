@@ -10,8 +10,8 @@ from torch import Tensor
 from qdeploy.quantized import QuantizedLinear, portable_scales
 from qdeploy.schemes import Scheme
 
-STEPS = 21
-SMALLEST_SHRINK = 0.6
+WIDEST, NARROWEST, STEPS = 1.14, 0.6, 28
+"""Shares of a group's range that a search tries. Above 1 because GPTQ moves weights beyond it."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def _grouped(weight: Tensor, scheme: Scheme) -> Tensor:
     return weight.reshape(n, scheme.groups(k), -1)
 
 
-def fit(weight: Tensor, scheme: Scheme, shrink: float = 1.0) -> Grid:
-    """The grid that spans `shrink` times the range of each group of `weight` [N, K].
+def fit(weight: Tensor, scheme: Scheme, share: float = 1.0) -> Grid:
+    """The grid that spans `share` times the range of each group of `weight` [N, K].
 
     Symmetric: 2·max|w| over 2^b − 1 steps, as in the GPTQ reference and compressed-tensors. Asymmetric: the
     range widened to include 0, which is then exactly representable. Scales are rounded to the precision in
@@ -59,15 +59,15 @@ def fit(weight: Tensor, scheme: Scheme, shrink: float = 1.0) -> Grid:
     """
     groups = _grouped(weight, scheme)
     if scheme.symmetric:
-        return Grid(portable_scales(groups.abs().amax(-1) * (2 * shrink / scheme.qmax)), None, scheme)
+        return Grid(portable_scales(groups.abs().amax(-1) * (2 * share / scheme.qmax)), None, scheme)
     lo, hi = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
-    scales = portable_scales((hi - lo) * (shrink / scheme.qmax))
-    zeros = (-shrink * lo / scales.float()).round().clamp(0, scheme.qmax)
+    scales = portable_scales((hi - lo) * (share / scheme.qmax))
+    zeros = (-share * lo / scales.float()).round().clamp(0, scheme.qmax)
     return Grid(scales, zeros.to(torch.uint8), scheme)
 
 
 def search(weight: Tensor, scheme: Scheme, importance: Tensor | None = None) -> Grid:
-    """The grid, out of STEPS shrunk by 1 … SMALLEST_SHRINK, with the least squared rounding error by group.
+    """The grid with the least squared rounding error by group: `fit`'s, or one of STEPS others.
 
     Args:
         weight: float32 [N, K].
@@ -76,8 +76,8 @@ def search(weight: Tensor, scheme: Scheme, importance: Tensor | None = None) -> 
     """
     best = fit(weight, scheme)
     least = _error(best, weight, importance)
-    for shrink in torch.linspace(1, SMALLEST_SHRINK, STEPS).tolist()[1:]:
-        grid = fit(weight, scheme, shrink)
+    for share in torch.linspace(WIDEST, NARROWEST, STEPS).tolist():
+        grid = fit(weight, scheme, share)
         error = _error(grid, weight, importance)
         better = error < least
         least = torch.where(better, error, least)
