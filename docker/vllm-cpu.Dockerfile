@@ -1,4 +1,4 @@
-# vLLM for machines without a GPU; serves what `qdeploy export --gpu cpu` writes.
+# vLLM for machines without a GPU; serves what `qdeploy export --gpu cpu-avx512` (or cpu-avx2) writes.
 #
 #   docker build -f docker/vllm-cpu.Dockerfile -t qdeploy-vllm-cpu:0.32.0 docker
 FROM python:3.12-slim-bookworm

@@ -22,8 +22,8 @@ def export(
     gpu: Annotated[
         str,
         typer.Option(
-            help="Device to check for: h100, h200, b200, a100, l40s, l4, a10, t4, rtx4090, cpu, or auto for "
-            "this machine's."
+            help="Device to check for: h100, h200, b200, a100, l40s, l4, a10, t4, rtx4090, cpu-avx512, "
+            "cpu-avx2, cpu for this machine's CPU, or auto for its GPU or else CPU."
         ),
     ] = "auto",
     tensor_parallel: Annotated[int, typer.Option(help="Devices that the model is split over.")] = 1,

@@ -31,6 +31,7 @@ class Kernel:
         symmetric, asymmetric: bits per weight that it takes on each grid.
         groups: group sizes, None standing for one scale per channel; the empty set for any even size.
         multiples: what N and K on one device must be multiples of.
+        avx512: a CPU must have AVX-512.
     """
 
     name: str
@@ -39,11 +40,14 @@ class Kernel:
     asymmetric: frozenset[int]
     groups: frozenset[int | None] = frozenset()
     multiples: tuple[int, int] = (1, 1)
+    avx512: bool = False
 
     def runs_on(self, target: Target) -> bool:
         """Whether the device has this kernel at all."""
-        if self.capabilities is None or target.capability is None:
-            return self.capabilities is None and target.capability is None
+        if self.capabilities is None:
+            return target.capability is None and (target.avx512 or not self.avx512)
+        if target.capability is None:
+            return False
         return self.capabilities[0] <= target.capability <= self.capabilities[1]
 
     def objection(self, scheme: Scheme, n: int, k: int) -> str | None:
@@ -70,7 +74,9 @@ WEIGHT_ONLY = (
     Kernel("MarlinLinearKernel", (75, ANY), FOUR_EIGHT, FOUR, frozenset({None, 32, 64, 128})),
     Kernel("TritonW4A16LinearKernel", (75, ANY), FOUR, FOUR, frozenset({None, 32, 64, 128, 256}), (8, 1)),
     Kernel("HummingLinearKernel", (75, ANY), FOUR_EIGHT, FOUR_EIGHT),
-    Kernel("CPUWNA16LinearKernel", None, FOUR, FOUR, frozenset(), (32, 32)),
+    # vLLM 0.32 picks it on other CPUs too, and fails at the first request, for they have no `cpu_gemm_wna16`:
+    # https://github.com/vllm-project/vllm/issues/55613
+    Kernel("CPUWNA16LinearKernel", None, FOUR, FOUR, frozenset(), (32, 32), avx512=True),
 )
 """Kernels for 16-bit activations, in the order in which vLLM asks them."""
 

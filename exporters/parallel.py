@@ -89,8 +89,9 @@ def check_kernels(layers: Sequence[FusedLayer], target: Target) -> Iterator[Find
 
 def _other_scheme(layer: FusedLayer, target: Target) -> str:
     scheme = layer.scheme
-    if target.capability is None and scheme and scheme.activation_bits is None and scheme.bits == 8:
-        return "Use W4A16 or W8A8 on a CPU, or export for a GPU"
+    if target.capability is None and scheme and scheme.activation_bits is None:
+        weights = "W4A16 or W8A8" if target.avx512 and scheme.bits == 8 else "W8A8"
+        return f"Use {weights} there, or export for a GPU"
     if scheme and scheme.activation_bits is not None:
         return "Use W4A16 or W8A16 there, or a GPU before sm100"
     return "Put the layer in the recipe's ignore list"

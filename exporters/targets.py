@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from qdeploy.errors import UnknownNameError
 
@@ -13,10 +14,12 @@ class Target:
 
     Attributes:
         capability: CUDA compute capability times ten, e.g. 90 for sm90; None for a CPU.
+        avx512: whether a CPU has AVX-512, for which vLLM has kernels that other CPUs lack.
     """
 
     name: str
     capability: int | None
+    avx512: bool = False
 
     def __str__(self) -> str:
         return self.name if self.capability is None else f"{self.name} (sm{self.capability})"
@@ -34,30 +37,39 @@ TARGETS = {
         Target("h100", 90),
         Target("h200", 90),
         Target("b200", 100),
-        Target("cpu", None),
+        Target("cpu-avx512", None, avx512=True),
+        Target("cpu-avx2", None),
     )
 }
 """Compute capabilities as NVIDIA lists them: https://developer.nvidia.com/cuda-gpus."""
 
 
 def find_target(name: str) -> Target:
-    """The target of that name; "auto" is this machine's first GPU, or its CPU where there is none.
+    """The target of that name; "cpu" is this machine's CPU, "auto" its first GPU or else its CPU.
 
     Raises:
         UnknownNameError: no such target.
     """
     name = name.lower()
     if name == "auto":
-        return _here()
+        return _gpu_here() or _cpu_here()
+    if name == "cpu":
+        return _cpu_here()
     if name not in TARGETS:
-        raise UnknownNameError("GPU", name, [*TARGETS, "auto"])
+        raise UnknownNameError("GPU", name, [*TARGETS, "cpu", "auto"])
     return TARGETS[name]
 
 
-def _here() -> Target:
+def _gpu_here() -> Target | None:
     import torch
 
     if not torch.cuda.is_available():
-        return TARGETS["cpu"]
+        return None
     major, minor = torch.cuda.get_device_capability(0)
     return Target(torch.cuda.get_device_name(0), 10 * major + minor)
+
+
+def _cpu_here() -> Target:
+    facts = Path("/proc/cpuinfo")
+    avx512 = facts.is_file() and "avx512f" in facts.read_text().split()
+    return TARGETS["cpu-avx512" if avx512 else "cpu-avx2"]

@@ -32,7 +32,7 @@ def test_a_sound_checkpoint_passes_every_check(pack_tiny: Callable[..., Path], s
 
 
 def test_a_16_bit_model_passes(tiny_family: Path) -> None:
-    assert not errors(check(tiny_family, TARGETS["cpu"]))
+    assert not errors(check(tiny_family, TARGETS["cpu-avx512"]))
 
 
 def test_missing_tokenizer(packed: Path) -> None:
@@ -143,4 +143,4 @@ def test_a_quantization_config_without_quantized_layers(
         (folder / file.name).write_bytes(file.read_bytes())
     block = CheckpointReader(packed).config["quantization_config"]
     edit_config(tiny_llama / "config.json", folder / "config.json", quantization_config=block)
-    assert any("no linear layer" in problem for _, problem in errors(check(folder, TARGETS["cpu"])))
+    assert any("no linear layer" in problem for _, problem in errors(check(folder, TARGETS["cpu-avx512"])))

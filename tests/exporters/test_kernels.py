@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from qdeploy.errors import UnknownNameError
@@ -27,15 +29,17 @@ def layer(scheme: Scheme, n: int = 4096, k: int = 4096) -> FusedLayer:
         (W4_ASYM, "l40s", 4096, 4096, "MarlinLinearKernel"),
         (Scheme("W4A16", 4, 256), "a100", 4096, 4096, "TritonW4A16LinearKernel"),
         (W8, "b200", 4096, 4096, "MarlinLinearKernel"),
-        (W4, "cpu", 4096, 4096, "CPUWNA16LinearKernel"),
-        (W4_ASYM, "cpu", 32, 32, "CPUWNA16LinearKernel"),
-        (W4, "cpu", 48, 64, None),
-        (W4, "cpu", 64, 48, None),
-        (W8, "cpu", 4096, 4096, None),
+        (W4, "cpu-avx512", 4096, 4096, "CPUWNA16LinearKernel"),
+        (W4_ASYM, "cpu-avx512", 32, 32, "CPUWNA16LinearKernel"),
+        (W4, "cpu-avx512", 48, 64, None),
+        (W4, "cpu-avx512", 64, 48, None),
+        (W8, "cpu-avx512", 4096, 4096, None),
+        (W4, "cpu-avx2", 4096, 4096, None),
+        (W8A8, "cpu-avx2", 4096, 4096, "CPUInt8ScaledMMLinearKernel"),
         (W8A8, "t4", 4096, 4096, "CutlassInt8ScaledMMLinearKernel"),
         (W8A8, "h100", 4096, 4096, "CutlassInt8ScaledMMLinearKernel"),
         (W8A8, "b200", 4096, 4096, None),
-        (W8A8, "cpu", 4096, 4096, "CPUInt8ScaledMMLinearKernel"),
+        (W8A8, "cpu-avx512", 4096, 4096, "CPUInt8ScaledMMLinearKernel"),
     ],
 )
 def test_kernel_per_scheme_and_device(scheme: Scheme, gpu: str, n: int, k: int, kernel: str | None) -> None:
@@ -45,7 +49,7 @@ def test_kernel_per_scheme_and_device(scheme: Scheme, gpu: str, n: int, k: int, 
 
 
 def test_no_kernel_is_an_error_that_says_what_to_do() -> None:
-    (finding,) = check_kernels([layer(W8)], TARGETS["cpu"])
+    (finding,) = check_kernels([layer(W8)], TARGETS["cpu-avx512"])
     assert finding.severity == "error"
     assert "8-bit" in finding.problem
     assert "W8A8" in finding.fix
@@ -109,3 +113,7 @@ def test_unknown_gpu_says_what_is_near() -> None:
     with pytest.raises(UnknownNameError, match="h100"):
         find_target("h10")
     assert find_target("A100") is TARGETS["a100"]
+
+
+def test_cpu_is_the_one_of_this_machine() -> None:
+    assert find_target("cpu").avx512 == ("avx512f" in Path("/proc/cpuinfo").read_text())

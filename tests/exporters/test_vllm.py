@@ -19,7 +19,7 @@ from tests.packed import W4A16, W8A16, edit_tensors
 
 def test_files_are_hard_links_and_launch_files_are_there(packed: Path, tmp_path: Path) -> None:
     output = tmp_path / "deploy"
-    report = VllmExporter().export(packed, output, gpu="cpu")
+    report = VllmExporter().export(packed, output, gpu="cpu-avx512")
     for file in packed.iterdir():
         assert (output / file.name).samefile(file)
     assert report.kernels == {"CPUWNA16LinearKernel": 8}
@@ -33,7 +33,7 @@ def test_files_are_hard_links_and_launch_files_are_there(packed: Path, tmp_path:
 def test_pickles_and_code_are_left_behind(packed: Path, tmp_path: Path) -> None:
     for name in ("modeling_evil.py", "weights.bin"):
         (packed / name).write_text("import os")
-    VllmExporter().export(packed, tmp_path / "deploy", gpu="cpu")
+    VllmExporter().export(packed, tmp_path / "deploy", gpu="cpu-avx512")
     assert not {"modeling_evil.py", "weights.bin"} & {path.name for path in (tmp_path / "deploy").iterdir()}
 
 
@@ -42,7 +42,7 @@ def test_copies_where_links_cannot_be(packed: Path, tmp_path: Path, monkeypatch:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    VllmExporter().export(packed, tmp_path / "deploy", gpu="cpu")
+    VllmExporter().export(packed, tmp_path / "deploy", gpu="cpu-avx512")
     copy = tmp_path / "deploy" / "model.safetensors"
     assert not copy.samefile(packed / "model.safetensors")
     assert copy.read_bytes() == (packed / "model.safetensors").read_bytes()
@@ -70,7 +70,7 @@ def test_serve_script_gives_vllm_the_folder_host_and_port(packed: Path, tmp_path
     }
 
 
-@pytest.mark.parametrize(("gpu", "devices"), [("h100", 2), ("cpu", 1)])
+@pytest.mark.parametrize(("gpu", "devices"), [("h100", 2), ("cpu-avx512", 1)])
 def test_compose_file_is_loopback_read_only_and_reserves_gpus(
     packed: Path, tmp_path: Path, gpu: str, devices: int
 ) -> None:
@@ -78,13 +78,13 @@ def test_compose_file_is_loopback_read_only_and_reserves_gpus(
     (service,) = yaml.safe_load((tmp_path / "deploy" / "compose.yaml").read_text())["services"].values()
     assert service["ports"] == ["127.0.0.1:8000:8000"]
     assert service["volumes"][0]["read_only"] is True
-    assert ("deploy" in service) == (gpu != "cpu")
-    if gpu != "cpu":
+    assert ("deploy" in service) == (gpu != "cpu-avx512")
+    if gpu != "cpu-avx512":
         assert service["deploy"]["resources"]["reservations"]["devices"][0]["count"] == devices
 
 
 def test_a_16_bit_model_is_exported_too(tiny_llama: Path, tmp_path: Path) -> None:
-    report = VllmExporter().export(tiny_llama, tmp_path / "deploy", gpu="cpu")
+    report = VllmExporter().export(tiny_llama, tmp_path / "deploy", gpu="cpu-avx512")
     assert report.kernel is None
     assert report.scheme == "16-bit"
 
@@ -94,7 +94,7 @@ def test_nothing_is_written_when_the_engine_would_refuse(
 ) -> None:
     folder = pack_tiny(W8A16)
     with pytest.raises(ExportError, match=r"8 problems.*nothing was written"):
-        VllmExporter().export(folder, tmp_path / "deploy", gpu="cpu")
+        VllmExporter().export(folder, tmp_path / "deploy", gpu="cpu-avx512")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("deploy")]
 
 
@@ -115,9 +115,9 @@ def test_refuses_a_used_folder_and_fewer_than_one_device(packed: Path, tmp_path:
     used.mkdir()
     (used / "file").touch()
     with pytest.raises(OutputError, match="not empty"):
-        VllmExporter().export(packed, used, gpu="cpu")
+        VllmExporter().export(packed, used, gpu="cpu-avx512")
     with pytest.raises(UsageError, match="at least 1"):
-        VllmExporter().export(packed, tmp_path / "deploy", gpu="cpu", tensor_parallel=0)
+        VllmExporter().export(packed, tmp_path / "deploy", gpu="cpu-avx512", tensor_parallel=0)
 
 
 def test_like_errors_are_told_once_and_all_are_counted() -> None:
