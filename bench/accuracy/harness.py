@@ -29,10 +29,12 @@ def harness_tasks(name: str, limit: int | None) -> list[Task]:
             f"--tasks {name} is a task of lm-eval, which is not installed: pip install 'qdeploy[eval]'. "
             "The suite `smoke` needs nothing more."
         ) from error
-    if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
+    is_file = name.endswith((".yaml", ".yml"))
+    if is_file and not Path(name).is_file():
         raise UsageError(f"--tasks {name}: no such file.")
     try:
-        loaded = TaskManager().load(name)["tasks"]
+        # Reading the definitions of all tasks takes seconds, and a file stands for itself.
+        loaded = TaskManager(include_defaults=not is_file).load(name)["tasks"]
     except (KeyError, OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"--tasks {name}: lm-eval cannot load it: {error}. Without access to the hub, give a YAML file "

@@ -47,6 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200 if self.path in answers else 404, answers.get(self.path, {}))
 
     def do_POST(self) -> None:
+        torch.set_num_threads(1)  # a setting of each thread
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompts = body["prompt"]
         if body.get("stream") or isinstance(prompts, str):
@@ -124,7 +125,7 @@ def perturbed(folder: Path) -> Any:
     return other
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serve(folder: Path) -> Iterator[Serve]:
     """model → a running server."""
     servers = []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,23 +59,34 @@ def test_spaces_move_to_the_continuation(encoder: Encoder) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_requests_are_those_of_lm_eval(serve: Serve, model: Any, folder: Path, encoder: Encoder) -> None:
-    """Same ids, same sums and, for an item, the same winner as lm-eval's own client of the same server."""
-    api_models = pytest.importorskip("lm_eval.models.openai_completions")
+@pytest.mark.parametrize("make", [lambda: encoder_of(byte_tokenizer()), bos_encoder])
+def test_requests_are_those_of_lm_eval(make: Callable[[], Encoder]) -> None:
+    """lm-eval's own `loglikelihood` cuts the same pairs into the same ids at the same border."""
+    template = pytest.importorskip("lm_eval.api.model").TemplateLM
     instance = pytest.importorskip("lm_eval.api.instance").Instance
-    smoke = [request for item in smoke_suite().items[:3] for request in item.requests]
-    pairs = [*PAIRS, *smoke]
-    server = serve(model)
-    url = f"{server.url}/completions"
-    lm = api_models.LocalCompletionsAPI(model="tiny", base_url=url, tokenizer=str(folder), max_length=250)
-    theirs = lm.loglikelihood([instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
-    sent_by_lm_eval = {tuple(ids) for ids in server.scored}
-    server.scored.clear()
-    items = [Item(str(i), "", (pair,), 0, (1,)) for i, pair in enumerate(pairs)]
-    with endpoint(server) as client:
-        ours = score_items(client, [("t", [encode_item(encoder, item, 256) for item in items])], 2)
-    assert {tuple(ids) for ids in server.scored} == sent_by_lm_eval
-    assert [score.loglikelihoods[0] for score in ours] == pytest.approx([ll for ll, _ in theirs], abs=1e-4)
+    encoder = make()
+
+    class Recorder(template):  # type: ignore[misc, valid-type]
+        eot_token_id = encoder.tokenizer.eos_token_id
+        prefix_token_id = encoder.prefix
+
+        def tok_encode(self, text: str, add_special_tokens: bool = True, **_: Any) -> list[int]:
+            ids: list[int] = encoder.tokenizer(text, add_special_tokens=add_special_tokens).input_ids
+            return ids
+
+        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> Any:
+            return [(tuple(context + continuation), len(context)) for _, context, continuation in requests]
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            raise NotImplementedError
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            raise NotImplementedError
+
+    pairs = [*PAIRS, *(request for item in smoke_suite().items[:40] for request in item.requests)]
+    theirs = Recorder().loglikelihood([instance("loglikelihood", {}, pair, 0) for pair in pairs], True)
+    ours = [encode_request(encoder, *pair) for pair in pairs]
+    assert [(request.ids, request.start) for request in ours] == theirs
 
 
 def test_scores_are_sums_over_the_continuation(serve: Serve, model: Any, encoder: Encoder) -> None:
@@ -160,7 +172,7 @@ def test_local_yaml_task_scores_as_lm_eval_would(
     assert task.items[0].requests[0] == ("Question: the color of snow?\nAnswer:", " black")
     with endpoint(serve(model)) as client:
         scores = score_items(client, [(task.name, [encode_item(encoder, i, 256) for i in task.items])], 2)
-    [reference] = tasks.TaskManager().load(str(task_file))["tasks"].values()
+    [reference] = tasks.TaskManager(include_defaults=False).load(str(task_file))["tasks"].values()
     for score, doc in zip(scores, reference.eval_docs, strict=True):
         expected = reference.process_results(doc, [(ll, False) for ll in score.loglikelihoods])
         assert (score.correct, score.correct_norm) == (expected["acc"], expected["acc_norm"])

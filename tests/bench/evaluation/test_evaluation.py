@@ -16,11 +16,13 @@ from tests.bench.evaluation.conftest import Serve, endpoint
 SETTINGS = EvalSettings(windows=3, window_tokens=32, top_k=16, limit=24, concurrency=2)
 
 
-@pytest.fixture
-def baseline(tmp_path: Path, serve: Serve, model: Any) -> Path:
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory, serve: Serve, model: Any) -> Path:
+    """A run folder; never write into it."""
+    folder = tmp_path_factory.mktemp("runs") / "baseline"
     with endpoint(serve(model)) as client:
-        run_eval(client, SETTINGS, tmp_path / "baseline")
-    return tmp_path / "baseline"
+        run_eval(client, SETTINGS, folder)
+    return folder
 
 
 def test_run_folder_is_whole_and_comparable(
