@@ -11,8 +11,8 @@ _PREFIX = re.compile(
     r"^(\([\w-]+ pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?"
 )
 _EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
-_NOISE = re.compile(r"[█▄▀]|Route: |% Completed|^\s*$|^Traceback \(|^  ")
-"""Banner, routes, progress and the bodies of tracebacks."""
+_NOISE = re.compile(r"[█▄▀]|Route: |% Completed|^\s*$|^Traceback \(|^  |^ - |^nanobind: ")
+"""Banner, routes, progress, the bodies of tracebacks, what Triton leaks at the end."""
 
 _SECONDARY = (
     "Engine core initialization failed",
