@@ -23,7 +23,7 @@ LAUNCHER = f"""
 import json, pathlib, runpy, sys
 config = pathlib.Path(sys.argv[sys.argv.index("--model") + 1], "config.json")
 if "quantization_config" in json.loads(config.read_text()):
-    print("INFO [compressed_tensors_wNa16.py:138] Using TinyKernel for CompressedTensorsWNA16", flush=True)
+    print("INFO [__init__.py:847] Selected TinyKernel for CompressedTensorsW8A8Int8", flush=True)
 runpy.run_path({str(SERVER)!r}, run_name="__main__")
 """
 
@@ -56,7 +56,7 @@ def plan(tmp_path: Path, tiny_llama: Path) -> Callable[..., Path]:
         fields: dict[str, Any] = {
             "model": str(tiny_llama),
             "engine": {"device": "cpu"},
-            "variants": [{"name": "w4-rtn", "method": "rtn", "group_size": 32}],
+            "variants": [{"name": "w8-rtn", "scheme": "W8A8", "method": "rtn"}],
             "load": {"concurrency": 1, "requests": 2, "warmup": 0, "prompt_tokens": 4, "output_tokens": 1},
             "eval": {"text": "text.txt", "windows": 2, "window_tokens": 32, "top_k": 8, "tasks": []},
         }
@@ -86,12 +86,12 @@ def test_the_whole_line_then_only_what_a_change_touches(
     campaign = tmp_path / "campaign"
     report = run_campaign(plan(), campaign)
     first = finished(campaign)
-    assert {step for variant, step in first if variant == "w4-rtn"} == {"quantize", "export", "load", "eval"}
+    assert {step for variant, step in first if variant == "w8-rtn"} == {"quantize", "export", "load", "eval"}
     assert {step for variant, step in first if variant == "baseline"} == {"export", "load", "eval"}
-    record = load_record(campaign / "variants" / "w4-rtn" / "eval")
+    record = load_record(campaign / "variants" / "w8-rtn" / "eval")
     assert record.engine.kernel == "TinyKernel"
     assert record.baseline == str(campaign / "variants" / "baseline" / "eval")
-    assert first["baseline", "eval"] < first["w4-rtn", "load"] < first["w4-rtn", "eval"]
+    assert first["baseline", "eval"] < first["w8-rtn", "load"] < first["w8-rtn", "eval"]
     assert "TinyKernel" in report.read_text()
 
     run_campaign(plan(), campaign)
@@ -101,7 +101,7 @@ def test_the_whole_line_then_only_what_a_change_touches(
     run_campaign(longer, campaign)
     assert {key for key, time in finished(campaign).items() if time != first[key]} == {
         ("baseline", "load"),
-        ("w4-rtn", "load"),
+        ("w8-rtn", "load"),
     }
 
 
