@@ -35,20 +35,14 @@ def subject_verb() -> Iterator[Draft]:
         for adjective in ADJECTIVES:
             rest = f" very {adjective}."
             yield minimal_pair(kind, "be", f"I think the {subject}", *_pick(plural, "is", "are"), rest)
-            yield minimal_pair(kind, "was", f"Last week the {subject}", *_pick(plural, "was", "were"), rest)
-        yield minimal_pair(
-            kind, "has", f"Since last year the {subject}", *_pick(plural, "has", "have"), " lived here."
-        )
         yield minimal_pair(kind, "question", "Where", *_pick(plural, "does", "do"), f" the {subject} live?")
-    for first, second in product(PEOPLE, ANIMALS):
-        context = f"The {first.singular} and the {second.singular}"
-        yield minimal_pair(kind, "coordination", context, "are", "is", " very happy.")
 
 
 def attractors() -> Iterator[Draft]:
     """A noun of the other number stands between subject and verb."""
     kind = "agreement across a noun"
     for subject, other, plural in crossed(PEOPLE):
+        children = "child" if plural else "children"
         for preposition in ("near", "behind", "next to"):
             context = f"The {subject} {preposition} the {other}"
             yield minimal_pair(kind, "preposition", context, *_pick(plural, "is", "are"), " very tall.")
@@ -58,6 +52,8 @@ def attractors() -> Iterator[Draft]:
         yield minimal_pair(kind, "object relative", context, *_pick(plural, "is", "are"), " very tall.")
         context = f"The {subject} who {'know' if plural else 'knows'} the {other}"
         yield minimal_pair(kind, "subject relative", context, *_pick(plural, "was", "were"), " very kind.")
+        context = f"The {subject} that the {other} near the {children} {'likes' if plural else 'like'}"
+        yield minimal_pair(kind, "nested", context, *_pick(plural, "was", "were"), " very kind.")
 
 
 def determiners() -> Iterator[Draft]:
@@ -93,10 +89,8 @@ def articles() -> Iterator[Draft]:
         ("He thought about", "She was drawing", "They asked for"), product(VOWEL, CONSONANT)
     ):
         yield minimal_pair(kind, "an", f"{before} an", vowel, consonant)
-        yield minimal_pair(kind, "a", f"{before} a", consonant, vowel)
     for mass, thing in product(MASS, THINGS):
         yield minimal_pair(kind, "much", "There was not much", mass, thing.plural, " left.")
-        yield minimal_pair(kind, "many", "There were not many", thing.plural, mass, " left.")
 
 
 MEN = ("king", "boy", "father", "uncle", "man", "grandfather", "prince", "brother")
@@ -129,6 +123,9 @@ def reflexives() -> Iterator[Draft]:
         yield minimal_pair(kind, "across a noun", context, "herself", "himself", rest)
     for group, (verb, rest), one in product(GROUPS, ACTIONS, ("himself", "herself")):
         yield minimal_pair(kind, "number", f"The {group} {verb}", "themselves", one, rest)
+    for group, (verb, rest), man in product(GROUPS, ACTIONS, MEN):
+        context = f"The {group} who met the {man} {verb}"
+        yield minimal_pair(kind, "number across a noun", context, "themselves", "himself", rest)
     for (person, own), (_, other), (verb, rest) in product(PERSONS, PERSONS, ACTIONS):
         if own != other:
             yield licensed(kind, "person", f"{person} {verb}", f"{_other_person(other)} {verb}", own + rest)
@@ -161,17 +158,9 @@ def number_words() -> Iterator[Draft]:
     """Numerals and the number of their noun."""
     kind = "number words"
     for noun in (*PEOPLE, *ANIMALS, *THINGS):
-        yield minimal_pair(kind, "one", "In the room there was only one", *noun)
         for numeral in NUMERALS:
             context = f"In the room there were {numeral}"
             yield minimal_pair(kind, "several", context, noun.plural, noun.singular)
-            yield minimal_pair(
-                kind,
-                "of them",
-                f"The {noun.singular} was alone. Then there were {numeral}",
-                noun.plural,
-                noun.singular,
-            )
     for noun, numeral in product(IRREGULAR, NUMERALS):
         context = f"First there was one {noun.singular}, then there were {numeral}"
         yield minimal_pair(kind, "irregular plural", context, noun.plural, f"{noun.singular}s")

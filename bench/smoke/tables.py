@@ -16,7 +16,10 @@ ORDINALS = words("first second third fourth fifth sixth seventh eighth ninth ten
 
 
 class Fact(NamedTuple):
-    """An answer, and what must not be offered as wrong because it is now and then right."""
+    """An answer, and other words that the template knows how to use.
+
+    In most tables they are answers that are right now and then, and so must not be offered as wrong.
+    """
 
     answer: str
     also: frozenset[str]
@@ -33,45 +36,41 @@ def table(text: str) -> dict[str, Fact]:
 
 
 OPPOSITES = table("""
-hot: cold
-big: small
-tall: short
-fast: slow
-young: old
-rich: poor
-happy: sad
-light: dark
-wet: dry
-clean: dirty
-full: empty
-open: closed
-early: late
-strong: weak
-good: bad
-easy: difficult
-thick: thin
-loud: quiet
-high: low
-deep: shallow
-up: down
-left: right
-in: out
-true: false
-war: peace
-love: hate
-win: lose
-buy: sell
-north: south
-east: west
-first: last
-wide: narrow
-sharp: blunt
-near: far
-alive: dead
-asleep: awake
-safe: dangerous
-smooth: rough
+hot: cold / warm / boiling / sunny
+big: small / huge / large / great
+fast: slow / quick / rapid / speedy
+happy: sad / glad / cheerful / joyful
+rich: poor / wealthy / expensive / famous
+old: young / ancient / aged / elderly
+strong: weak / powerful / tough / heavy
+dark: light / black / gloomy / dim
+wet: dry / damp / moist / rainy
+clean: dirty / neat / tidy / washed
+full: empty / complete / packed / stuffed
+early: late / soon / morning / before
+easy: difficult / simple / effortless / basic
+loud: quiet / noisy / deafening / booming
+high: low / tall / lofty / upper
+deep: shallow / bottomless / dark / wide
+safe: dangerous / secure / protected / sound
+narrow: wide / thin / slim / tight
+near: far / close / next / beside
+true: false / real / correct / right
+brave: cowardly / bold / fearless / courageous
+beautiful: ugly / pretty / lovely / handsome
+smooth: rough / even / silky / flat
+begin: end / start / launch / open
+buy: sell / purchase / pay / shop
+win: lose / gain / triumph / succeed
+love: hate / like / adore / passion
+war: peace / battle / fight / army
+friend: enemy / buddy / companion / mate
+arrive: leave / come / reach / land
+remember: forget / recall / memorize / think
+always: never / often / forever / constantly
 """)
+"""Word: its opposite / words of its own side, offered as wrong answers."""
+
 CAPITALS = table("""
 France: Paris
 Germany: Berlin

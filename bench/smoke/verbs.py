@@ -18,7 +18,7 @@ def negation() -> Iterator[Draft]:
     for name, thing, other in product(NAMES, LIKES, ("her brother", "his sister", "my friend")):
         yes, no = f"{name} likes {thing}, and", f"{name} does not like {thing}, and"
         yield minimal_pair(kind, "so does", yes, "so", "neither", f" does {other}.")
-        yield minimal_pair(kind, "neither does", no, "neither", "so", f" does {other}.")
+        yield licensed(kind, "neither does", no, yes, f"neither does {other}.")
         yield minimal_pair(kind, "too", f"{yes} {other} does", "too", "either")
         yield minimal_pair(kind, "either", f"{no} {other} does not", "either", "too")
     for noun in PEOPLE:
@@ -64,12 +64,10 @@ def verb_forms() -> Iterator[Draft]:
     for noun, verb in product(PEOPLE, VERBS):
         who, rest = noun.singular, verb.rest
         yield minimal_pair(kind, "yesterday", f"Yesterday the {who}", verb.past, verb.third, rest)
-        yield minimal_pair(kind, "tomorrow", f"Tomorrow the {who} will", verb.base, verb.past, rest)
         yield minimal_pair(kind, "perfect", f"The {who} has already", verb.participle, verb.past, rest)
         yield minimal_pair(kind, "progressive", f"The {who} is still", verb.ing, verb.third, rest)
-        yield minimal_pair(kind, "did not", f"The {who} did not", verb.base, verb.past, rest)
-        yield minimal_pair(kind, "infinitive", f"The {who} wants to", verb.base, verb.third, rest)
-        yield minimal_pair(kind, "modal", f"The {who} cannot", verb.base, verb.ing, rest)
+        context = f"The {who} who had left early has"
+        yield minimal_pair(kind, "perfect across a verb", context, verb.participle, verb.past, rest)
 
 
 ADJECTIVES = (
@@ -91,7 +89,6 @@ def comparison() -> Iterator[Draft]:
         who = noun.singular
         yield minimal_pair(kind, "than", f"The {who} is {more}", "than", "as", " my brother.")
         yield minimal_pair(kind, "as", f"The {who} is as {plain}", "as", "than", " my brother.")
-        yield minimal_pair(kind, "comparative", f"The {who} is much", more, plain, " than my brother.")
         yield minimal_pair(kind, "superlative", f"Of all the people here, the {who} is the", most, more)
 
 
@@ -101,26 +98,25 @@ def pronoun_case() -> Iterator[Draft]:
     pronouns = (("he", "him"), ("she", "her"), ("they", "them"), ("we", "us"), ("I", "me"))
     for noun, (subject, object_) in product(PEOPLE, pronouns):
         who = noun.singular
-        yield minimal_pair(kind, "after a preposition", f"The {who} was sitting behind", object_, subject)
         yield minimal_pair(kind, "object", f"Yesterday the {who} visited", object_, subject, " at home.")
         yield minimal_pair(kind, "subject", f"The {who} knew that", subject, object_, " went home.")
 
 
 GOVERNED = (
-    ("is afraid", "of", "on", " spiders."),
-    ("is interested", "in", "of", " history."),
-    ("depends", "on", "of", " the weather."),
-    ("is good", "at", "of", " drawing."),
-    ("listens", "to", "of", " the radio."),
+    ("is afraid", "of", "from", " spiders."),
+    ("is interested", "in", "for", " history."),
+    ("depends", "on", "from", " the weather."),
+    ("is skilled", "at", "of", " drawing."),
+    ("listens", "to", "at", " the radio."),
     ("belongs", "to", "at", " the club."),
-    ("is married", "to", "of", " a doctor."),
-    ("consists", "of", "at", " two parts."),
-    ("is proud", "of", "at", " the result."),
+    ("is married", "to", "for", " a doctor."),
+    ("consists", "of", "from", " two parts."),
+    ("is proud", "of", "for", " the result."),
     ("looks forward", "to", "of", " the summer."),
-    ("is full", "of", "at", " ideas."),
-    ("is famous", "for", "at", " good food."),
-    ("agrees", "with", "of", " the plan."),
-    ("is responsible", "for", "at", " the work."),
+    ("is full", "of", "from", " ideas."),
+    ("is famous", "for", "of", " good food."),
+    ("agrees", "with", "for", " the plan."),
+    ("is responsible", "for", "of", " the work."),
 )
 
 
