@@ -15,9 +15,8 @@ CUDA_CAPABILITY = 7.5
 """Least compute capability for which vLLM 0.32 has kernels for the presets: W4A16, W8A16 (Marlin), W8A8."""
 
 NO_KERNEL = "no kernel in vLLM's CPU build"
-NEEDS_AVX512 = "needs AVX-512: vLLM's AVX2 library lacks the int4 kernel"
-CPU_SCHEMES = {"W4A16": NEEDS_AVX512, "W4A16_ASYM": NEEDS_AVX512, "W8A16": NO_KERNEL, "W8A8": "native"}
-"""Presets → what the CPU build of vLLM 0.32 can do with them on a processor without AVX-512."""
+CPU_SCHEMES = {"W4A16": "native", "W4A16_ASYM": "native", "W8A16": NO_KERNEL, "W8A8": "native"}
+"""Presets → what the CPU build of vLLM 0.32 can do with them; without AVX-512, 4 bits by qdeploy's plugin."""
 
 
 def doctor(
@@ -61,7 +60,7 @@ def examine() -> dict[str, Any]:
         "machine": machine,
         "gpus": gpus,
         "quantize": {"parameters": _largest_model(machine)},
-        "serve": {"device": device, "schemes": _schemes(device, gpus, machine["avx512"])},
+        "serve": {"device": device, "schemes": _schemes(device, gpus)},
         "engines": engines,
         "engines_folder": str(home() / "engines"),
         "missing": missing,
@@ -125,11 +124,10 @@ def _largest_model(machine: dict[str, Any]) -> int:
     return int(min(by_memory, by_disk))
 
 
-def _schemes(device: str, gpus: list[dict[str, Any]], avx512: bool) -> dict[str, str]:
+def _schemes(device: str, gpus: list[dict[str, Any]]) -> dict[str, str]:
     """Preset → "native", or why there is no kernel for it."""
     if device == "cpu":
-        native = ("native", NEEDS_AVX512) if avx512 else ("native",)
-        return {name: "native" if state in native else state for name, state in CPU_SCHEMES.items()}
+        return CPU_SCHEMES
     capability = max((gpu["compute_capability"] for gpu in gpus), default=0.0)
     absent = f"needs compute capability {CUDA_CAPABILITY}, the GPU has {capability}"
     return dict.fromkeys(CPU_SCHEMES, "native" if capability >= CUDA_CAPABILITY else absent)

@@ -30,6 +30,9 @@ RESERVED = {
 CPU_KV_CACHE_GIB = "2"
 ENGINE_ARGUMENTS = "engine_args.json"
 
+PLUGIN = Path(__file__).parent / "vllm_plugin"
+"""What vLLM lacks on processors without AVX-512; see the module there."""
+
 
 @dataclass
 class RunningEngine:
@@ -176,6 +179,7 @@ class VllmEngine:
         fixed |= {"VLLM_CONFIGURE_LOGGING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
         # With AMX, vLLM would run 4-bit weights with 8-bit activations, which is not what W4A16 means.
         fixed |= {"VLLM_CPU_INT4_W4A8": "0"}
+        fixed |= {"PYTHONPATH": os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))}
         return {"VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB, **os.environ, **fixed}
 
 
@@ -217,7 +221,7 @@ def _served_name(base_url: str) -> str:
 
 
 def _check_answers(engine: RunningEngine) -> None:
-    """A kernel missing from the build (AVX2: int4) shows no earlier than at a request."""
+    """A kernel that is missing from vLLM's build shows no earlier than at a request."""
     try:
         with Endpoint(engine.base_url, engine.model, os.environ.get("VLLM_API_KEY")) as endpoint:
             endpoint.complete([1, 2], max_tokens=1)

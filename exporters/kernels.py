@@ -31,7 +31,7 @@ class Kernel:
         symmetric, asymmetric: bits per weight that it takes on each grid.
         groups: group sizes, None standing for one scale per channel; the empty set for any even size.
         multiples: what N and K on one device must be multiples of.
-        avx512: a CPU must have AVX-512.
+        avx512: whether a CPU must have AVX-512 or must not; None if it does not matter.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Kernel:
     asymmetric: frozenset[int]
     groups: frozenset[int | None] = frozenset()
     multiples: tuple[int, int] = (1, 1)
-    avx512: bool = False
+    avx512: bool | None = None
 
     def runs_on(self, target: Target) -> bool:
         """Whether the device has this kernel at all."""
         if self.capabilities is None:
-            return target.capability is None and (target.avx512 or not self.avx512)
+            return target.capability is None and self.avx512 in (None, target.avx512)
         if target.capability is None:
             return False
         return self.capabilities[0] <= target.capability <= self.capabilities[1]
@@ -65,6 +65,7 @@ class Kernel:
         return None
 
 
+TORCH_INT4 = "TorchInt4LinearKernel"
 ANY = 10**6
 FOUR, FOUR_EIGHT = frozenset({4}), frozenset({4, 8})
 
@@ -74,9 +75,10 @@ WEIGHT_ONLY = (
     Kernel("MarlinLinearKernel", (75, ANY), FOUR_EIGHT, FOUR, frozenset({None, 32, 64, 128})),
     Kernel("TritonW4A16LinearKernel", (75, ANY), FOUR, FOUR, frozenset({None, 32, 64, 128, 256}), (8, 1)),
     Kernel("HummingLinearKernel", (75, ANY), FOUR_EIGHT, FOUR_EIGHT),
-    # vLLM 0.32 picks it on other CPUs too, and fails at the first request, for they have no `cpu_gemm_wna16`:
-    # https://github.com/vllm-project/vllm/issues/55613
     Kernel("CPUWNA16LinearKernel", None, FOUR, FOUR, frozenset(), (32, 32), avx512=True),
+    # qdeploy's plugin for vLLM (engines/vllm_plugin). vLLM 0.32 alone picks CPUWNA16LinearKernel here too and
+    # fails at the first request: https://github.com/vllm-project/vllm/issues/55613
+    Kernel(TORCH_INT4, None, FOUR, FOUR, frozenset({None, 32, 64, 128}), (16, 32), avx512=False),
 )
 """Kernels for 16-bit activations, in the order in which vLLM asks them."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qdeploy.exporters.base import Finding
-from qdeploy.exporters.kernels import VLLM, choose
+from qdeploy.exporters.kernels import TORCH_INT4, VLLM, choose
 from qdeploy.exporters.layers import COLUMN_PARALLEL, KEY_VALUE, ROW_PARALLEL, FusedLayer, Layer
 from qdeploy.exporters.targets import Target
 
@@ -63,9 +63,10 @@ def _check_row(layer: Layer, parts: int) -> Iterator[Finding]:
 
 def check_kernels(layers: Sequence[FusedLayer], target: Target) -> Iterator[Finding]:
     """Every quantized layer has a kernel on the target; padding is told once, with the count."""
-    padded = []
+    padded, chosen = [], set()
     for layer in layers:
         choice = choose(layer, target)
+        chosen.add(choice.kernel)
         if choice.kernel is None:
             yield Finding(
                 "error",
@@ -76,6 +77,12 @@ def check_kernels(layers: Sequence[FusedLayer], target: Target) -> Iterator[Find
             )
         if choice.padded:
             padded.append(layer)
+    if TORCH_INT4 in chosen:
+        yield Finding(
+            "info",
+            f"{TORCH_INT4} is qdeploy's vLLM plugin; vLLM {VLLM} alone has no 4-bit kernel for {target}",
+            "Start it with `qdeploy serve`, or with docker/vllm-cpu.Dockerfile",
+        )
     if padded:
         first = padded[0]
         yield Finding(
@@ -90,7 +97,7 @@ def check_kernels(layers: Sequence[FusedLayer], target: Target) -> Iterator[Find
 def _other_scheme(layer: FusedLayer, target: Target) -> str:
     scheme = layer.scheme
     if target.capability is None and scheme and scheme.activation_bits is None:
-        weights = "W4A16 or W8A8" if target.avx512 and scheme.bits == 8 else "W8A8"
+        weights = "W4A16 or W8A8" if scheme.bits == 8 else "W8A8"
         return f"Use {weights} there, or export for a GPU"
     if scheme and scheme.activation_bits is not None:
         return "Use W4A16 or W8A16 there, or a GPU before sm100"

@@ -1,7 +1,7 @@
 """What a quantized layer means, in one short string that no packing can change.
 
 `quantize` records the fingerprint of every layer before it is packed; `verify` computes it again from what
-the packed file decodes to. Codes, zero points and scales are exact in every format, so one changed code shows.
+the packed file decodes to. Codes, zero points and scales are exact in every format: one changed code shows.
 """
 
 from __future__ import annotations

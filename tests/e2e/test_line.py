@@ -31,7 +31,8 @@ def test_the_engine_runs_a_quantized_kernel(engine: RunningEngine) -> None:
 
 def test_verify_passes_on_what_was_quantized(engine: RunningEngine, deploy: Path) -> None:
     result = json.loads(qdeploy("verify", deploy, "--url", engine.base_url, "--json").stdout)
-    assert result["verify"]["passed"]
+    assert result["verify"]["verdict"] == "pass"
+    assert result["verify"]["layers_checked"] == 210
 
 
 def test_evaluation_pairs_the_endpoint_with_a_baseline(
