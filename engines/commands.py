@@ -44,9 +44,9 @@ def install(
 
     Examples:
 
-      qdeploy engines install vllm
+        qdeploy engines install vllm
 
-      qdeploy engines install vllm --device cpu
+        qdeploy engines install vllm --device cpu
     """
     from qdeploy.engines import environment
     from qdeploy.progress import console
@@ -68,7 +68,7 @@ def list_engines(
 
     Example:
 
-      qdeploy engines list --json
+        qdeploy engines list --json
     """
     from qdeploy.engines.environment import home, installed
 
@@ -111,9 +111,9 @@ def serve(
 
     Examples:
 
-      qdeploy serve DEPLOY
+        qdeploy serve DEPLOY
 
-      qdeploy serve DEPLOY --port 9000 -- --max-model-len 4096
+        qdeploy serve DEPLOY --port 9000 -- --max-model-len 4096
     """
     from qdeploy.engines.environment import home
     from qdeploy.engines.vllm import VllmEngine

@@ -31,9 +31,9 @@ def doctor(
 
     Examples:
 
-      qdeploy doctor
+        qdeploy doctor
 
-      qdeploy doctor --json
+        qdeploy doctor --json
     """
     findings = examine()
     if as_json:

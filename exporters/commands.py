@@ -44,9 +44,9 @@ def export(
 
     Examples:
 
-      qdeploy export OUT -o DEPLOY
+        qdeploy export OUT -o DEPLOY
 
-      qdeploy export OUT -o DEPLOY --gpu h100 --tensor-parallel 2
+        qdeploy export OUT -o DEPLOY --gpu h100 --tensor-parallel 2
     """
     import json as jsonlib
 

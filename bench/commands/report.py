@@ -24,9 +24,9 @@ def report(
 
     Examples:
 
-      qdeploy report campaign -o report.html
+        qdeploy report campaign -o report.html
 
-      qdeploy report runs/base-eval runs/w4-eval runs/base-bench runs/w4-bench
+        qdeploy report runs/base-eval runs/w4-eval runs/base-bench runs/w4-bench
     """
     from qdeploy.bench.report import write_report
     from qdeploy.progress import console

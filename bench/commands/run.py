@@ -30,20 +30,20 @@ def run(
 
     A plan:
 
-      model: path/to/model
-      engine: {name: vllm, device: auto}
-      calibration: {source: builtin, samples: 64, sequence_length: 512}
-      variants:
-        - {name: w4a16-gptq, scheme: W4A16, method: gptq, group_size: auto}
-      load: {rate: 2, requests: 60, prompt_tokens: 128, output_tokens: 32}
-      eval: {text: builtin, windows: 12, window_tokens: 512, tasks: \\[smoke]}
-      verify: true
+        model: path/to/model
+        engine: {name: vllm, device: auto}
+        calibration: {source: builtin, samples: 64, sequence_length: 512}
+        variants:
+          - {name: w4a16-gptq, scheme: W4A16, method: gptq, group_size: auto}
+        load: {rate: 2, requests: 60, prompt_tokens: 128, output_tokens: 32}
+        eval: {text: builtin, windows: 12, window_tokens: 512, tasks: [smoke]}
+        verify: true
 
     Examples:
 
-      qdeploy run plan.yaml
+        qdeploy run plan.yaml
 
-      qdeploy run plan.yaml -o campaigns/first --json
+        qdeploy run plan.yaml -o campaigns/first --json
     """
     from rich.console import Console
 

@@ -36,9 +36,9 @@ def verify(
 
     Examples:
 
-      qdeploy verify DEPLOY
+        qdeploy verify DEPLOY
 
-      qdeploy verify DEPLOY --url http://127.0.0.1:8000/v1 -o runs/verify
+        qdeploy verify DEPLOY --url http://127.0.0.1:8000/v1 -o runs/verify
     """
     from qdeploy.bench.verify import verify as run
 

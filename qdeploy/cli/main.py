@@ -48,8 +48,8 @@ def _root(
 ) -> None:
     """Quantize a language model, serve it, and prove what that cost and what it won.
 
-    checkpoint → [bold]quantize[/] → packed safetensors → [bold]export[/] → engine-ready folder →
-    [bold]serve[/] → endpoint → [bold]eval, bench[/] → [bold]report[/]
+    checkpoint → **quantize** → packed safetensors → **export** → engine-ready folder →
+    **serve** → endpoint → **eval, bench** → **report**
     """
 
 
@@ -58,7 +58,7 @@ def build() -> typer.Typer:
     app = typer.Typer(
         name="qdeploy",
         no_args_is_help=True,
-        rich_markup_mode="rich",
+        rich_markup_mode="markdown",
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
