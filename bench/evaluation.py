@@ -15,12 +15,13 @@ from qdeploy.bench.accuracy.table import read_items, write_items
 from qdeploy.bench.accuracy.tasks import load_tasks
 from qdeploy.bench.fidelity import score_windows, summarize
 from qdeploy.bench.records import Engine, Fidelity, RunRecord, TaskScore, load_record
+from qdeploy.bench.run_folder import check_free
 from qdeploy.bench.text import Windows, load_windows
 from qdeploy.bench.token_table import read_tokens, write_tokens
 from qdeploy.bench.tokenizer import Encoder, load_encoder
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.engines.probe import Capabilities, probe
-from qdeploy.errors import ComparisonError, OutputError, UsageError, disk_errors
+from qdeploy.errors import ComparisonError, UsageError, disk_errors
 from qdeploy.provenance import provenance
 
 
@@ -78,7 +79,7 @@ def run_eval(
         ComparisonError: the baseline was measured on something else.
         UsageError, OutputError: settings that cannot work; a folder that is in use.
     """
-    _check_free(folder)
+    check_free(folder)
     if isinstance(baseline, Endpoint):
         baseline_folder = folder.with_name(f"{folder.name}-baseline")
         run_eval(baseline, settings, baseline_folder)
@@ -217,8 +218,3 @@ def _recorded(settings: EvalSettings, plan: _Plan) -> dict[str, object]:
 def _split_items(tasks: Sequence[tuple[Task, Sequence[EncodedItem]]]) -> int:
     """Items in which a token spans context and continuation."""
     return sum(any(r.split for r in item.requests) for _, items in tasks for item in items)
-
-
-def _check_free(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is in use. Choose another folder with -o, or remove it.")
