@@ -93,7 +93,7 @@ def axis(drawing: Drawing, scale: Scale, marks: Sequence[float], top: float, bot
 
 
 def tick_label(value: float) -> str:
-    return f"{value:.4g}".replace("-", "−")
+    return f"{value:,.6g}".replace("-", "−")
 
 
 def _text(value: float) -> str:

@@ -10,7 +10,7 @@ from qdeploy.bench.report.metrics import Metric, measured
 from qdeploy.bench.report.numbers import milliseconds
 from qdeploy.bench.report.svg import WIDTH, Drawing, Scale, axis, linear, nice_top, ticks
 
-LEFT, RIGHT, TOP = 44, 18, 34
+LEFT, RIGHT, TOP = 44, 26, 34
 ROW, LANE, HEADING = 62, 14, 17
 SHOWN = (0.5, 0.9, 0.99)
 
@@ -31,7 +31,7 @@ def _panel(metric: Metric, variants: Sequence[Variant]) -> str:
     )
     drawing.text(0, 14, f"{name}, ms", "heading")
     scale = linear(0, nice_top(highs), LEFT, WIDTH - RIGHT)
-    axis(drawing, scale, ticks(0, nice_top(highs)), TOP, bottom)
+    axis(drawing, scale, ticks(0, nice_top(highs), 4), TOP, bottom)
     for row, (index, variant, distribution) in enumerate(found):
         top = TOP + ROW * row
         drawing.text(0, top + 11, f"{variant.name}  n = {distribution.count:,}", "label")
