@@ -12,7 +12,7 @@ ITEMS = smoke_suite().items
 def test_the_suite_is_the_same_everywhere() -> None:
     """Changing a question changes this hash: raise suite.VERSION with it."""
     text = "\n".join(f"{item.doc_id}\t{item.requests}\t{item.gold}" for item in ITEMS)
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "a67e96a7b4a608f4"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "3c042ea1c69f75d8"
 
 
 def test_the_suite_has_power() -> None:
@@ -54,5 +54,6 @@ def test_no_right_answer_of_one_item_is_wrong_in_another() -> None:
 
 def test_the_first_items_are_a_sample_of_all_kinds() -> None:
     kinds = {item.kind for item in ITEMS}
-    assert {item.kind for item in ITEMS[:200]} == kinds
+    assert {item.kind for item in ITEMS[:91]} == kinds
+    assert len({item.kind for item in ITEMS[:30]}) >= 10
     assert len(kinds) == len(GENERATORS)
