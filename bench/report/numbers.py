@@ -61,7 +61,7 @@ def points(value: float) -> str:
 def p_value(value: float | None) -> str:
     if value is None:
         return MISSING
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    return JOIN.join(("p", "<", "0.001") if value < 0.001 else ("p", "=", f"{value:.3f}"))
 
 
 def interval(estimate: Estimate) -> str:
@@ -96,7 +96,7 @@ def times(value: Estimate) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{value * 100:.1f}".replace("-", MINUS)
+    return f"{round(value * 100, 1) + 0.0:.1f}".replace("-", MINUS)
 
 
 def _points(value: float) -> str:

@@ -52,8 +52,8 @@ def summarize(variant: Variant, baseline: Variant | None) -> Summary:
         verdict_words=VERDICT_WORDS[verdict],
         lead=f"{size_words(variant, baseline)} {accuracy_words(tasks)}",
         details=[
-            *latencies,
             *client_words(variant, baseline),
+            *latencies,
             kl_words(variant),
             kernel_words(variant),
             *verify_words(variant),
@@ -115,8 +115,10 @@ def median_change(metric: Metric, variant: Variant, baseline: Variant | None) ->
         return "not compared: the baseline was not measured"
     if not same_load(variant, baseline):
         return "not compared: the baseline had another load"
-    change = ratio(percentile(metric.of(variant), 0.5), percentile(theirs, 0.5))
-    return change or "too few requests to say how it differs from the baseline"
+    pair = percentile(metric.of(variant), 0.5), percentile(theirs, 0.5)
+    if any(median and median.value is not None and median.low is None for median in pair):
+        return "not compared: its samples depend on each other, so there is no interval"
+    return ratio(*pair) or "too few requests to say how it differs from the baseline"
 
 
 def same_load(variant: Variant, baseline: Variant) -> bool:

@@ -39,6 +39,10 @@ def test_an_estimate_without_interval_says_so() -> None:
     assert numbers.estimate(Estimate(value=2)) == "2.00 [no interval]"
 
 
+def test_a_rounding_error_below_zero_is_zero() -> None:
+    assert numbers.percent(-1e-17) == f"0.0{numbers.JOIN}%"
+
+
 def test_points_carry_their_sign() -> None:
     text = numbers.estimate_points(Estimate(value=-0.009, low=-0.027, high=0.009))
     assert text.replace(numbers.JOIN, " ") == "−0.90 pp [−2.70, +0.90]"

@@ -135,6 +135,18 @@ def test_the_records_of_the_load_generator_are_shown(tmp_path: Path) -> None:
     assert "p99" in text
 
 
+def test_a_metric_without_intervals_is_not_compared(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    campaign = make_campaign()
+    for folder in campaign.glob("variants/*/bench"):
+        run = load_record(folder)
+        assert run.load
+        run.load.metrics = {"itl_ms": distribution_of([10.0 + i for i in range(400)], independent=False)}
+        run.save(folder)
+    text = Document(report(tmp_path, campaign)).text
+    assert "its samples depend on each other" in text
+    assert "too few requests" not in text
+
+
 def test_inconclusive_says_what_would_decide(tmp_path: Path, make_campaign: CampaignMaker) -> None:
     text = Document(report(tmp_path, make_campaign())).text
     assert "accuracy is undecided" in text
