@@ -68,17 +68,18 @@ def _comparison(score: TaskScore) -> tuple[str, ...]:
 
 def _power(score: TaskScore) -> str:
     """What this many items can and cannot tell."""
-    if score.detectable is not None and score.flips is not None:
-        known = f"with {score.flips.value:.1%} of the answers flipped, {score.detectable:.1%}"
-    else:
-        known = " or ".join(
-            f"{detectable_difference(churn, score.items):.1%} if {churn:.0%} of the answers flip"
-            for churn in PLANNED_CHURN
-        )
-    text = f"{score.task}: {score.items} items show (80 % power) a difference of {known}."
+    churns = PLANNED_CHURN if score.flips is None else (score.flips.value,)
+    found = " or ".join(_detectable(churn, score.items) for churn in churns)
+    text = f"{score.task} ({score.metric}): with 80 % power, {score.items} items show {found}."
     if score.items_needed is not None:
         text += f" A verdict at margin {score.margin:.1%} needs about {score.items_needed} items."
     return text
+
+
+def _detectable(churn: float, items: int) -> str:
+    difference = detectable_difference(churn, items)
+    shown = "no difference" if difference is None else f"a difference of {difference:.1%}"
+    return f"{shown} where {churn:.1%} of the answers flip"
 
 
 def _estimate(estimate: Estimate | None, form: str) -> str:

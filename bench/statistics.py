@@ -209,8 +209,13 @@ def items_for_difference(churn: float, difference: float) -> int:
     return math.ceil(root * root / (difference * difference))
 
 
-def detectable_difference(churn: float, items: int) -> float:
-    """The smallest difference that `items` items show with 80 % power, two-sided 5 %; at most the churn."""
+def detectable_difference(churn: float, items: int) -> float | None:
+    """The smallest difference that `items` items show with 80 % power, two-sided 5 %.
+
+    None where so few items change that not even changes in one direction only would show.
+    """
+    if churn == 0 or items_for_difference(churn, churn) > items:
+        return None
     low, high = 0.0, churn
     for _ in range(50):
         middle = (low + high) / 2

@@ -92,7 +92,7 @@ def _paired(
             "mcnemar_p": statistics.mcnemar(*statistics.changes(before, after)),
             "verdict": verdict,
             "items_needed": needed,
-            "detectable": statistics.detectable_difference(churn.value, len(after)) if churn.value else None,
+            "detectable": statistics.detectable_difference(churn.value, len(after)),
         }
     )
 

@@ -193,8 +193,9 @@ def test_tasks_that_cannot_be_scored_are_refused(task_file: Path) -> None:
     task_file.write_text(task_file.read_text().replace("multiple_choice", "generate_until"))
     with pytest.raises(UsageError, match="generate_until"):
         load_tasks([str(task_file)], None)
-    with pytest.raises(UsageError, match="no_such_task"):
-        load_tasks(["no_such_task"], None)
+    task_file.write_text(task_file.read_text().replace("data.jsonl", "missing.jsonl"))
+    with pytest.raises(UsageError, match="cannot load it"):
+        load_tasks([str(task_file)], None)
 
 
 def test_missing_lm_eval_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,12 @@ def test_sample_sizes_of_a_paired_difference(churn: float, difference: float, it
     assert s.detectable_difference(churn, items) == pytest.approx(difference, rel=1e-3)
 
 
+def test_nothing_is_detectable_in_few_changed_items() -> None:
+    """Even if all of three changed items were lost, p would be above 5 %."""
+    assert s.detectable_difference(0.03, 100) is None
+    assert s.detectable_difference(0.0, 100) is None
+
+
 @pytest.mark.parametrize(
     ("churn", "slack", "items"),
     [(0.05, 0.007, 6309), (0.10, 0.007, 12617), (0.05, 0.01, 3091), (0.1, 0.02, 1546)],
