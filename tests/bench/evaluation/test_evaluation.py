@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
+from typer.testing import CliRunner
 
+from qdeploy.bench.commands.evaluate import evaluate
 from qdeploy.bench.evaluation import EvalSettings, run_eval
-from qdeploy.bench.records import load_record
+from qdeploy.bench.records import RunRecord, load_record
 from qdeploy.bench.render import render_eval
 from qdeploy.errors import ComparisonError, EndpointError, OutputError, UsageError
 from tests.bench.evaluation.conftest import Serve, endpoint
@@ -134,3 +137,15 @@ def test_summary_names_verdict_and_power(tmp_path: Path, serve: Serve, model: An
     text = capture.get()
     for words in ("KL divergence, lower bound", "same most likely token", "80 % power", "McNemar"):
         assert words in text
+
+
+def test_command_prints_the_record(tmp_path: Path, serve: Serve, perturbed: Any, baseline: Path) -> None:
+    app = typer.Typer()
+    app.command()(evaluate)
+    numbers = ["--windows", "3", "--window-tokens", "32", "--top-k", "16", "--limit", "24"]
+    target = ["--baseline", str(baseline), "-o", str(tmp_path / "run"), "--json"]
+    result = CliRunner().invoke(app, [serve(perturbed).url, *numbers, *target])
+    assert result.exit_code == 0, result.output
+    printed = RunRecord.model_validate_json(result.stdout)
+    assert printed == load_record(tmp_path / "run")
+    assert printed.baseline == str(baseline)
