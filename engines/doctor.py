@@ -22,7 +22,7 @@ CPU_SCHEMES = {"W4A16": "native", "W4A16_ASYM": "native", "W8A16": NO_KERNEL, "W
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stdout.")] = False,
 ) -> None:
-    """Say what this machine can quantize and serve, and what is missing.
+    """Say what this machine can quantize and serve.
 
     Looks at cores, memory, disk, GPUs (nvidia-smi), installed engines and
     optional packages. The largest model is an estimate: one decoder block

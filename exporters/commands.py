@@ -31,7 +31,7 @@ def export(
         bool, typer.Option("--json", help="Print the report as JSON on standard output.")
     ] = False,
 ) -> None:
-    """Check a checkpoint for an engine and a device, and make a folder to serve.
+    """Check a checkpoint for an engine and make a folder to serve.
 
     Makes the checks of the engine's own loader before anyone waits for it:
     tensors, dtypes, shapes, scales, fused layers, the split over devices,

@@ -43,7 +43,7 @@ def evaluate(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the run record as JSON.")] = False,
 ) -> None:
-    """Measure what a served model predicts: fidelity to a baseline, and accuracy.
+    """Measure a served model: fidelity to a baseline, and accuracy.
 
     Fidelity is measured on a text: perplexity by the protocol of the GPTQ papers (non-overlapping windows),
     and, against the baseline, a lower bound of the Kullback-Leibler divergence from the top log-probabilities

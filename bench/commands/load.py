@@ -37,7 +37,7 @@ def bench(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Put load on an OpenAI-compatible endpoint and measure its latency and throughput.
+    """Put load on an endpoint; measure its latency and throughput.
 
     Requests stream, are greedy and have prompts that no cache has seen. In an open loop (--rate) they are
     sent when they are due, so a stalled server cannot slow the load down; latencies are given from the

@@ -19,7 +19,7 @@ def run(
         bool, typer.Option("--json", help="Print the report's path and figures as JSON.")
     ] = False,
 ) -> None:
-    """Quantize, export, serve, measure and report, for several variants.
+    """Do the whole line, quantize to report, for several variants.
 
     The 16-bit model is the baseline and comes first. Each variant is quantized, exported and served alone;
     the load run comes before any other request, accuracy and fidelity after it. The campaign folder keeps the
@@ -30,6 +30,7 @@ def run(
 
     A plan:
 
+        \b
         model: path/to/model
         engine: {name: vllm, device: auto}
         calibration: {source: builtin, samples: 64, sequence_length: 512}

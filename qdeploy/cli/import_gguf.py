@@ -15,7 +15,7 @@ def import_gguf(
     ],
     json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on standard output.")] = False,
 ) -> None:
-    """Turn a GGUF file into a bfloat16 model folder that qdeploy quantize takes.
+    """Turn a GGUF file into a bfloat16 model folder.
 
     Weights are decoded to bfloat16; tokenizer, chat template and generation config come along. What the
     file's own quantization lost stays lost: start from the original model where you can get it. Tensors may

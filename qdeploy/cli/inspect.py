@@ -25,7 +25,7 @@ def inspect(
         bool, typer.Option("--json", help="Print everything as JSON on standard output.")
     ] = False,
 ) -> None:
-    """Show what is in a checkpoint folder: schemes, size, calibration, errors, and what can serve it.
+    """Show what is in a checkpoint folder and what can serve it.
 
     Reads headers, config.json and qdeploy.json; no weight is decoded, so it answers at once for any size.
     Works on folders that qdeploy quantize wrote, on compressed-tensors checkpoints of other tools, and on

@@ -48,8 +48,8 @@ def _root(
 ) -> None:
     """Quantize a language model, serve it, and prove what that cost and what it won.
 
-    checkpoint → **quantize** → packed safetensors → **export** → engine-ready folder →
-    **serve** → endpoint → **eval, bench** → **report**
+    checkpoint → quantize → packed safetensors → export → engine-ready folder →
+    serve → endpoint → eval, bench → report
     """
 
 
@@ -58,10 +58,10 @@ def build() -> typer.Typer:
     app = typer.Typer(
         name="qdeploy",
         no_args_is_help=True,
-        rich_markup_mode="markdown",
+        rich_markup_mode=None,
         add_completion=False,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     app.callback()(_root)
     for point in sorted(entry_points(group="qdeploy.commands"), key=_position):

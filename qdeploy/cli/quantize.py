@@ -40,7 +40,7 @@ def quantize(
         bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")
     ] = False,
 ) -> None:
-    """Quantize a model's linear layers and write a checkpoint that engines load as it is.
+    """Quantize a model into a checkpoint that engines load as it is.
 
     The model is read, quantized and written one block at a time, so that it need not fit in memory. Each
     block is calibrated on what the quantized blocks before it put out. Embeddings, norms and the output head
