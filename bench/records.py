@@ -102,7 +102,7 @@ class Fidelity(Record):
     window_tokens: int
     positions: int
     top_k: int
-    method: Literal["two-pass", "intersection", "none"]
+    method: Literal["intersection", "none"]
     perplexity: Estimate
     baseline_perplexity: Estimate | None = None
     perplexity_ratio: Estimate | None = None

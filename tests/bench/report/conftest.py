@@ -105,7 +105,7 @@ def fidelity(quantized: bool) -> Fidelity:
         window_tokens=512,
         positions=12264,
         top_k=64,
-        method="two-pass" if quantized else "none",
+        method="intersection" if quantized else "none",
         perplexity=Estimate(value=17.9 if quantized else 17.2, low=16.0, high=19.1),
         per_window_kl=kl,
         **compared,
