@@ -74,24 +74,18 @@ def _machine() -> dict[str, Any]:
 
     import psutil
 
-    from qdeploy.provenance import cpu_model
+    from qdeploy.provenance import cpu_flags, cpu_model
 
     memory = psutil.virtual_memory()
     return {
         "cpu": cpu_model(),
-        "avx512": "avx512f" in _cpu_flags(),
+        "avx512": "avx512f" in cpu_flags(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": memory.total,
         "memory_available_bytes": memory.available,
         "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
         "torch": version("torch"),
     }
-
-
-def _cpu_flags() -> set[str]:
-    """Instruction sets, as Linux names them."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
 def _gpus() -> list[dict[str, Any]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from qdeploy.errors import UnknownNameError
+from qdeploy.provenance import cpu_flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,4 @@ def _gpu_here() -> Target | None:
 
 
 def _cpu_here() -> Target:
-    facts = Path("/proc/cpuinfo")
-    avx512 = facts.is_file() and "avx512f" in facts.read_text().split()
-    return TARGETS["cpu-avx512" if avx512 else "cpu-avx2"]
+    return TARGETS["cpu-avx512" if "avx512f" in cpu_flags() else "cpu-avx2"]

@@ -9,6 +9,7 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -31,12 +32,22 @@ def package_versions() -> dict[str, str]:
 
 def cpu_model() -> str:
     """The processor's marketing name, from /proc/cpuinfo where there is one."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of this machine's processor by their Linux names, e.g. "avx512f"; empty elsewhere."""
+    return set(_cpuinfo("flags").split())
+
+
+def _cpuinfo(field: str) -> str:
+    """A field of the first processor in /proc/cpuinfo; empty where there is none."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
-            match = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        match = None
-    return match.group(1) if match else platform.processor() or platform.machine()
+        return ""
+    match = re.search(rf"^{field}\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1) if match else ""
 
 
 def provenance() -> dict[str, Any]:
