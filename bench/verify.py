@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +29,7 @@ from qdeploy.bench.evaluation import describe
 from qdeploy.bench.integrity import Integrity, check_integrity
 from qdeploy.bench.records import Engine, RunRecord
 from qdeploy.bench.reference import Array, Reference, compute_reference, engine_dtype
+from qdeploy.bench.suspects import Search, find_suspects
 from qdeploy.bench.text import Windows, load_windows
 from qdeploy.bench.tokenizer import encoder_of
 from qdeploy.engines.endpoint import Endpoint
@@ -144,20 +145,21 @@ def judge(expected: Expectation, endpoint: Endpoint, engine: Engine, output: Pat
     scores = endpoint.score_many(expected.windows.tokens)
     served = np.array([score.token_logprobs[1:] for score in scores], dtype=np.float64)
     found = compare(served, expected.reference)
+    search = None if found.passed else find_suspects(expected.folder, expected.windows.tokens[0], served[0])
     record = RunRecord(
         kind="verify",
         name=expected.folder.resolve().name,
         provenance=provenance(),
         engine=engine,
         settings={"text_sha256": expected.windows.text_sha256, "window_tokens": WINDOW_TOKENS},
-        verify=_facts(expected, found),
+        verify=_facts(expected, found) | _suspicion(search),
     )
     if output is not None:
         with disk_errors(output):
             output.mkdir(parents=True, exist_ok=True)
             record.save(output)
-    if not found.passed:
-        raise VerificationError(_accusation(expected, found, engine))
+    if search is not None:
+        raise VerificationError(f"{_accusation(expected, found, engine)} {search.describe()}")
     return record
 
 
@@ -177,6 +179,13 @@ def _facts(expected: Expectation, found: Comparison) -> dict[str, Any]:
         "files_checked": expected.integrity.files,
         "kernel_expected": expected.kernel,
     }
+
+
+def _suspicion(search: Search | None) -> dict[str, Any]:
+    """The record's `suspects`, where there was a reason to search."""
+    if search is None:
+        return {}
+    return {"suspects": [asdict(found) for found in search.suspects], "misreadings_tried": search.tried}
 
 
 def _accusation(expected: Expectation, found: Comparison, engine: Engine) -> str:
