@@ -79,6 +79,11 @@ def token_logprobs(model: Any, window: Sequence[int]) -> Array:
     return chosen
 
 
+def rms(values: Array) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(values**2)))
+
+
 def engine_dtype(config: dict[str, Any], arguments: Sequence[str]) -> torch.dtype:
     """The type that vLLM computes in: its `--dtype`, else the checkpoint's, 32-bit ones as bfloat16."""
     given = dict(pairwise(arguments)).get("--dtype", "auto")

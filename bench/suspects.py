@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy.bench.misreadings import Misreading, misreadings
-from qdeploy.bench.reference import Array, token_logprobs
+from qdeploy.bench.reference import Array, rms, token_logprobs
 from qdeploy.formats.compressed_tensors import module_schemes, read_linear
 from qdeploy.formats.dequantize import dequantized_model
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -25,10 +25,12 @@ from qdeploy.progress import progress
 from qdeploy.schemes import Scheme
 
 SIMILAR = 0.8
-"""Cosine from which a misreading is named; docs/verify.md has the figures behind it."""
+SHARE_LEFT = 0.25
+"""Least cosine, and largest remainder as a share of what was observed, of what is named. Any two faults that
+destroy a model change log-probabilities alike, so the cosine alone accuses at random (docs/verify.md)."""
 SHOWN = 3
 SCREENED = 32
-"""Tokens on which every candidate is tried: a quarter of the window, so a quarter of the time."""
+"""Tokens at the window's start on which every candidate is tried; fewer cost less."""
 FINALISTS = 8
 """Candidates, those that leave least, that are tried on the whole window."""
 SEARCH_S = 600.0
@@ -80,25 +82,27 @@ class Search:
         return f"What would change them like this, most likely first ({tried}):{lines}"
 
 
-def find_suspects(folder: Path, window: Sequence[int], served: Array) -> Search:
+def find_suspects(folder: Path, window: Sequence[int], served: Array, tolerance: float) -> Search:
     """Try misreadings of the layers in `folder`. Needs memory for the model in float32.
 
     Args:
         window: token ids [T].
         served: their log-probabilities as served, float64 [T − 1].
+        tolerance: the remainder in nats that the engine's arithmetic explains.
 
     Raises:
         CheckpointError: the folder cannot be read.
     """
     reader = CheckpointReader(folder)
     planned = list(candidates(module_schemes(reader.config, reader)))
-    if not planned:
-        return Search([], 0, 0)
+    if not planned or not np.isfinite(served).all():
+        return Search([], 0, len(planned))
     model = dequantized_model(folder)
     screened = _screen(_Trial(folder, model, window[:SCREENED], served[: SCREENED - 1]), planned)
     trial = _Trial(folder, model, window, served)
     found = [trial.compare(candidate) for candidate in _least_remainder(planned, screened)]
-    return Search(_best(found), len(screened), len(planned))
+    tolerance = max(tolerance, SHARE_LEFT * rms(trial.observed))
+    return Search(_best(found, tolerance), len(screened), len(planned))
 
 
 class _Trial:
@@ -115,7 +119,7 @@ class _Trial:
             change = token_logprobs(self.model, self.window) - self.exact
         lengths = float(np.linalg.norm(change) * np.linalg.norm(self.observed))
         similarity = float(change @ self.observed) / lengths if lengths else 0.0
-        remainder = float(np.sqrt(np.mean((self.observed - change) ** 2)))
+        remainder = rms(self.observed - change)
         return Suspect(candidate.where, candidate.misreading, similarity, remainder)
 
 
@@ -179,8 +183,9 @@ def misread(folder: Path, model: Any, candidate: Candidate) -> Iterator[None]:
             load(layer, lambda q: q)
 
 
-def _best(found: list[Suspect]) -> list[Suspect]:
-    """The similar ones, least remainder first, no place twice."""
-    similar = sorted((s for s in found if s.similarity >= SIMILAR), key=lambda s: s.remainder)
-    places = {suspect.where: suspect for suspect in reversed(similar)}
-    return sorted(places.values(), key=lambda s: s.remainder)[:SHOWN]
+def _best(found: list[Suspect], tolerance: float) -> list[Suspect]:
+    """Those that explain what was observed, least remainder first, no place twice."""
+    ranked = sorted(found, key=lambda suspect: suspect.remainder)
+    named = [s for s in ranked if s.similarity >= SIMILAR and s.remainder <= tolerance]
+    places = {suspect.where: suspect for suspect in reversed(named)}
+    return [suspect for suspect in named if places[suspect.where] is suspect][:SHOWN]

@@ -28,7 +28,7 @@ import numpy as np
 from qdeploy.bench.evaluation import describe
 from qdeploy.bench.integrity import Integrity, check_integrity
 from qdeploy.bench.records import Engine, RunRecord
-from qdeploy.bench.reference import Array, Reference, compute_reference, engine_dtype
+from qdeploy.bench.reference import Array, Reference, compute_reference, engine_dtype, rms
 from qdeploy.bench.suspects import Search, find_suspects
 from qdeploy.bench.text import Windows, load_windows
 from qdeploy.bench.tokenizer import encoder_of
@@ -81,15 +81,11 @@ def compare(served: Array, reference: Reference) -> Comparison:
     difference = served - reference.exact
     return Comparison(
         positions=difference.size,
-        served_rms=_rms(difference),
-        noise_rms=max(_rms(reference.rounded - reference.exact), SMALLEST_NOISE),
+        served_rms=rms(difference),
+        noise_rms=max(rms(reference.rounded - reference.exact), SMALLEST_NOISE),
         mean=float(difference.mean()),
         largest=float(np.abs(difference).max()),
     )
-
-
-def _rms(values: Array) -> float:
-    return float(np.sqrt(np.mean(values**2)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +141,7 @@ def judge(expected: Expectation, endpoint: Endpoint, engine: Engine, output: Pat
     scores = endpoint.score_many(expected.windows.tokens)
     served = np.array([score.token_logprobs[1:] for score in scores], dtype=np.float64)
     found = compare(served, expected.reference)
-    search = None if found.passed else find_suspects(expected.folder, expected.windows.tokens[0], served[0])
+    search = None if found.passed else _search(expected, served, found)
     record = RunRecord(
         kind="verify",
         name=expected.folder.resolve().name,
@@ -179,6 +175,11 @@ def _facts(expected: Expectation, found: Comparison) -> dict[str, Any]:
         "files_checked": expected.integrity.files,
         "kernel_expected": expected.kernel,
     }
+
+
+def _search(expected: Expectation, served: Array, found: Comparison) -> Search:
+    """In the first window alone: a candidate costs a forward, and there are thousands."""
+    return find_suspects(expected.folder, expected.windows.tokens[0], served[0], LIMIT * found.noise_rms)
 
 
 def _suspicion(search: Search | None) -> dict[str, Any]:

@@ -82,18 +82,20 @@ def test_verify_passes_on_the_model_behind_the_url(quantized: Path, tmp_path: Pa
     assert (facts["layers_checked"], facts["dtype"], facts["positions"]) == (14, "bfloat16", 2 * 127)
 
 
-def test_verify_fails_on_a_misreading_engine_and_names_the_layer(quantized: Path, tmp_path: Path) -> None:
+def test_verify_fails_on_a_misreading_engine_and_names_the_layer(
+    quantized_mlps: Path, tmp_path: Path
+) -> None:
     with (
-        serve(misread(engine(quantized), quantized, LAYER)) as url,
+        serve(misread(engine(quantized_mlps), quantized_mlps, LAYER)) as url,
         pytest.raises(
             VerificationError, match=f"does not compute what(.|\\s)*{LAYER}: neighbouring codes swapped"
         ),
     ):
-        verify(quantized, tokens=256, url=url, output=tmp_path / "run")
+        verify(quantized_mlps, tokens=128, url=url, output=tmp_path / "run")
     facts = load_record(tmp_path / "run").verify
     assert facts is not None
     assert facts["verdict"] == "fail"
-    assert (facts["suspects"][0]["where"], facts["misreadings_tried"]) == (LAYER, 154)
+    assert (facts["suspects"][0]["where"], facts["misreadings_tried"]) == (LAYER, 70)
 
 
 def test_verify_refuses_a_used_output_folder(quantized: Path, tmp_path: Path) -> None:
