@@ -37,7 +37,7 @@ engine: $(VENV)/.user
 $(VENV)/.user: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
-	$(PIP) --editable '.[gguf]'
+	$(PIP) --editable '.[demo]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.user
