@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -19,10 +17,12 @@ from pydantic import (
     with_config,
 )
 
+from qdeploy import registry
 from qdeploy.bench.evaluation import EvalSettings
 from qdeploy.bench.load import LoadSpec
-from qdeploy.errors import QDeployError, RecipeError
+from qdeploy.errors import QDeployError, RecipeError, UnknownNameError
 from qdeploy.recipe import CalibrationConfig, Recipe
+from qdeploy.validation import explain
 
 BASELINE = "baseline"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -40,6 +40,13 @@ class EnginePlan(_Part):
     name: str = "vllm"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     arguments: tuple[str, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _is_registered(cls, name: str) -> str:
+        if name not in registry.names("engines"):
+            raise UnknownNameError("engine", name, registry.names("engines"))
+        return name
 
 
 class VariantPlan(_Part):
@@ -126,7 +133,9 @@ def load_plan(path: Path) -> Plan:
     try:
         plan = Plan.model_validate(_beside(path.parent, fields))
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_explain(error)}") from error
+        raise RecipeError(f"{path}: {explain(error, Plan)}") from error
+    except UnknownNameError as error:
+        raise RecipeError(f"{path}: {error}") from error
     _check_recipes(path, plan)
     return plan
 
@@ -148,34 +157,3 @@ def _beside(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
             changed = inner | {key: str((folder / inner[key]).resolve())}
             found = changed if part is None else found | {part: changed}
     return found
-
-
-def _explain(error: ValidationError) -> str:
-    return "; ".join(
-        _finding(item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()
-    )
-
-
-def _finding(where: Sequence[int | str], kind: str, message: str, value: Any) -> str:
-    field = ".".join(map(str, where)) or "the plan"
-    message = message.removeprefix("Value error, ")
-    if kind not in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{field}: {message}" + (f" (got {value!r})" if isinstance(value, str | int | float) else "")
-    known = _fields(Plan, where[:-1])
-    near = difflib.get_close_matches(str(where[-1]), known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{field}: no such field.{hint} There are: {', '.join(known)}"
-
-
-def _fields(model: Any, where: Sequence[int | str]) -> list[str]:
-    """Names of the fields of the part of the plan at `where`."""
-    for step in where:
-        if isinstance(step, str):
-            model = _part(model.model_fields[step].annotation)
-    return list(model.model_fields if issubclass(model, BaseModel) else model.__dataclass_fields__)
-
-
-def _part(annotation: Any) -> Any:
-    """The model or dataclass inside an annotation such as `tuple[Part, ...]` or `Part | None`."""
-    inner = [_part(argument) for argument in get_args(annotation) if isinstance(argument, type)]
-    return inner[0] if inner else annotation

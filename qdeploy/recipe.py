@@ -20,6 +20,7 @@ from qdeploy import registry, schemes
 from qdeploy.errors import RecipeError, UsageError
 from qdeploy.files import sha256_text
 from qdeploy.schemes import Scheme
+from qdeploy.validation import explain
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Siblings that engines run as one matrix, and so must be stored alike."""
@@ -153,7 +154,7 @@ def _configure(method: str, knobs: Any) -> Any:
     try:
         return config(**knobs)
     except ValidationError as error:
-        raise RecipeError(_explain(error, prefix=f"{method}.")) from error
+        raise RecipeError(f"{method}: {explain(error, config)}") from error
 
 
 class Rule(_Frozen):
@@ -295,15 +296,7 @@ def _validated(fields: Mapping[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        raise RecipeError(f"{origin}: {_explain(error)}") from error
-
-
-def _explain(error: ValidationError, prefix: str = "") -> str:
-    """Pydantic's findings as `where: what (got value)`."""
-    return "; ".join(
-        f"{prefix}{'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
-        for item in error.errors()
-    )
+        raise RecipeError(f"{origin}: {explain(error, Recipe)}") from error
 
 
 def resolve_schemes(recipe: Recipe, linears: Mapping[str, tuple[int, int]]) -> dict[str, tuple[Scheme, Any]]:

@@ -29,12 +29,12 @@ def run_campaign(plan_file: Path, folder: Path) -> Path:
         Interrupted: Ctrl-C.
     """
     plan = load_plan(plan_file)
+    model = resolve_model(plan.model)
     state = load_state(folder)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)
     try:
-        model = resolve_model(plan.model)
         fresh = State(plan_text=plan_file.read_text(encoding="utf-8"), plan=plan.model_dump(mode="json"))
         names = ["baseline", *(variant.name for variant in plan.variants)]
         fresh.variants = [v for v in (state.variants if state else []) if v.name in names]

@@ -16,7 +16,7 @@ from qdeploy.bench.campaign import run_campaign
 from qdeploy.bench.campaign.state import State, VariantState
 from qdeploy.bench.campaign.steps import StepError, Steps, fingerprint, stamp
 from qdeploy.bench.records import load_record
-from qdeploy.errors import EndpointError, Interrupted, OutputError, VerificationError
+from qdeploy.errors import CheckpointError, EndpointError, Interrupted, OutputError, VerificationError
 
 SERVER = Path(__file__).parents[1] / "engines" / "tiny_server.py"
 LAUNCHER = f"""
@@ -127,6 +127,14 @@ def test_another_folder_is_left_alone(tmp_path: Path, engine: Path, plan: Callab
     with pytest.raises(OutputError, match="not empty and not a campaign"):
         run_campaign(plan(), tmp_path / "photos")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.png"]
+
+
+def test_a_plan_whose_model_is_not_there_makes_no_folder(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("model: /no/such/model\nvariants: [{name: a}]\nload: {rate: 1}")
+    with pytest.raises(CheckpointError, match="/no/such/model"):
+        run_campaign(plan, tmp_path / "campaign")
+    assert not (tmp_path / "campaign").exists()
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ def write(folder: Path, text: str) -> Path:
         (f"model: m\nvariants: [{{name: a, metod: rtn}}]\n{LOAD}", r"variants.0.metod.*'method'\?"),
         (f"{GOOD}\neval: {{windws: 3}}", r"eval.windws: no such field. Did you mean 'windows'\?"),
         (f"{GOOD}\nengine: {{device: gpu}}", "engine.device: .*'cpu'"),
+        (f"{GOOD}\nengine: {{name: vlm}}", r"Unknown engine 'vlm'. Did you mean 'vllm'\?"),
         (f"model: m\nvariants: [{{name: a, method: gtpq}}]\n{LOAD}", "variant a: Unknown method 'gtpq'"),
         (f"model: m\nvariants: [{{name: a, scheme: W4A17}}]\n{LOAD}", "variant a: Unknown scheme 'W4A17'"),
         (f"model: m\nvariants: [{{name: a}}, {{name: a}}]\n{LOAD}", "two variants are named 'a'"),

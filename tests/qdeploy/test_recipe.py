@@ -164,7 +164,7 @@ def test_flags_that_cannot_work(flags: dict[str, Any], error: type[QDeployError]
     ("stages", "message"),
     [
         ([{"gptq": {"dmap": 0.1}}], "gptq has no knob 'dmap'. Did you mean 'damp'"),
-        ([{"gptq": {"damp": 7}}], r"gptq\.damp: .*less than or equal to 1.*got 7"),
+        ([{"gptq": {"damp": 7}}], r"gptq: damp: .*less than or equal to 1.*got 7"),
         ([{"gptq": 3}], "knobs are written"),
         ([{"gptq": {}, "rtn": {}}], "A stage is a method's name or one"),
         ([], "needs exactly one stage; it has 0"),
@@ -184,7 +184,7 @@ def test_stages_that_cannot_work(tmp_path: Path, stages: list[Any], message: str
         ("model: m", "rules: Field required"),
         ("model: m\nrules: []", "rules: .*at least 1"),
         ("rules: [{match: Linear, scheme: W4A16}]", "model: Field required"),
-        ("model: m\nrulse: []", "rulse: Extra inputs are not permitted"),
+        ("model: m\nrulse: []", r"rulse: no such field\. Did you mean 'rules'\?"),
         ("model: m\nrules: [{match: 're:(', scheme: W4A16}]", "not a regular expression"),
         ("model: m\nrules: [{match: Linear, scheme: {bits: 40}}]", r"rules\.0\.scheme\.bits: .*got 40"),
         ("model: m\nrules: [{match: Linear, scheme: none, stages: [rtn]}]", "can have no stages"),
