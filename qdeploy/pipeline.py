@@ -86,10 +86,10 @@ def _resumable(writer: ShardWriter, blocks: Sequence[Block]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         finished = sum(writer.done(block.name) for block in blocks)
-        raise Interrupted(
-            f"Interrupted after {finished} of {len(blocks)} blocks, which are kept in {writer.partial}. "
-            "The same command goes on from there."
-        ) from None
+        kept = (
+            f", which are kept in {writer.partial}. The same command goes on from there" if finished else ""
+        )
+        raise Interrupted(f"Interrupted after {finished} of {len(blocks)} blocks{kept}.") from None
 
 
 def _seconds(writer: ShardWriter, blocks: Sequence[Block]) -> float:
@@ -258,7 +258,7 @@ class _Walk:
 
     def _rest(self) -> dict[str, Tensor]:
         inside = {name for block in self.blocks for name in self._source_names(block.name)}
-        return {name: finite(name, self.reader.get(name)) for name in self.reader.names if name not in inside}
+        return {name: finite(name, self.reader) for name in self.reader.names if name not in inside}
 
     def _source_names(self, block: str) -> list[str]:
         return [name for name in self.reader.names if name.startswith(f"{block}.")]

@@ -22,8 +22,10 @@ def build_skeleton(reader: CheckpointReader) -> Any:
     """The transformers causal language model of `reader`'s config, all parameters on the meta device.
 
     Raises:
-        CheckpointError: transformers has no such architecture, or its parameters are not the checkpoint's.
+        CheckpointError: transformers has no such architecture, or its config is broken or describes other
+            parameters than the checkpoint holds.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -32,6 +34,12 @@ def build_skeleton(reader: CheckpointReader) -> Any:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=COMPUTE_DTYPE)
     except (ValueError, KeyError, ImportError) as error:
         raise _unknown(reader, error) from error
+    except (StrictDataclassError, RuntimeError, ArithmeticError, AssertionError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{reader.folder / 'config.json'} holds a value that no model can have: {reason}. "
+            "Download it again."
+        ) from error
     _check_parameters(model, reader)
     return model.eval().requires_grad_(False)
 
@@ -70,7 +78,7 @@ def materialize(
     Raises:
         CheckpointError: a weight is NaN or infinite.
     """
-    state = {name: finite(name, reader.get(name)).to(device, COMPUTE_DTYPE) for name in names}
+    state = {name: finite(name, reader).to(device, COMPUTE_DTYPE) for name in names}
     model.load_state_dict(state, strict=False, assign=True)
 
 
@@ -80,16 +88,17 @@ def release(model: nn.Module, names: Iterable[str]) -> None:
     model.load_state_dict(state, strict=False, assign=True)
 
 
-def finite(name: str, tensor: Tensor) -> Tensor:
-    """`tensor` itself.
+def finite(name: str, reader: CheckpointReader) -> Tensor:
+    """The tensor of that name.
 
     Raises:
         CheckpointError: it holds NaN or infinity; says how many.
     """
+    tensor = reader.get(name)
     bad = int(tensor.numel() - tensor.isfinite().sum())
     if bad:
         raise CheckpointError(
-            f"{name} holds {bad} NaN or infinite values of {tensor.numel()}. "
+            f"{name} in {reader.folder} holds {bad} NaN or infinite values of {tensor.numel()}. "
             "The checkpoint is damaged; download it again or use another revision."
         )
     return tensor

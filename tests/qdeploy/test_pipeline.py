@@ -246,7 +246,7 @@ def test_a_damaged_weight_ends_the_run(tiny_llama: Path, tmp_path: Path, name: s
     tensors = load_file(folder / SINGLE)
     tensors[name].view(-1)[0] = torch.nan
     save_file(tensors, folder / SINGLE)
-    with pytest.raises(CheckpointError, match=f"{name} holds 1 NaN"):
+    with pytest.raises(CheckpointError, match=f"{name} in .* holds 1 NaN"):
         quantize(recipe(folder, method="rtn"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -59,7 +59,7 @@ def test_a_damaged_weight_is_named_and_counted(broken: Path, value: float) -> No
     skeleton = build_skeleton(reader)
     first, second = find_blocks(skeleton)
     materialize(skeleton, first.parameters, reader, CPU)
-    with pytest.raises(CheckpointError, match=rf"{name} holds 5 NaN or infinite values of 8192"):
+    with pytest.raises(CheckpointError, match=rf"{name} in {broken} holds 5 NaN or infinite values of 8192"):
         materialize(skeleton, second.parameters, reader, CPU)
 
 
@@ -72,6 +72,15 @@ def test_an_unknown_architecture(broken: Path) -> None:
 def test_an_architecture_that_generates_no_text(broken: Path) -> None:
     change_config(broken, model_type="vit")
     with pytest.raises(CheckpointError, match="Unknown architecture 'vit'"):
+        build_skeleton(CheckpointReader(broken))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"hidden_size": "sixty"}, {"vocab_size": -1}, {"num_attention_heads": 0, "head_dim": None}]
+)
+def test_a_config_that_no_model_can_have(broken: Path, wrong: dict[str, Any]) -> None:
+    change_config(broken, **wrong)
+    with pytest.raises(CheckpointError, match=r"config\.json holds a value that no model can have"):
         build_skeleton(CheckpointReader(broken))
 
 
