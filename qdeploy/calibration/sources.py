@@ -40,6 +40,8 @@ def documents(source: str) -> list[str | Chat]:
         found = [document for document in READERS[path.suffix](path) if document]
     except UnicodeDecodeError as error:
         raise CalibrationError(f"Calibration file {path} is not UTF-8 text: {error}.") from error
+    except OSError as error:
+        raise CalibrationError(f"Cannot read calibration file {path}: {error.strerror}.") from error
     if not any(isinstance(document, Chat) or document.strip() for document in found):
         raise CalibrationError(f"Calibration file {source} ({path.stat().st_size} bytes) holds no text.")
     return found
@@ -107,9 +109,15 @@ def _parquet(path: Path) -> Iterator[str]:
     import pyarrow.parquet
 
     try:
+        columns = {field.name: str(field.type) for field in pyarrow.parquet.read_schema(path)}
+        if columns.get("text") not in ("string", "large_string"):
+            found = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+            raise CalibrationError(
+                f'{path} needs a column "text" of strings; it has {found or "no columns"}.'
+            )
         yield from pyarrow.parquet.read_table(path, columns=["text"]).column("text").to_pylist()
-    except (pyarrow.ArrowException, KeyError) as error:
-        raise CalibrationError(f'Cannot read a column "text" from {path}: {error}.') from error
+    except pyarrow.ArrowException as error:
+        raise CalibrationError(f"{path} is not a whole Parquet file: {error}.") from error
 
 
 NAMED: dict[str, Callable[[], list[str]]] = {"builtin": _builtin, "wikitext2": _wikitext2, "c4": _c4}

@@ -145,6 +145,18 @@ def broken_parquet(folder: Path) -> Path:
     return path
 
 
+def number_parquet(folder: Path) -> Path:
+    path = folder / "text.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), path)
+    return path
+
+
+def cut_parquet(folder: Path) -> Path:
+    path = broken_parquet(folder)
+    path.write_bytes(path.read_bytes()[:-20])
+    return path
+
+
 def latin1(folder: Path) -> Path:
     path = folder / "latin.txt"
     path.write_bytes("é".encode("latin-1"))
@@ -164,7 +176,9 @@ def latin1(folder: Path) -> Path:
             lambda folder: jsonl_file(folder, [{"messages": [{"role": "tool", "content": ""}]}]),
             "refuses it: no tools",
         ),
-        (broken_parquet, r'Cannot read a column "text"'),
+        (broken_parquet, r'needs a column "text" of strings; it has body \(string\)'),
+        (number_parquet, r'needs a column "text" of strings; it has text \(int64\)'),
+        (cut_parquet, r"text\.parquet is not a whole Parquet file"),
         (latin1, "is not UTF-8 text"),
     ],
 )
