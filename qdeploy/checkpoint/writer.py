@@ -49,7 +49,8 @@ class ShardWriter:
         if restart:
             self._folder.clear()
         self._records = self.partial / ".shards"
-        self._records.mkdir(exist_ok=True)
+        with disk_errors(self.partial):
+            self._records.mkdir(exist_ok=True)
         self._shards = self._read_records()
         self._remove_strays()
 
@@ -62,8 +63,11 @@ class ShardWriter:
         self.close()
 
     def close(self) -> None:
-        """Let go of the lock; what was written stays for a later run."""
-        self._folder.close()
+        """Let go of the lock; finished shards stay for a later run, and without any nothing stays."""
+        if self._shards:
+            self._folder.close()
+        else:
+            self._folder.discard()
 
     @property
     def fingerprint(self) -> dict[str, Any] | None:

@@ -226,3 +226,10 @@ def test_refuses_a_mount_point() -> None:
 
 def is_empty_mount(path: Path) -> bool:
     return path.is_mount() and not any(path.iterdir())
+
+
+def test_a_run_that_fails_before_its_first_shard_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no luck"), ShardWriter(tmp_path / "out") as writer:
+        writer.set_fingerprint({"recipe": "a"})
+        raise OutputError("no luck")
+    assert list(tmp_path.iterdir()) == []
