@@ -29,10 +29,11 @@ def verify(
     by no more than twice what the same model differs from float32 when it
     runs here in the engine's own number type (see docs/verify.md).
 
-    Ends with exit code 1 if the served model is not the checkpoint, and
-    names the layers that changed. Needs memory for the model in float32.
-    The key of a server given with --url is read from QDEPLOY_API_KEY or
-    OPENAI_API_KEY.
+    Ends with exit code 1 if the served model is not the checkpoint. Names
+    the layers that changed or, where the files are sound, searches up to
+    ten minutes for layers whose misreading would explain what was served.
+    Needs memory for the model in float32. The key of a server given with
+    --url is read from QDEPLOY_API_KEY or OPENAI_API_KEY.
 
     Examples:
 
