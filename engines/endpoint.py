@@ -115,7 +115,7 @@ class Endpoint:
 
     @cached_property
     def _cards(self) -> list[dict[str, Any]]:
-        return list(self._request("GET", f"{self.base_url}/models").json().get("data") or ())
+        return list(_object(self._request("GET", f"{self.base_url}/models")).get("data") or ())
 
     def complete(self, prompt: str | Sequence[int], **options: Any) -> dict[str, Any]:
         """POST /v1/completions, greedy unless `options` say otherwise; returns the parsed answer.
@@ -124,8 +124,7 @@ class Endpoint:
             EndpointError: unreachable, refused, or an error status after all attempts.
         """
         body = self._body(prompt, options)
-        answer: dict[str, Any] = self._request("POST", f"{self.base_url}/completions", body).json()
-        return answer
+        return _object(self._request("POST", f"{self.base_url}/completions", body))
 
     def stream(self, prompt: str | Sequence[int], **options: Any) -> list[dict[str, Any]]:
         """Like `complete` with `stream`: all chunks, once the last one is here."""
@@ -250,8 +249,18 @@ class Endpoint:
 
 
 def api_key_from_environment() -> str | None:
-    """QDEPLOY_API_KEY, else OPENAI_API_KEY, else None."""
-    return next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
+    """QDEPLOY_API_KEY, else OPENAI_API_KEY, else None.
+
+    Raises:
+        EndpointError: the key cannot stand in an HTTP header; the message does not show it.
+    """
+    name = next((name for name in KEY_VARIABLES if os.environ.get(name)), None)
+    key = os.environ[name] if name else None
+    if key and not (key.isascii() and key.isprintable()):
+        raise EndpointError(
+            f"{name} holds a line break or a character that no HTTP header can carry. Set it again."
+        )
+    return key
 
 
 def _normalized(url: str) -> str:
@@ -265,6 +274,20 @@ def _normalized(url: str) -> str:
 def _is_loopback(url: str) -> bool:
     """A proxy from the environment must not stand between this process and a local server."""
     return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object in an answer; a web page or a proxy's notice is refused."""
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise EndpointError(
+            f"{response.request.url} answered {response.text[:200]!r}, which is no JSON object. "
+            "Is this the URL of an OpenAI-compatible server?"
+        )
+    return answer
 
 
 def _choice(answer: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import itertools
 import math
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import pytest
 
@@ -79,6 +81,35 @@ def test_a_wrong_key_names_the_variable_and_not_the_key(
     assert "wrong-secret" not in str(caught.value) + repr(Endpoint(url))
     monkeypatch.setenv("QDEPLOY_API_KEY", "right")
     assert Endpoint(url).models() == ["tiny"]
+
+
+@pytest.mark.parametrize("key", ["cl\u00e9-secret", "secret\nX-Header: 1"])
+def test_a_key_that_no_header_can_carry_is_refused_unseen(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("QDEPLOY_API_KEY", key)
+    with pytest.raises(EndpointError, match="QDEPLOY_API_KEY holds a line break") as caught:
+        Endpoint("http://127.0.0.1:1/v1")
+    assert "secret" not in str(caught.value)
+
+
+class Page(BaseHTTPRequestHandler):
+    """A web server that is no API."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>Welcome</html>")
+
+
+def test_a_web_page_is_no_api() -> None:
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        Thread(target=server.handle_request).start()
+        with (
+            Endpoint(f"http://127.0.0.1:{server.server_port}") as endpoint,
+            pytest.raises(
+                EndpointError, match=r"/v1/models answered '<html>Welcome</html>', which is no JSON"
+            ),
+        ):
+            endpoint.models()
 
 
 def test_an_unknown_model_lists_what_is_served(serve: Serve) -> None:
