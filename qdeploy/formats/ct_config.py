@@ -90,7 +90,8 @@ def module_schemes(config: Mapping[str, Any], reader: CheckpointReader) -> dict[
     compressed-tensors does: exact name, then `re:` pattern, then class name. Empty for a 16-bit checkpoint.
 
     Raises:
-        CheckpointError: another quantization method or number format, or a quantized module without a group.
+        CheckpointError: another quantization method or number format, a damaged block, or a quantized module
+            without a group.
     """
     block = config.get("quantization_config")
     if block is None:
@@ -100,7 +101,13 @@ def module_schemes(config: Mapping[str, Any], reader: CheckpointReader) -> dict[
             f"The checkpoint is quantized with {block.get('quant_method')!r}; "
             "only compressed-tensors can be read."
         )
-    groups = [(group["targets"], _scheme(name, group)) for name, group in _groups(block).items()]
+    try:
+        groups = [(group["targets"], _scheme(name, group)) for name, group in _groups(block).items()]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"quantization_config in {reader.folder / 'config.json'} is damaged ({error!r}). "
+            "Download the folder again, or quantize the model again."
+        ) from error
     modules = dict.fromkeys(
         name.rpartition(".")[0] for name in reader.names if name.endswith(_WEIGHT_SUFFIXES)
     )

@@ -116,6 +116,11 @@ def test_a_16_bit_checkpoint_has_no_schemes(tmp_path: Path) -> None:
     [
         ({"quant_method": "gptq"}, "quantized with 'gptq'"),
         ({"config_groups": {"W4A16": ["Linear"]}}, "preset 'W4A16'"),
+        (
+            {"config_groups": {"group_0": {"weights": {"num_bits": 4}}}},
+            r"config\.json is damaged .*'targets'",
+        ),
+        ({"config_groups": None}, r"config\.json is damaged"),
         ({"config_groups": {}}, "has packed weights, but no group"),
     ],
 )
