@@ -91,7 +91,7 @@ def serve(
     arguments: Annotated[
         list[str] | None, typer.Argument(help="After `--`: more arguments for the engine.", metavar="-- ARGS")
     ] = None,
-    port: Annotated[int, typer.Option(help="TCP port; 0 chooses a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 chooses a free one.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all.")] = "127.0.0.1",
     log: Annotated[
         Path | None,

@@ -104,3 +104,9 @@ def test_commands_import_nothing_heavy() -> None:
     code = "import sys, qdeploy.engines.commands, qdeploy.engines.doctor; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert not {"torch", "transformers", "httpx", "pydantic", "psutil"} & set(loaded)
+
+
+def test_a_port_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(_app(), ["serve", str(tmp_path), "--port", "99999"])
+    assert refused.exit_code == 2
+    assert "65535" in refused.output
