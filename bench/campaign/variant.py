@@ -22,6 +22,10 @@ from qdeploy.pipeline import quantize
 from qdeploy.progress import console
 
 
+VERIFY_TOKENS = 512
+"""Half of what `qdeploy verify` scores: the reference in 16 bits is slow on processors that emulate it."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """A step done while the variant is served: what it depends on, what it leaves, how it is done."""
@@ -174,7 +178,7 @@ class Line:
             return []
 
         def action(engine: Any) -> None:
-            expected = expect(self.deploy, arguments=self.plan.engine.arguments)
+            expected = expect(self.deploy, VERIFY_TOKENS, self.plan.engine.arguments)
             with Endpoint(engine.base_url, engine.model) as endpoint:
                 judge(expected, endpoint, Engine(**engine.describe()), self.folder / "verify")
 
