@@ -21,7 +21,6 @@ from qdeploy.errors import QDeployError
 from qdeploy.pipeline import quantize
 from qdeploy.progress import console
 
-
 VERIFY_TOKENS = 512
 """Half of what `qdeploy verify` scores: the reference in 16 bits is slow on processors that emulate it."""
 
