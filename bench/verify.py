@@ -217,11 +217,13 @@ def verify(
     """
     if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"Output folder in use: {output} is not empty. Choose another folder with -o.")
-    expected = expect(folder, tokens)
     with ExitStack() as stack:
         if url is not None:
             endpoint = stack.enter_context(Endpoint(url))
-            return judge(expected, endpoint, describe(endpoint), output)
+            # Before the reference, which takes its time.
+            probe(endpoint).require_prompt_logprobs()
+            return judge(expect(folder, tokens), endpoint, describe(endpoint), output)
+        expected = expect(folder, tokens)
         logs = output or Path(stack.enter_context(TemporaryDirectory()))
         logs.mkdir(parents=True, exist_ok=True)
         console.print(f"Starting vLLM on {folder}", highlight=False)

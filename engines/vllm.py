@@ -14,6 +14,7 @@ from qdeploy.engines.environment import SERVER_MODULE, Device, Environment, find
 from qdeploy.engines.process import ServerProcess
 from qdeploy.errors import CheckpointError, EndpointError, EngineError, UsageError
 from qdeploy.files import read_json
+from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.provenance import cpu_flags
 
 DEADLINE_S = 600.0
@@ -131,6 +132,8 @@ class VllmEngine:
         """
         model = model.resolve()
         config = _config(model)
+        if any(model.glob("*.safetensors")):
+            CheckpointReader(model)  # A damaged file is found in a second here, in a minute by vLLM.
         engine_arguments = [*self._defaults(model), *_folder_arguments(model), *arguments]
         _check_arguments(engine_arguments)
         if not port:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qdeploy.bench.accuracy.tasks import load_tasks
 from qdeploy.bench.campaign.state import State, load_state
 from qdeploy.bench.campaign.steps import Steps
 from qdeploy.bench.campaign.variant import Line
@@ -24,12 +25,15 @@ def run_campaign(plan_file: Path, folder: Path) -> Path:
 
     Raises:
         RecipeError: the plan is not valid.
+        UsageError: the plan names an unknown task.
         OutputError: `folder` is something else's, or another campaign is running in it.
         StepError: a step failed; what is done stays, and the same call goes on from there.
         Interrupted: Ctrl-C.
     """
     plan = load_plan(plan_file)
     model = resolve_model(plan.model)
+    if plan.eval:
+        load_tasks(plan.eval.tasks, plan.eval.limit)
     state = load_state(folder)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

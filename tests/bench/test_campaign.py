@@ -16,7 +16,14 @@ from qdeploy.bench.campaign import run_campaign
 from qdeploy.bench.campaign.state import State, VariantState
 from qdeploy.bench.campaign.steps import StepError, Steps, fingerprint, stamp
 from qdeploy.bench.records import load_record
-from qdeploy.errors import CheckpointError, EndpointError, Interrupted, OutputError, VerificationError
+from qdeploy.errors import (
+    CheckpointError,
+    EndpointError,
+    Interrupted,
+    OutputError,
+    UsageError,
+    VerificationError,
+)
 
 SERVER = Path(__file__).parents[1] / "engines" / "tiny_server.py"
 LAUNCHER = f"""
@@ -212,3 +219,12 @@ def test_a_replaced_file_changes_the_stamp(tmp_path: Path) -> None:
     assert stamp(tmp_path) == before
     (tmp_path / "weights").write_text("other")
     assert stamp(tmp_path) != before
+
+
+def test_an_unknown_task_is_refused_before_anything_begins(tiny_llama: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    variants = "variants: [{name: v, scheme: W8A16, method: rtn}]"
+    plan.write_text(f"model: {tiny_llama}\n{variants}\neval: {{tasks: [no_such_task]}}\n")
+    with pytest.raises(UsageError, match="no_such_task"):
+        run_campaign(plan, tmp_path / "campaign")
+    assert not (tmp_path / "campaign").exists()

@@ -139,3 +139,13 @@ def test_a_server_with_a_key_of_its_own_gets_ready(
 )
 def test_kernel_lines(log: str, found: str | None) -> None:
     assert logs.kernels(log) == found
+
+
+def test_a_damaged_shard_is_found_before_the_engine_starts(
+    model_folder: Folder, tiny_environment: Environment, tmp_path: Path
+) -> None:
+    folder = model_folder()
+    (folder / "model.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated"):
+        VllmEngine(tiny_environment).launch(folder, log=tmp_path / "log")
+    assert not (tmp_path / "log").exists()
