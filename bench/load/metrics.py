@@ -13,6 +13,9 @@ from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.records import Distribution, LoadResult
 
 MAX_LAG_MS = 10.0
+MAX_LAG_SHARE = 0.05
+"""Of the mean TTFT: what is late by less than both limits changes no figure that a reader would act on."""
+
 MAX_RATE_ERROR = 0.01
 
 
@@ -44,7 +47,7 @@ def summarize(spec: LoadSpec, outcomes: Sequence[Outcome], peak_in_flight: int) 
         output_token_throughput=output_tokens / duration,
         peak_in_flight=peak_in_flight,
         schedule_lag_p99_ms=lag,
-        client_limited=lag is not None and client_limited(spec, lag, rate),
+        client_limited=lag is not None and client_limited(spec, lag, rate, metrics["ttft_ms"].mean),
         tokens_per_chunk=output_tokens / chunks if chunks else None,
         tpot_undefined=len(done) - metrics["tpot_ms"].count,
         metrics=metrics,
@@ -88,10 +91,10 @@ def token_gaps_ms(outcome: Outcome) -> list[float]:
     return [gap / k for gap, k in zip(chunk_gaps_ms(outcome), counts, strict=True) for _ in range(k)]
 
 
-def client_limited(spec: LoadSpec, lag_p99_ms: float, achieved_rate: float) -> bool:
+def client_limited(spec: LoadSpec, lag_p99_ms: float, achieved_rate: float, ttft_ms: float | None) -> bool:
     """Whether the client, not the server, shaped the load: late dispatches or another rate than asked."""
     off = abs(achieved_rate / spec.rate - 1) if spec.rate else 0.0
-    return lag_p99_ms > MAX_LAG_MS or off > MAX_RATE_ERROR
+    return lag_p99_ms > max(MAX_LAG_MS, MAX_LAG_SHARE * (ttft_ms or 0.0)) or off > MAX_RATE_ERROR
 
 
 def vllm_aliases(result: LoadResult) -> dict[str, float]:

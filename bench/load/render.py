@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from qdeploy.bench.load.metrics import MAX_LAG_MS, MAX_RATE_ERROR
+from qdeploy.bench.load.metrics import MAX_LAG_MS, MAX_LAG_SHARE, MAX_RATE_ERROR
 from qdeploy.bench.records import LoadResult, Percentile
 
 CAPTION = "Milliseconds with 95 % intervals; scheduled: from the time a request was due."
@@ -66,7 +66,8 @@ def _lines(result: LoadResult) -> list[str]:
     lines += [f"[red]Failed      {count} × {kind}[/]" for kind, count in result.errors.items()]
     if result.client_limited:
         lines.append(
-            f"[red]Client-limited: requests left over {MAX_LAG_MS:g} ms late at p99, or the rate was off by "
-            f"over {MAX_RATE_ERROR:.0%}. Use a lower rate or a freer machine.[/]"
+            f"[red]Client-limited: requests left over {MAX_LAG_MS:g} ms and over {MAX_LAG_SHARE:.0%} of the mean "
+            f"TTFT late at p99, or the rate was off by over {MAX_RATE_ERROR:.0%}. Use a lower rate or a freer "
+            "machine.[/]"
         )
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qdeploy.bench.load.metrics import summarize, time_per_output_token_ms
+from qdeploy.bench.load.metrics import client_limited, summarize, time_per_output_token_ms
 from qdeploy.bench.load.outcome import Outcome
 from qdeploy.bench.load.spec import LoadSpec
 
@@ -85,6 +85,11 @@ def test_late_dispatch_shows_in_scheduled_times_only() -> None:
     assert result.metrics["ttft_sched_ms"].mean == 150
     assert result.metrics["e2e_sched_ms"].mean == 230
     assert result.client_limited
+
+
+def test_a_lag_that_is_small_beside_the_ttft_limits_nothing() -> None:
+    assert not client_limited(OPEN, 30, 1.0, ttft_ms=1000)
+    assert client_limited(OPEN, 30, 1.0, ttft_ms=500)
 
 
 def test_wrong_rate_is_client_limited() -> None:
