@@ -66,8 +66,8 @@ def _lines(result: LoadResult) -> list[str]:
     lines += [f"[red]Failed      {count} × {kind}[/]" for kind, count in result.errors.items()]
     if result.client_limited:
         lines.append(
-            f"[red]Client-limited: requests left over {MAX_LAG_MS:g} ms and over {MAX_LAG_SHARE:.0%} of the mean "
-            f"TTFT late at p99, or the rate was off by over {MAX_RATE_ERROR:.0%}. Use a lower rate or a freer "
-            "machine.[/]"
+            f"[red]Client-limited: requests left late at p99 by over {MAX_LAG_MS:g} ms and "
+            f"{MAX_LAG_SHARE:.0%} of the mean TTFT, or the rate was off by over {MAX_RATE_ERROR:.0%}. "
+            "Use a lower rate or a freer machine.[/]"
         )
     return lines
