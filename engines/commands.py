@@ -138,11 +138,12 @@ def serve(
 def _announce(engine: RunningEngine, as_json: bool) -> None:
     from qdeploy.progress import console
 
-    if as_json:
-        typer.echo(json.dumps(engine.describe()))
     kernel = f"quantized layers run on {engine.kernel}" if engine.kernel else "16-bit, no quantized layers"
     line = f"Serving {engine.model} at {engine.base_url} ({kernel}; loaded in {engine.load_seconds:.0f} s)."
     console.print(f"{line} Ctrl-C stops it.", highlight=False, soft_wrap=True)
+    if as_json:
+        # Last: whoever reads it may stop the server at once.
+        typer.echo(json.dumps(engine.describe()))
 
 
 def _wait(engine: RunningEngine) -> None:
