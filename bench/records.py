@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from qdeploy.errors import ComparisonError
 from qdeploy.files import read_json, write_text
+from qdeploy.validation import first
 
 SCHEMA = 1
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -174,6 +175,6 @@ def load_record(folder: Path) -> RunRecord:
         )
     try:
         record = RunRecord.model_validate(read_json(path))
-    except (ValidationError, ValueError) as error:
-        raise ComparisonError(f"{path} is not a run record of schema {SCHEMA}: {error}") from error
+    except ValueError as error:
+        raise ComparisonError(f"{path} is not a run record of schema {SCHEMA} ({first(error)}).") from error
     return record

@@ -9,8 +9,9 @@ from itertools import chain
 from pathlib import Path
 
 from qdeploy.checkpoint.companions import companions
-from qdeploy.checkpoint.manifest import MANIFEST
-from qdeploy.errors import OutputError, UsageError, disk_errors
+from qdeploy.checkpoint.folder import refuse_used
+from qdeploy.checkpoint.manifest import MANIFEST, load_manifest
+from qdeploy.errors import UsageError, disk_errors
 from qdeploy.exporters import checks, parallel
 from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
 from qdeploy.exporters.kernels import VLLM
@@ -43,9 +44,10 @@ class VllmExporter:
         """
         if tensor_parallel < 1:
             raise UsageError(f"--tensor-parallel is {tensor_parallel}; it must be at least 1.")
-        _refuse_used(output)
+        refuse_used(output)
         target = find_target(gpu)
         report = inspect(CheckpointReader(source), output, target, tensor_parallel)
+        load_manifest(source)  # it travels along, so a broken one must not
         refuse_errors(report.findings, f"vLLM {VLLM} on {target}")
         _write(source, output, report, target)
         return report
@@ -143,10 +145,3 @@ def _link(file: Path, link: Path) -> None:
         os.link(file.resolve(), link)
     except OSError:
         shutil.copyfile(file, link)
-
-
-def _refuse_used(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OutputError(
-            f"Output folder in use: {output} is not empty. Choose another folder with -o, or remove it first."
-        )

@@ -106,14 +106,16 @@ class Interrupted(QDeployError):
     exit_code = 130
 
 
+ROOM, ACCESS, ELSEWHERE = "Make room", "Allow writing there", "Choose another folder with -o"
 DISK_TROUBLE = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-    errno.ENOTDIR: "part of the path is a file, not a folder",
+    errno.ENOSPC: ("the disk is full", ROOM),
+    errno.EDQUOT: ("the disk quota is used up", ROOM),
+    errno.EROFS: ("the file system is read-only", ELSEWHERE),
+    errno.EACCES: ("permission denied", ACCESS),
+    errno.EPERM: ("permission denied", ACCESS),
+    errno.ENOTDIR: ("part of the path is a file, not a folder", ELSEWHERE),
 }
+"""Error number → what is wrong, and what to do about it."""
 
 
 @contextmanager
@@ -124,10 +126,10 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         # safetensors wraps a full disk in an error without a number.
         full = "No space left on device" in str(error)
-        reason = DISK_TROUBLE.get(errno.ENOSPC if full else error.errno or 0)
-        if reason is None:
+        trouble = DISK_TROUBLE.get(errno.ENOSPC if full else error.errno or 0)
+        if trouble is None:
             raise
+        reason, remedy = trouble
         raise OutputError(
-            f"Cannot write {path}: {reason}. Make room or choose another folder with -o, "
-            "then run the same command again."
+            f"Cannot write {path}: {reason}. {remedy}, then run the same command again."
         ) from error

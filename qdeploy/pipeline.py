@@ -151,8 +151,8 @@ def _claim(writer: ShardWriter, identity: Mapping[str, Any]) -> None:
     if changed:
         raise OutputError(
             f"{writer.partial} holds {len(writer.keys)} shards of an interrupted run with another "
-            f"{' and another '.join(changed)}. Give the options of that run, choose another folder "
-            "with -o, or remove it."
+            f"{' and another '.join(changed)}. Give the options of that run to go on with it, --restart to "
+            "begin again, or another folder with -o."
         )
 
 

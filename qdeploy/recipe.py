@@ -69,14 +69,14 @@ class SchemeSpec(_Frozen):
 
     @model_validator(mode="after")
     def _has_a_kernel(self) -> SchemeSpec:
-        if self.activation_bits is not None and (self.bits, self.symmetric, self.group) != (
-            8,
-            True,
-            "channel",
-        ):
+        needed = {"bits": 8, "symmetric": True, "group": "channel"}
+        wrong = [field for field, value in needed.items() if getattr(self, field) != value]
+        if self.activation_bits is not None and wrong:
+            got = ", ".join(f"{field}: {str(getattr(self, field)).lower()}" for field in wrong)
+            need = ", ".join(f"{field}: {str(needed[field]).lower()}" for field in wrong)
             raise UsageError(
-                f"Int8 activations need bits: 8, symmetric: true, group: channel; got bits: {self.bits}, "
-                f"symmetric: {str(self.symmetric).lower()}, group: {self.group}."
+                f"No engine has a kernel for int8 activations with weights of {got}. Use {need}, "
+                "or a scheme with 16-bit activations."
             )
         return self
 

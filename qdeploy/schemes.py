@@ -77,20 +77,6 @@ def preset(name: str) -> Scheme:
     return found
 
 
-def with_group_size(scheme: Scheme, group_size: int | None) -> Scheme:
-    """`scheme` with another group size (None: per channel).
-
-    Raises:
-        UsageError: the scheme quantizes activations and so needs one scale per output channel.
-    """
-    if scheme.activation_bits is not None and group_size is not None:
-        raise UsageError(
-            f"{scheme.name} needs one scale per output channel; group size {group_size} has no "
-            "kernel. Use --group-size channel."
-        )
-    return replace(scheme, group_size=group_size)
-
-
 def fitting_group_sizes(in_features: Iterable[int]) -> list[int]:
     """Sizes out of GROUP_SIZES that divide every layer, largest first."""
     widths = set(in_features)

@@ -16,6 +16,14 @@ def explain(error: ValidationError, model: Any) -> str:
     )
 
 
+def first(error: ValueError) -> str:
+    """The first finding in one line, for a file that a program wrote; other errors of a value as they are."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    item = error.errors()[0]
+    return f"{'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg']}"
+
+
 def _finding(model: Any, where: Sequence[int | str], kind: str, message: str, value: Any) -> str:
     field = ".".join(map(str, where)) or "the file"
     message = message.removeprefix("Value error, ")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from qdeploy.bench.records import Record
 from qdeploy.errors import OutputError
 from qdeploy.files import read_json, write_text
+from qdeploy.validation import first
 
 STATE = "campaign.json"
 StepName = Literal["quantize", "export", "load", "verify", "eval"]
@@ -66,7 +67,8 @@ def load_state(folder: Path) -> State | None:
         return None
     try:
         return State.model_validate(read_json(path))
-    except (ValidationError, ValueError) as error:
+    except ValueError as error:
         raise OutputError(
-            f"{path} was not written by this version of qdeploy: {error}. Choose another folder with -o."
+            f"{path} was not written by this version of qdeploy ({first(error)}). "
+            "Choose another folder with -o."
         ) from error

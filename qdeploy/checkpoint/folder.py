@@ -12,6 +12,15 @@ from qdeploy.errors import OutputError, disk_errors
 from qdeploy.files import fsync_folder
 
 
+def refuse_used(output: Path) -> None:
+    """Raise OutputError if `output` is a file or a folder that is not empty."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        found = "is not empty" if output.is_dir() else "is a file"
+        raise OutputError(
+            f"Output folder in use: {output} {found}. Choose another folder with -o, or remove it first."
+        )
+
+
 class OutputFolder:
     """The folder `output` in the making; a context manager that holds its lock.
 
@@ -70,11 +79,7 @@ class OutputFolder:
         self._lock.remove(self.output)
 
     def _refuse_used(self) -> None:
-        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
-            raise OutputError(
-                f"Output folder in use: {self.output} is not empty. "
-                "Choose another folder with -o, or remove it first."
-            )
+        refuse_used(self.output)
         if self.output.is_mount():
             raise OutputError(
                 f"{self.output} is a mount point, which a finished folder cannot replace. "

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from qdeploy.errors import CheckpointError
 from qdeploy.files import read_json
+from qdeploy.validation import first
 
 MANIFEST = "qdeploy.json"
 
@@ -104,13 +105,8 @@ def load_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         return Manifest.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise _not_a_manifest(path, f"{where}: {first['msg']}") from error
     except ValueError as error:
-        raise _not_a_manifest(path, str(error)) from error
-
-
-def _not_a_manifest(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{path} is not a qdeploy manifest of version 1 ({reason}).")
+        raise CheckpointError(
+            f"{path} is not a qdeploy manifest of version 1 ({first(error)}). Restore it, or remove it "
+            "to use the folder as one that another tool made."
+        ) from error

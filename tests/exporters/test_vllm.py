@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from qdeploy.errors import ExportError, OutputError, UsageError
+from qdeploy.errors import CheckpointError, ExportError, OutputError, UsageError
 from qdeploy.exporters.base import Finding, refuse_errors
 from qdeploy.exporters.vllm import VllmExporter
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -118,6 +118,13 @@ def test_refuses_a_used_folder_and_fewer_than_one_device(packed: Path, tmp_path:
         VllmExporter().export(packed, used, gpu="cpu-avx512")
     with pytest.raises(UsageError, match="at least 1"):
         VllmExporter().export(packed, tmp_path / "deploy", gpu="cpu-avx512", tensor_parallel=0)
+
+
+def test_a_broken_manifest_does_not_travel_along(packed: Path, tmp_path: Path) -> None:
+    (packed / "qdeploy.json").write_text('{"record": "qdeploy-checkpoint"}')
+    with pytest.raises(CheckpointError, match=r"qdeploy\.json is not a qdeploy manifest.*provenance: Field"):
+        VllmExporter().export(packed, tmp_path / "deploy", gpu="cpu-avx512")
+    assert not (tmp_path / "deploy").exists()
 
 
 def test_like_errors_are_told_once_and_all_are_counted() -> None:

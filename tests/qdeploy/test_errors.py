@@ -16,9 +16,18 @@ def test_unknown_name_without_a_near_one_makes_no_guess() -> None:
     assert "Did you mean" not in str(UnknownNameError("method", "zzzzzz", ["rtn"]))
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR])
-def test_disk_trouble_becomes_one_message(code: int) -> None:
-    with pytest.raises(OutputError, match="Cannot write /out"), disk_errors(Path("/out")):
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.ENOSPC, "Make room"),
+        (errno.EDQUOT, "Make room"),
+        (errno.EROFS, "Choose another folder"),
+        (errno.EACCES, "Allow writing"),
+        (errno.ENOTDIR, "Choose another folder"),
+    ],
+)
+def test_disk_trouble_becomes_one_message_with_its_remedy(code: int, remedy: str) -> None:
+    with pytest.raises(OutputError, match=f"Cannot write /out: .*{remedy}"), disk_errors(Path("/out")):
         raise OSError(code, "trouble")
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qdeploy.errors import UnknownNameError, UsageError
@@ -9,7 +11,6 @@ from qdeploy.schemes import (
     check_group_size,
     fitting_group_sizes,
     preset,
-    with_group_size,
 )
 
 
@@ -39,7 +40,7 @@ def test_many_misfits_are_counted_not_listed() -> None:
 
 
 def test_fitting_sizes_are_accepted() -> None:
-    check_group_size(with_group_size(preset("W4A16"), 64), {"q_proj": 576})
+    check_group_size(replace(preset("W4A16"), group_size=64), {"q_proj": 576})
     check_group_size(preset("W8A8"), {"q_proj": 7})
     assert fitting_group_sizes([576, 1536]) == [64, 32]
 
@@ -48,11 +49,6 @@ def test_fitting_sizes_are_accepted() -> None:
 def test_auto_takes_the_largest_size_that_divides_all(widths: list[int], size: int | None) -> None:
     assert auto_group_size(preset("W4A16"), widths).group_size == size
     assert auto_group_size(preset("W8A8"), widths).group_size is None
-
-
-def test_int8_activations_refuse_groups() -> None:
-    with pytest.raises(UsageError, match="one scale per output channel; group size 64"):
-        with_group_size(preset("W8A8"), 64)
 
 
 def test_schemes_describe_themselves() -> None:

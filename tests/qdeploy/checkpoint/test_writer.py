@@ -154,6 +154,12 @@ def test_refuses_an_output_that_is_not_empty(tmp_path: Path) -> None:
     assert (tmp_path / "out/thesis.tex").exists()
 
 
+def test_refuses_an_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("years of work")
+    with pytest.raises(OutputError, match=r"Output folder in use: .*/out is a file"):
+        ShardWriter(tmp_path / "out")
+
+
 def test_two_runs_cannot_write_the_same_output(tmp_path: Path) -> None:
     with (
         ShardWriter(tmp_path / "out"),

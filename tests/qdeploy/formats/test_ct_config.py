@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from qdeploy.errors import CheckpointError
 from qdeploy.files import write_json
 from qdeploy.formats.ct_config import module_schemes, quantization_config
 from qdeploy.modeling.checkpoint import CheckpointReader
-from qdeploy.schemes import PRESETS, Scheme, with_group_size
+from qdeploy.schemes import PRESETS, Scheme
 
 W4, W4_ASYM, W8A8 = PRESETS["W4A16"], PRESETS["W4A16_ASYM"], PRESETS["W8A8"]
 MODULES = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"]
@@ -37,11 +38,11 @@ def schemes_of(folder: Path, block: Any) -> dict[str, Scheme]:
     "schemes",
     [
         [W4, W4, W4],
-        [with_group_size(W4, None)] * 3,
+        [replace(W4, group_size=None)] * 3,
         [W4_ASYM, W4_ASYM, W4_ASYM],
         [W8A8, W8A8, W8A8],
         [W8A8, W4, W4],
-        [PRESETS["W8A16"], W4_ASYM, with_group_size(W4, 32)],
+        [PRESETS["W8A16"], W4_ASYM, replace(W4, group_size=32)],
     ],
 )
 def test_block_is_valid_and_reads_back(schemes: list[Scheme], tmp_path: Path) -> None:
