@@ -110,6 +110,7 @@ ROOM, ACCESS, ELSEWHERE = "Make room", "Allow writing there", "Choose another fo
 DISK_TROUBLE = {
     errno.ENOSPC: ("the disk is full", ROOM),
     errno.EDQUOT: ("the disk quota is used up", ROOM),
+    errno.EFBIG: ("the file is larger than the file system or ulimit -f allows", "Allow larger files"),
     errno.EROFS: ("the file system is read-only", ELSEWHERE),
     errno.EACCES: ("permission denied", ACCESS),
     errno.EPERM: ("permission denied", ACCESS),

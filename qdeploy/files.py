@@ -20,6 +20,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        fsync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -51,7 +51,7 @@ def import_gguf(path: Path, output: Path) -> GgufSummary:
     with OutputFolder(output) as folder:
         folder.clear()
         try:
-            _convert(path, folder.partial)
+            _convert(path, folder.contents)
             folder.publish()
         except BaseException:
             folder.discard()

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from qdeploy import __version__
 from qdeploy.calibration import CalibrationSet
 from qdeploy.calibration import load as load_calibration
-from qdeploy.checkpoint.manifest import MANIFEST, Calibration, Manifest, Model, Module, Totals
+from qdeploy.checkpoint.folder import remove_leftovers
+from qdeploy.checkpoint.identity import Identity
+from qdeploy.checkpoint.manifest import MANIFEST, Calibration, Manifest, Model, Module, Totals, load_manifest
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError
 from qdeploy.files import read_json
@@ -35,7 +37,7 @@ from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.hub import resolve_model
 from qdeploy.modeling.inputs import BlockCall, embed, record_calls
 from qdeploy.modeling.skeleton import build_skeleton, finite, materialize, materialize_buffers, release
-from qdeploy.progress import progress
+from qdeploy.progress import console, progress
 from qdeploy.provenance import provenance
 from qdeploy.recipe import Recipe, resolve_schemes
 from qdeploy.walk import Plan, Solved, propagate, quantize_with_data, quantize_without_data, set_weight
@@ -48,7 +50,8 @@ def quantize(recipe: Recipe, output: Path, *, restart: bool = False) -> dict[str
     """Quantize the recipe's model into the folder `output` and return the manifest written there.
 
     Linear layers that the recipe quantizes are packed as compressed-tensors; every other tensor keeps its
-    bytes. Work in progress is kept in `OUTPUT.partial`, and the same call resumes it.
+    bytes. Work in progress is kept in `OUTPUT.partial`, and the same call resumes it; given again when all is
+    done, it changes nothing.
 
     Args:
         recipe: what to do to which layers.
@@ -67,7 +70,11 @@ def quantize(recipe: Recipe, output: Path, *, restart: bool = False) -> dict[str
     model = build_skeleton(reader)
     blocks = find_blocks(model)
     plan = resolve_schemes(recipe, _shapes(blocks))
-    with ShardWriter(output, restart=restart) as writer, _resumable(writer, blocks):
+    finished = None if restart else _finished(output, recipe, plan, model, reader)
+    if finished is not None:
+        return finished
+    keys = [REST, *(block.name for block in blocks)]
+    with ShardWriter(output, keys, restart=restart) as writer, _resumable(writer, blocks):
         calibration = _calibration(recipe, plan, model, reader)
         _claim(writer, _identity(recipe, reader, calibration))
         earlier = _seconds(writer, blocks)
@@ -80,16 +87,38 @@ def quantize(recipe: Recipe, output: Path, *, restart: bool = False) -> dict[str
     return written
 
 
+def _finished(
+    output: Path, recipe: Recipe, plan: Plan, model: Any, reader: CheckpointReader
+) -> dict[str, Any] | None:
+    """The manifest in `output` if that is what this very run would make.
+
+    A process may be killed when all is done but its exit; whoever then gives the same command again, as
+    after any other kill, gets what the first one made.
+    """
+    try:
+        made = load_manifest(output)
+    except CheckpointError:
+        return None
+    if made is None or made.recipe != recipe.model_dump(mode="json"):
+        return None
+    calibration = _calibration(recipe, plan, model, reader)
+    complete = all((output / file).is_file() for file in made.files)
+    if not complete or _identity(recipe, reader, calibration) != Identity.of(made):
+        return None
+    remove_leftovers(output)
+    console.print(f"{output} is finished, nothing is left to do.", highlight=False)
+    return made.model_dump(mode="json")
+
+
 @contextmanager
 def _resumable(writer: ShardWriter, blocks: Sequence[Block]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
         finished = sum(writer.done(block.name) for block in blocks)
-        kept = (
-            f", which are kept in {writer.partial}. The same command goes on from there" if finished else ""
-        )
-        raise Interrupted(f"Interrupted after {finished} of {len(blocks)} blocks{kept}.") from None
+        kept = f", which are kept in {writer.partial}" if finished else ""
+        how = f"The same command {'goes on from there' if finished else 'begins again'}."
+        raise Interrupted(f"Interrupted after {finished} of {len(blocks)} blocks{kept}. {how}") from None
 
 
 def _seconds(writer: ShardWriter, blocks: Sequence[Block]) -> float:
@@ -131,28 +160,27 @@ def _tokenizer(folder: Path) -> Any:
         ) from error
 
 
-def _identity(recipe: Recipe, reader: CheckpointReader, calibration: CalibrationSet | None) -> dict[str, Any]:
-    """All that a block's codes depend on; blocks of two runs may be mixed only if it is the same."""
-    return {
-        "qdeploy": __version__,
-        "recipe": recipe.sha256(),
-        "model": reader.sha256,
-        "calibration data": calibration.sha256 if calibration else None,
-    }
+def _identity(recipe: Recipe, reader: CheckpointReader, calibration: CalibrationSet | None) -> Identity:
+    return Identity(
+        qdeploy=__version__,
+        recipe=recipe.model_dump(mode="json"),
+        model=reader.sha256,
+        calibration=calibration.sha256 if calibration else None,
+    )
 
 
-def _claim(writer: ShardWriter, identity: Mapping[str, Any]) -> None:
+def _claim(writer: ShardWriter, identity: Identity) -> None:
     """Make the partial folder this run's own, or refuse one that another run began."""
     found = writer.fingerprint
     if found is None:
-        writer.set_fingerprint(identity)
+        writer.set_fingerprint(identity.to_dict())
         return
-    changed = [part for part, value in identity.items() if found.get(part) != value]
-    if changed:
+    changes = identity.changes(found)
+    if changes:
         raise OutputError(
-            f"{writer.partial} holds {len(writer.keys)} shards of an interrupted run with another "
-            f"{' and another '.join(changed)}. Give the options of that run to go on with it, --restart to "
-            "begin again, or another folder with -o."
+            f"{writer.partial} holds {writer.recorded} shards of an interrupted run, and this one differs: "
+            f"{changes}. Give the options of that run to go on with it, --restart to begin again, or another "
+            "folder with -o."
         )
 
 
@@ -297,7 +325,7 @@ def _config(reader: CheckpointReader, model: nn.Module, plan: Plan) -> dict[str,
 def _totals(reader: CheckpointReader, writer: ShardWriter, seconds: float) -> Totals:
     return Totals(
         source_bytes=sum(file.stat().st_size for file in reader.files),
-        output_bytes=sum(file.stat().st_size for file in writer.partial.glob("*.safetensors")),
+        output_bytes=writer.bytes,
         seconds=round(seconds, 1),
         peak_rss_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     )

@@ -1,13 +1,19 @@
-"""A folder that appears whole: made under the name `OUT.partial`, locked meanwhile, renamed to `OUT`."""
+"""A folder that appears whole: made inside `OUT.partial`, which is locked meanwhile, then renamed to `OUT`.
+
+Nothing but the files of the finished folder is ever in `OUT.partial/contents`, so that a single rename
+publishes it, and whatever moment a process dies at, `OUT` is whole or not there.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from qdeploy.checkpoint.lock import FolderLock
+from qdeploy.checkpoint.lock import LOCK, FolderLock
 from qdeploy.errors import OutputError, disk_errors
 from qdeploy.files import fsync_folder
 
@@ -26,19 +32,24 @@ class OutputFolder:
 
     Attributes:
         output: the folder's final, absolute path.
-        partial: where its files go until `publish`; a sibling, so that the rename is atomic.
+        partial: where the work is done; a sibling, so that the rename is atomic.
+        contents: what `publish` renames to `output`.
 
     Raises:
         OutputError: `output` is not empty, another process is writing it, or the disk refuses.
     """
 
     def __init__(self, output: Path) -> None:
-        self.output = output.resolve()
-        self.partial = self.output.with_name(self.output.name + ".partial")
+        self.output, self.partial = output.resolve(), _partial(output)
+        self.contents = self.partial / "contents"
         self._refuse_used()
         with disk_errors(self.partial):
             self.partial.mkdir(parents=True, exist_ok=True)
+            _refuse_foreign(self.partial)
             self._lock = FolderLock(self.partial)
+            self.contents.mkdir(exist_ok=True)
+            fsync_folder(self.partial)
+            fsync_folder(self.partial.parent)
 
     def __enter__(self) -> Self:
         return self
@@ -54,29 +65,26 @@ class OutputFolder:
 
     def clear(self) -> None:
         """Remove what an earlier run left."""
-        for path in self.partial.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path != self._lock.path:
-                path.unlink()
+        _empty(self.partial)
+        self.contents.mkdir()
 
     def discard(self) -> None:
-        """Remove the partial folder and let go of the lock."""
-        shutil.rmtree(self.partial)
-        self.close()
+        """Remove the partial folder and let go of the lock; does nothing once that is let go."""
+        if self._lock.held:
+            _remove(self.partial, self._lock)
 
     def publish(self) -> None:
-        """Rename to `output`.
+        """Rename to `output`, then remove the partial folder.
 
         Raises:
             OutputError: `output` came into use meanwhile, or the disk refuses.
         """
         self._refuse_used()
         with disk_errors(self.output):
-            fsync_folder(self.partial)
-            self.partial.rename(self.output)
+            _fsync_tree(self.contents)
+            self.contents.rename(self.output)
             fsync_folder(self.output.parent)
-        self._lock.remove(self.output)
+        self.discard()
 
     def _refuse_used(self) -> None:
         refuse_used(self.output)
@@ -85,3 +93,55 @@ class OutputFolder:
                 f"{self.output} is a mount point, which a finished folder cannot replace. "
                 f"Write to a folder in it: -o {self.output / 'model'}."
             )
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove the partial folder of a process that died after it had published `output`.
+
+    Raises:
+        OutputError: the process lives.
+    """
+    partial = _partial(output)
+    if partial.exists():
+        _remove(partial, FolderLock(partial))
+
+
+def _partial(output: Path) -> Path:
+    output = output.resolve()
+    return output.with_name(output.name + ".partial")
+
+
+def _refuse_foreign(partial: Path) -> None:
+    """What is in a folder that holds no lock file was not put there by us, and must not be removed."""
+    if any(partial.iterdir()) and not (partial / LOCK).exists():
+        raise OutputError(
+            f"{partial} is where the work is done, and holds other files. Move it away, or choose another "
+            "folder with -o."
+        )
+
+
+def _remove(partial: Path, lock: FolderLock) -> None:
+    _empty(partial)
+    lock.path.unlink()
+    # Another process may have begun here once the lock file was gone.
+    with suppress(OSError):
+        partial.rmdir()
+    lock.release()
+
+
+def _empty(partial: Path) -> None:
+    """Remove all but the lock file: what is hidden first, so that no record outlives what it tells of."""
+    for path in sorted(partial.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def _fsync_tree(folder: Path) -> None:
+    """Make every file under `folder` survive a power cut."""
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with (Path(parent) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        fsync_folder(Path(parent))

@@ -20,26 +20,37 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK
-        self._file = self.path.open("a+", encoding="ascii")
+        self._file = self.path.open("a+b", buffering=0)
+        try:
+            self._take()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _take(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.seek(0)
-            owner = self._file.read().strip() or "unknown"
-            self._file.close()
-            raise OutputError(
-                f"Output folder in use: process {owner} is writing {folder}. "
-                "Wait for it, stop it, or choose another folder with -o."
-            ) from None
+            owner = self._file.read().decode() or "unknown"
+            raise self._in_use(f"process {owner} is writing") from None
+        # Who held it may have removed the folder between our opening the file and locking it.
+        if not self.path.exists() or not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
+            raise self._in_use("a process is just leaving")
         self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+        self._file.write(str(os.getpid()).encode())
+
+    def _in_use(self, how: str) -> OutputError:
+        return OutputError(
+            f"Output folder in use: {how} {self.path.parent}. "
+            "Wait for it, stop it, or choose another folder with -o."
+        )
+
+    @property
+    def held(self) -> bool:
+        """Whether it has not been let go."""
+        return not self._file.closed
 
     def release(self) -> None:
         """Let go; does nothing the second time."""
         self._file.close()
-
-    def remove(self, folder: Path) -> None:
-        """Delete the lock file from the folder, which may have been renamed, then let go."""
-        (folder / LOCK).unlink(missing_ok=True)
-        self.release()

@@ -26,7 +26,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         OutputError: the disk is full or read-only.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with disk_errors(path):
+    with disk_errors(path), _removed_on_failure(temporary):
         temporary.touch()
         mode = temporary.stat().st_mode
         with system_errors():
@@ -37,6 +37,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         fsync_folder(path.parent)
+
+
+@contextmanager
+def _removed_on_failure(file: Path) -> Iterator[None]:
+    """Half a shard must not take the room that is left on a full disk."""
+    try:
+        yield
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -5,17 +5,17 @@ All work happens in `OUT.partial`, a sibling of `OUT`:
     .lock               held with flock while a run writes; holds its process id
     .fingerprint.json   what the run depends on; a resumed run must have the same
     .shards/KEY.json    record of a finished shard: its size, tensors and the caller's notes
-    KEY.safetensors     the shard
+    contents/           the checkpoint, its shards under their final names
 
-`finish` gives the shards their final names, adds the index, configuration and tokenizer, and renames the
-folder to `OUT`.
+Each file is flushed to disk, then renamed into its place, and a shard's record is written after the shard.
+Whatever is found without a record is written again over itself. `finish` adds the index, configuration and
+tokenizer, renames `contents` to `OUT` and removes the rest.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +27,7 @@ from qdeploy.checkpoint.companions import copy_companions
 from qdeploy.checkpoint.folder import OutputFolder
 from qdeploy.checkpoint.tensor_file import write_tensors
 from qdeploy.errors import disk_errors
-from qdeploy.files import read_json, sha256_file, write_json
+from qdeploy.files import fsync_folder, read_json, sha256_file, write_json
 
 INDEX = "model.safetensors.index.json"
 
@@ -37,22 +37,25 @@ class ShardWriter:
 
     Args:
         output: the folder to make. May exist if empty.
+        keys: the shards that make up the checkpoint, in order: letters, digits, dots, dashes, underscores.
         restart: throw away what an interrupted run left in `OUT.partial`.
 
     Raises:
         OutputError: `output` is not empty, another process is writing it, or the disk refuses.
     """
 
-    def __init__(self, output: Path, *, restart: bool = False) -> None:
+    def __init__(self, output: Path, keys: Sequence[str], *, restart: bool = False) -> None:
         self._folder = OutputFolder(output)
         self.output, self.partial = self._folder.output, self._folder.partial
-        if restart:
-            self._folder.clear()
-        self._records = self.partial / ".shards"
+        self._files = {key: self._folder.contents / name for key, name in _names(keys).items()}
+        self._fingerprint, self._records = self.partial / ".fingerprint.json", self.partial / ".shards"
         with disk_errors(self.partial):
+            # Without a fingerprint nobody can tell what run the rest is of.
+            if restart or not self.recorded or self.fingerprint is None:
+                self._folder.clear()
             self._records.mkdir(exist_ok=True)
+            fsync_folder(self.partial)
         self._shards = self._read_records()
-        self._remove_strays()
 
     def __enter__(self) -> Self:
         return self
@@ -64,25 +67,29 @@ class ShardWriter:
 
     def close(self) -> None:
         """Let go of the lock; finished shards stay for a later run, and without any nothing stays."""
-        if self._shards:
+        if self.recorded:
             self._folder.close()
         else:
             self._folder.discard()
 
     @property
-    def fingerprint(self) -> dict[str, Any] | None:
-        """What the interrupted run in `OUT.partial` depended on, or None for a new one."""
-        path = self.partial / ".fingerprint.json"
-        return dict(read_json(path)) if path.exists() else None
-
-    def set_fingerprint(self, fingerprint: Mapping[str, Any]) -> None:
-        """Record what this run depends on; any JSON."""
-        write_json(self.partial / ".fingerprint.json", dict(fingerprint))
+    def recorded(self) -> int:
+        """How many finished shards `OUT.partial` holds, whatever run they are of."""
+        return sum(1 for _ in self._records.glob("*.json"))
 
     @property
-    def keys(self) -> list[str]:
-        """Finished shards in the order in which they were added."""
-        return list(self._shards)
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What the interrupted run in `OUT.partial` depended on, or None for a new one."""
+        return dict(read_json(self._fingerprint)) if self._fingerprint.exists() else None
+
+    def set_fingerprint(self, fingerprint: Mapping[str, Any]) -> None:
+        """Record what this run depends on, before its first shard; any JSON."""
+        write_json(self._fingerprint, dict(fingerprint))
+
+    @property
+    def bytes(self) -> int:
+        """Size of the finished shards' files."""
+        return sum(int(record["bytes"]) for record in self._shards.values())
 
     def done(self, key: str) -> bool:
         """Whether the shard is finished, in this run or the one that it resumes."""
@@ -90,7 +97,7 @@ class ShardWriter:
 
     def load(self, key: str) -> dict[str, Tensor]:
         """The tensors of a finished shard."""
-        return load_file(self._file(key))
+        return load_file(self._files[key])
 
     def notes(self, key: str) -> dict[str, Any]:
         """The notes that were added with a finished shard."""
@@ -102,19 +109,16 @@ class ShardWriter:
         """Write a shard; when this returns it survives a crash.
 
         Args:
-            key: letters, digits, dots, dashes and underscores.
+            key: one of the keys that the writer was made with.
             tensors: full tensor name → contiguous tensor.
             notes: JSON that belongs to the shard, such as the errors of its layers.
 
         Raises:
             OutputError: the disk is full or read-only. Finished shards stay for a later run.
         """
-        if not re.fullmatch(r"\w[\w.-]*", key):
-            raise ValueError(f"not a shard key: {key!r}")
-        write_tensors(self._file(key), tensors)
+        write_tensors(self._files[key], tensors)
         record = {
-            "position": self._shards[key]["position"] if key in self._shards else len(self._shards),
-            "bytes": self._file(key).stat().st_size,
+            "bytes": self._files[key].stat().st_size,
             "tensors": {name: tensor.nbytes for name, tensor in tensors.items()},
             "notes": dict(notes or {}),
         }
@@ -122,7 +126,7 @@ class ShardWriter:
         self._shards[key] = record
 
     def finish(self, config: Mapping[str, Any], manifest: Mapping[str, Any], source: Path) -> None:
-        """Complete the folder and rename it to `output`.
+        """Complete the folder and rename it to `output`. Every shard must have been added.
 
         Args:
             config: config.json, with its quantization_config.
@@ -131,47 +135,37 @@ class ShardWriter:
                 are copied.
 
         Raises:
-            OutputError: the disk is full or read-only, or `output` came into use meanwhile.
+            OutputError: the disk is full or read-only, or `output` came into use meanwhile. Every shard
+                stays for a later run.
         """
+        contents = self._folder.contents
         with disk_errors(self.output):
-            copy_companions(source, self.partial)
-            write_json(self.partial / "config.json", config)
-            names = self._final_names()
-            files = {name: sha256_file(self._file(key)) for key, name in names.items()}
-            write_json(self.partial / "qdeploy.json", {**manifest, "files": files})
-            write_json(self.partial / INDEX, self._index(names))
-            # From here on nothing needs room on the disk, so a full one leaves every shard resumable.
-            for key, name in names.items():
-                self._file(key).rename(self.partial / name)
-            shutil.rmtree(self._records)
-            (self.partial / ".fingerprint.json").unlink(missing_ok=True)
+            copy_companions(source, contents)
+            write_json(contents / "config.json", config)
+            files = {file.name: sha256_file(file) for file in self._files.values()}
+            write_json(contents / "qdeploy.json", {**manifest, "files": files})
+            write_json(contents / INDEX, self._index())
         self._folder.publish()
 
-    def _final_names(self) -> dict[str, str]:
-        count = len(self._shards)
-        return {key: f"model-{i:05d}-of-{count:05d}.safetensors" for i, key in enumerate(self._shards, 1)}
-
-    def _index(self, names: Mapping[str, str]) -> dict[str, Any]:
-        sizes = {key: record["tensors"] for key, record in self._shards.items()}
-        weight_map = {tensor: names[key] for key in names for tensor in sizes[key]}
+    def _index(self) -> dict[str, Any]:
+        sizes = {key: self._shards[key]["tensors"] for key in self._files}
+        weight_map = {tensor: file.name for key, file in self._files.items() for tensor in sizes[key]}
         total = sum(sum(tensors.values()) for tensors in sizes.values())
         return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
 
-    def _file(self, key: str) -> Path:
-        return self.partial / f"{key}.safetensors"
-
     def _read_records(self) -> dict[str, dict[str, Any]]:
         """Records whose shard is there in its full size."""
-        records = {path.stem: read_json(path) for path in self._records.glob("*.json")}
-        ordered = sorted(records.items(), key=lambda item: int(item[1]["position"]))
-        return {key: record for key, record in ordered if _size(self._file(key)) == record["bytes"]}
+        paths = {key: self._records / f"{key}.json" for key in self._files}
+        records = {key: read_json(path) for key, path in paths.items() if path.exists()}
+        return {key: record for key, record in records.items() if _size(self._files[key]) == record["bytes"]}
 
-    def _remove_strays(self) -> None:
-        """Remove shards without a valid record and temporary files of a run that was killed."""
-        known = {self._file(key) for key in self._shards}
-        for path in [*self.partial.glob("*.safetensors"), *self.partial.rglob("*.tmp")]:
-            if path not in known:
-                path.unlink()
+
+def _names(keys: Sequence[str]) -> dict[str, str]:
+    """Key → file name. The number of shards is known before the first, so that none is ever renamed."""
+    wrong = [key for key in keys if not re.fullmatch(r"\w[\w.-]*", key)]
+    if wrong:
+        raise ValueError(f"not shard keys: {wrong}")
+    return {key: f"model-{i:05d}-of-{len(keys):05d}.safetensors" for i, key in enumerate(keys, 1)}
 
 
 def _size(path: Path) -> int | None:

@@ -225,7 +225,7 @@ def test_another_recipe_does_not_resume(
         interrupt_at(patch, layer=10)
         with pytest.raises(Interrupted):
             quantize(recipe(tiny_llama, method="rtn"), output)
-    with pytest.raises(OutputError, match=r"out\.partial holds 2 shards .* another recipe\..*--restart"):
+    with pytest.raises(OutputError, match=r"out\.partial holds 2 shards .*: true → false\..*--restart"):
         quantize(recipe(tiny_llama, method="rtn", symmetric=False), output)
     quantize(recipe(tiny_llama, method="rtn", symmetric=False), output, restart=True)
     assert unpacked(output)["model.layers.0.mlp.up_proj"].zeros is not None

@@ -50,7 +50,7 @@ def source(tmp_path: Path) -> Path:
 
 def test_finish_makes_a_checkpoint_that_reads_back(tmp_path: Path, source: Path) -> None:
     output, x, y = tmp_path / "out", torch.randn(3, 4), torch.arange(5)
-    with ShardWriter(output) as writer:
+    with ShardWriter(output, ["embed", "block-0"]) as writer:
         writer.add_shard("embed", {"x": x})
         writer.add_shard("block-0", {"y": y})
         assert not output.exists()
@@ -71,7 +71,7 @@ def test_finish_makes_a_checkpoint_that_reads_back(tmp_path: Path, source: Path)
 
 
 def test_others_can_read_the_weights(tmp_path: Path, source: Path) -> None:
-    with ShardWriter(tmp_path / "out") as writer:
+    with ShardWriter(tmp_path / "out", ["all"]) as writer:
         writer.add_shard("all", {"x": torch.ones(1)})
         writer.finish({}, {}, source)
     files = ("config.json", "model-00001-of-00001.safetensors")
@@ -81,7 +81,7 @@ def test_others_can_read_the_weights(tmp_path: Path, source: Path) -> None:
 
 def test_finish_copies_the_tokenizer_and_no_code_pickles_or_weights(tmp_path: Path, source: Path) -> None:
     output = tmp_path / "out"
-    with ShardWriter(output) as writer:
+    with ShardWriter(output, ["all"]) as writer:
         writer.add_shard("all", {"x": torch.ones(1)})
         writer.finish({}, {}, source)
     made = {"config.json", "qdeploy.json", "model.safetensors.index.json", "model-00001-of-00001.safetensors"}
@@ -103,11 +103,12 @@ def test_finish_copies_the_tokenizer_and_no_code_pickles_or_weights(tmp_path: Pa
 
 def test_a_later_run_finds_what_an_interrupted_one_finished(tmp_path: Path, source: Path) -> None:
     output, x = tmp_path / "out", torch.randn(3)
-    with ShardWriter(output) as writer:
+    keys = ["block-0", "block-1"]
+    with ShardWriter(output, keys) as writer:
         assert writer.fingerprint is None
         writer.set_fingerprint({"recipe": "abc"})
         writer.add_shard("block-0", {"x": x}, {"error": 0.5})
-    with ShardWriter(output) as writer:
+    with ShardWriter(output, keys) as writer:
         assert writer.fingerprint == {"recipe": "abc"}
         assert writer.done("block-0") and not writer.done("block-1")
         assert torch.equal(writer.load("block-0")["x"], x)
@@ -118,16 +119,17 @@ def test_a_later_run_finds_what_an_interrupted_one_finished(tmp_path: Path, sour
 
 
 def test_a_damaged_or_unrecorded_shard_is_redone_in_its_place(tmp_path: Path, source: Path) -> None:
-    output = tmp_path / "out"
-    with ShardWriter(output) as writer:
-        for key in ("a", "b", "c"):
+    output, keys, contents = tmp_path / "out", ["a", "b", "c"], tmp_path / "out.partial/contents"
+    with ShardWriter(output, keys) as writer:
+        writer.set_fingerprint({})
+        for key in keys:
             writer.add_shard(key, {key: torch.ones(64)})
-    with (tmp_path / "out.partial/a.safetensors").open("r+b") as file:
+    with (contents / "model-00001-of-00003.safetensors").open("r+b") as file:
         file.truncate(100)
     (tmp_path / "out.partial/.shards/c.json").unlink()
-    (tmp_path / "out.partial/d.safetensors.tmp").write_bytes(b"half")
-    with ShardWriter(output) as writer:
-        assert [writer.done(key) for key in ("a", "b", "c")] == [False, True, False]
+    (contents / "model-00003-of-00003.safetensors.tmp").write_bytes(b"half")
+    with ShardWriter(output, keys) as writer:
+        assert [writer.done(key) for key in keys] == [False, True, False]
         for key in ("a", "c"):
             writer.add_shard(key, {key: torch.zeros(64)})
         writer.finish({}, {}, source)
@@ -135,50 +137,75 @@ def test_a_damaged_or_unrecorded_shard_is_redone_in_its_place(tmp_path: Path, so
     assert len(list(output.glob("*.safetensors*"))) == 4
 
 
-def test_restart_forgets_the_interrupted_run(tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    with ShardWriter(output) as writer:
-        writer.set_fingerprint({"recipe": "abc"})
+def test_shards_of_another_model_are_kept_until_restart(tmp_path: Path) -> None:
+    output, shard = tmp_path / "out", tmp_path / "out.partial/contents/model-00001-of-00002.safetensors"
+    with ShardWriter(output, ["a", "b"]) as writer:
+        writer.set_fingerprint({"model": "abc"})
         writer.add_shard("a", {"x": torch.ones(1)})
-    with ShardWriter(output, restart=True) as writer:
+    with ShardWriter(output, ["c"]) as writer:
+        assert writer.fingerprint == {"model": "abc"}
+        assert not writer.done("c")
+        assert writer.recorded == 1
+    assert shard.exists()
+    with ShardWriter(output, ["a", "b"], restart=True) as writer:
         assert writer.fingerprint is None
         assert not writer.done("a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_of_nobody_knows_what_are_removed(tmp_path: Path) -> None:
+    """What a kill while clearing leaves: the fingerprint goes first."""
+    with ShardWriter(tmp_path / "out", ["a"]) as writer:
+        writer.set_fingerprint({"recipe": "abc"})
+        writer.add_shard("a", {"x": torch.ones(1)})
+    (tmp_path / "out.partial/.fingerprint.json").unlink()
+    with ShardWriter(tmp_path / "out", ["a"]) as writer:
+        assert not writer.done("a")
+
+
+def test_refuses_to_work_in_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match=r"out\.partial .* holds other files\. Move it away"):
+        ShardWriter(tmp_path / "out", ["a"], restart=True)
+    assert (tmp_path / "out.partial/thesis.tex").exists()
 
 
 def test_refuses_an_output_that_is_not_empty(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    ShardWriter(tmp_path / "out").close()
+    ShardWriter(tmp_path / "out", []).close()
     (tmp_path / "out/thesis.tex").write_text("years of work")
     with pytest.raises(OutputError, match=r"Output folder in use: .*/out is not empty.* -o"):
-        ShardWriter(tmp_path / "out")
+        ShardWriter(tmp_path / "out", [])
     assert (tmp_path / "out/thesis.tex").exists()
 
 
 def test_refuses_an_output_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("years of work")
     with pytest.raises(OutputError, match=r"Output folder in use: .*/out is a file"):
-        ShardWriter(tmp_path / "out")
+        ShardWriter(tmp_path / "out", [])
 
 
 def test_two_runs_cannot_write_the_same_output(tmp_path: Path) -> None:
     with (
-        ShardWriter(tmp_path / "out"),
+        ShardWriter(tmp_path / "out", []),
         pytest.raises(OutputError, match=f"process {os.getpid()} is writing"),
     ):
-        ShardWriter(tmp_path / "out")
-    ShardWriter(tmp_path / "out").close()
+        ShardWriter(tmp_path / "out", [])
+    ShardWriter(tmp_path / "out", []).close()
 
 
 def test_a_killed_run_leaves_no_lock_and_keeps_its_shards(tmp_path: Path) -> None:
     program = (
         "import sys, os, signal, torch; from pathlib import Path\n"
         "from qdeploy.checkpoint.writer import ShardWriter\n"
-        "writer = ShardWriter(Path(sys.argv[1])); writer.add_shard('a', {'x': torch.ones(3)})\n"
+        "writer = ShardWriter(Path(sys.argv[1]), ['a']); writer.set_fingerprint({})\n"
+        "writer.add_shard('a', {'x': torch.ones(3)})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "out")], check=False)
     assert done.returncode == -signal.SIGKILL
-    with ShardWriter(tmp_path / "out") as writer:
+    with ShardWriter(tmp_path / "out", ["a"]) as writer:
         assert writer.done("a")
     assert not (tmp_path / "out").exists()
 
@@ -195,27 +222,29 @@ def test_a_disk_that_fills_during_a_shard_leaves_the_finished_ones(
         # What safetensors raises on a full tmpfs, word for word.
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    with ShardWriter(tmp_path / "out") as writer:
+    with ShardWriter(tmp_path / "out", ["a", "b"]) as writer:
+        writer.set_fingerprint({})
         writer.add_shard("a", {"x": torch.ones(3)})
         monkeypatch.setattr("qdeploy.checkpoint.tensor_file.save_file", full)
-        with pytest.raises(OutputError, match=r"Cannot write .*b\.safetensors: the disk is full"):
+        with pytest.raises(OutputError, match=r"Cannot write .*model-00002-of-00002\.safetensors: the disk is full"):
             writer.add_shard("b", {"y": torch.ones(3)})
     assert not (tmp_path / "out").exists()
-    with ShardWriter(tmp_path / "out") as writer:
+    with ShardWriter(tmp_path / "out", ["a", "b"]) as writer:
         assert writer.done("a") and not writer.done("b")
 
 
 def test_a_disk_that_fills_at_the_end_leaves_every_shard(tmp_path: Path, source: Path) -> None:
-    output, partial = tmp_path / "out", tmp_path / "out.partial"
-    with ShardWriter(output) as writer:
+    output, contents = tmp_path / "out", tmp_path / "out.partial/contents"
+    with ShardWriter(output, ["a"]) as writer:
+        writer.set_fingerprint({})
         writer.add_shard("a", {"x": torch.ones(3)})
         for file in ("config.json", "qdeploy.json", "model.safetensors.index.json"):
-            fill_disk_for(partial / file)
+            fill_disk_for(contents / file)
             with pytest.raises(OutputError, match="the disk is full"):
                 writer.finish({}, {}, source)
-            (partial / f"{file}.tmp").unlink()
+            (contents / f"{file}.tmp").unlink()
             assert not output.exists()
-    with ShardWriter(output) as writer:
+    with ShardWriter(output, ["a"]) as writer:
         assert writer.done("a")
         writer.finish({}, {}, source)
     assert CheckpointReader(output).names == ["x"]
@@ -227,7 +256,7 @@ def test_refuses_a_mount_point() -> None:
     if mount is None:
         pytest.skip("no empty mount point on this machine")
     with pytest.raises(OutputError, match=f"{mount} is a mount point.*-o {mount}/model"):
-        ShardWriter(mount)
+        ShardWriter(mount, [])
 
 
 def is_empty_mount(path: Path) -> bool:
@@ -235,7 +264,7 @@ def is_empty_mount(path: Path) -> bool:
 
 
 def test_a_run_that_fails_before_its_first_shard_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="no luck"), ShardWriter(tmp_path / "out") as writer:
+    with pytest.raises(OutputError, match="no luck"), ShardWriter(tmp_path / "out", ["a"]) as writer:
         writer.set_fingerprint({"recipe": "a"})
         raise OutputError("no luck")
     assert list(tmp_path.iterdir()) == []

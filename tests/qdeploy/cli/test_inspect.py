@@ -76,7 +76,7 @@ def packed(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
         layer = compressed_tensors.pack(QuantizedLinear(codes, scales, None, W4))
         tensors |= {f"{module}.{suffix}": tensor for suffix, tensor in layer.items()}
     block = compressed_tensors.quantization_config(dict.fromkeys(modules, W4), ["lm_head"])
-    with ShardWriter(tmp_path / "packed") as writer:
+    with ShardWriter(tmp_path / "packed", ["all"]) as writer:
         writer.add_shard("all", tensors)
         writer.finish(source.config | {"quantization_config": block}, manifest(modules), source.folder)
     return tmp_path / "packed"

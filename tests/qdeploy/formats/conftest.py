@@ -39,7 +39,7 @@ def packed_llama(tiny_model: Callable[[str], Path], tmp_path: Path) -> Callable[
             else:
                 tensors[name] = source.get(name)
         block = compressed_tensors.quantization_config(schemes, ["lm_head"])
-        with ShardWriter(output) as writer:
+        with ShardWriter(output, ["all"]) as writer:
             writer.add_shard("all", tensors)
             writer.finish(source.config | {"quantization_config": block}, {}, source.folder)
         return output
