@@ -32,6 +32,8 @@ ORDER = (
     "doctor",
 )
 """The order of work; commands of third parties come after."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 def _show_version(asked: bool) -> None:
@@ -84,7 +86,11 @@ def main() -> None:
     except QDeployError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("Interrupted.", 130)
+        _fail("Interrupted.", INTERRUPTED)
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        _fail("Interrupted.", INTERRUPTED)  # typer says nothing
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

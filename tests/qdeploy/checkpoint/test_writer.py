@@ -226,7 +226,9 @@ def test_a_disk_that_fills_during_a_shard_leaves_the_finished_ones(
         writer.set_fingerprint({})
         writer.add_shard("a", {"x": torch.ones(3)})
         monkeypatch.setattr("qdeploy.checkpoint.tensor_file.save_file", full)
-        with pytest.raises(OutputError, match=r"Cannot write .*model-00002-of-00002\.safetensors: the disk is full"):
+        with pytest.raises(
+            OutputError, match=r"Cannot write .*model-00002-of-00002\.safetensors: the disk is full"
+        ):
             writer.add_shard("b", {"y": torch.ones(3)})
     assert not (tmp_path / "out").exists()
     with ShardWriter(tmp_path / "out", ["a", "b"]) as writer:
