@@ -8,8 +8,8 @@ All work happens in `OUT.partial`, a sibling of `OUT`:
     contents/           the checkpoint, its shards under their final names
 
 Each file is flushed to disk, then renamed into its place, and a shard's record is written after the shard.
-Whatever is found without a record is written again over itself. `finish` adds the index, configuration and
-tokenizer, renames `contents` to `OUT` and removes the rest.
+A shard that is found without a record is written again over itself. `finish` adds the index, configuration
+and tokenizer, renames `contents` to `OUT` and removes the rest.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class ShardWriter:
             # Without a fingerprint nobody can tell what run the rest is of.
             if restart or not self.recorded or self.fingerprint is None:
                 self._folder.clear()
+            self._remove_strays()
             self._records.mkdir(exist_ok=True)
             fsync_folder(self.partial)
         self._shards = self._read_records()
@@ -152,6 +153,12 @@ class ShardWriter:
         weight_map = {tensor: file.name for key, file in self._files.items() for tensor in sizes[key]}
         total = sum(sum(tensors.values()) for tensors in sizes.values())
         return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+
+    def _remove_strays(self) -> None:
+        """Remove all but shards: what `finish` writes again, and safetensors' own half files (.tmpXXXXXX)."""
+        for path in self._folder.contents.rglob("*"):
+            if path.is_file() and path.suffix != ".safetensors":
+                path.unlink()
 
     def _read_records(self) -> dict[str, dict[str, Any]]:
         """Records whose shard is there in its full size."""

@@ -127,7 +127,8 @@ def test_a_damaged_or_unrecorded_shard_is_redone_in_its_place(tmp_path: Path, so
     with (contents / "model-00001-of-00003.safetensors").open("r+b") as file:
         file.truncate(100)
     (tmp_path / "out.partial/.shards/c.json").unlink()
-    (contents / "model-00003-of-00003.safetensors.tmp").write_bytes(b"half")
+    for stray in ("model-00003-of-00003.safetensors.tmp", ".tmpEL2UDL", "NOTICE"):
+        (contents / stray).write_bytes(b"half")
     with ShardWriter(output, keys) as writer:
         assert [writer.done(key) for key in keys] == [False, True, False]
         for key in ("a", "c"):
@@ -135,6 +136,7 @@ def test_a_damaged_or_unrecorded_shard_is_redone_in_its_place(tmp_path: Path, so
         writer.finish({}, {}, source)
     assert sorted(CheckpointReader(output).names) == ["a", "b", "c"]
     assert len(list(output.glob("*.safetensors*"))) == 4
+    assert not {".tmpEL2UDL", "NOTICE"} & {path.name for path in output.iterdir()}
 
 
 def test_shards_of_another_model_are_kept_until_restart(tmp_path: Path) -> None:
