@@ -7,6 +7,7 @@
       CheckpointError           a model folder that is missing, broken or of an unknown architecture
       CalibrationError          calibration text that is missing, empty or too short
       OutputError               the output cannot be written: in use, disk full
+      ResourceError             memory or disk that is too small for the work
       QuantizationError         a module that cannot be quantized as asked
       ExportError               a checkpoint that the target engine would refuse
       EngineError               an engine that is not installed, does not start or died
@@ -66,6 +67,10 @@ class CalibrationError(QDeployError):
 
 class OutputError(QDeployError):
     """The output cannot be written."""
+
+
+class ResourceError(QDeployError):
+    """Memory or disk that is too small for the work."""
 
 
 class QuantizationError(QDeployError):

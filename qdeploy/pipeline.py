@@ -27,26 +27,36 @@ from qdeploy.checkpoint.identity import Identity
 from qdeploy.checkpoint.manifest import MANIFEST, Calibration, Manifest, Model, Module, Totals, load_manifest
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError
+from qdeploy.estimate import estimate
 from qdeploy.files import read_json
 from qdeploy.fingerprint import fingerprint
 from qdeploy.formats.compressed_tensors import pack, quantization_config, unpack
+from qdeploy.memory import Budget, budget, return_large_blocks
 from qdeploy.methods.base import needs_hessian
 from qdeploy.modeling.activations import Activations
 from qdeploy.modeling.blocks import Block, find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.hub import resolve_model
-from qdeploy.modeling.inputs import BlockCall, embed, record_calls
-from qdeploy.modeling.skeleton import build_skeleton, finite, materialize, materialize_buffers, release
+from qdeploy.modeling.inputs import BlockCall, enter
+from qdeploy.modeling.skeleton import build_skeleton, finite, materialize, release
 from qdeploy.progress import console, progress
 from qdeploy.provenance import provenance
 from qdeploy.recipe import Recipe, resolve_schemes
+from qdeploy.shortage import refuse_what_cannot_fit
 from qdeploy.walk import Plan, Solved, propagate, quantize_with_data, quantize_without_data, set_weight
 
 REST = "rest"
 """Key of the shard with what is in no block: embeddings, final norm, head."""
 
 
-def quantize(recipe: Recipe, output: Path, *, restart: bool = False) -> dict[str, Any]:
+def quantize(
+    recipe: Recipe,
+    output: Path,
+    *,
+    restart: bool = False,
+    limits: Budget | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
     """Quantize the recipe's model into the folder `output` and return the manifest written there.
 
     Linear layers that the recipe quantizes are packed as compressed-tensors; every other tensor keeps its
@@ -57,10 +67,13 @@ def quantize(recipe: Recipe, output: Path, *, restart: bool = False) -> dict[str
         recipe: what to do to which layers.
         output: folder to make.
         restart: throw away what an interrupted run left.
+        limits: what activations may take, None for a share of what the machine has; changes no code.
+        force: try it even if it cannot fit into memory or on the disk.
 
     Raises:
         CheckpointError: the model cannot be read or is of an unknown architecture.
         UsageError: a group size does not fit.
+        ResourceError: memory or disk cannot hold it; nothing was written.
         CalibrationError: the calibration text is missing or too short.
         OutputError: `output` is in use, the disk is full, or the interrupted run was another one.
         Interrupted: Ctrl-C.
@@ -69,16 +82,20 @@ def quantize(recipe: Recipe, output: Path, *, restart: bool = False) -> dict[str
     reader = CheckpointReader(resolve_model(recipe.model))
     model = build_skeleton(reader)
     blocks = find_blocks(model)
-    plan = resolve_schemes(recipe, _shapes(blocks))
+    plan = resolve_schemes(recipe, shapes(blocks))
     finished = None if restart else _finished(output, recipe, plan, model, reader)
     if finished is not None:
         return finished
+    limits = limits or budget()
+    if not force:
+        refuse_what_cannot_fit(estimate(recipe, reader, model, blocks, plan, limits), output)
+    return_large_blocks()
     keys = [REST, *(block.name for block in blocks)]
     with ShardWriter(output, keys, restart=restart) as writer, _resumable(writer, blocks):
-        calibration = _calibration(recipe, plan, model, reader)
+        calibration = calibration_set(recipe, plan, model, reader)
         _claim(writer, _identity(recipe, reader, calibration))
         earlier = _seconds(writer, blocks)
-        _Walk(recipe, reader, model, blocks, plan, calibration, writer).run()
+        _Walk(recipe, reader, model, blocks, plan, calibration, writer, limits).run()
         modules = [note for block in blocks for note in writer.notes(block.name)["modules"]]
         seconds = earlier + time.monotonic() - start
         manifest = _manifest(recipe, reader, calibration, modules, _totals(reader, writer, seconds))
@@ -101,7 +118,7 @@ def _finished(
         return None
     if made is None or made.recipe != recipe.model_dump(mode="json"):
         return None
-    calibration = _calibration(recipe, plan, model, reader)
+    calibration = calibration_set(recipe, plan, model, reader)
     complete = all((output / file).is_file() for file in made.files)
     if not complete or _identity(recipe, reader, calibration) != Identity.of(made):
         return None
@@ -126,7 +143,8 @@ def _seconds(writer: ShardWriter, blocks: Sequence[Block]) -> float:
     return sum(float(writer.notes(block.name)["seconds"]) for block in blocks if writer.done(block.name))
 
 
-def _shapes(blocks: Sequence[Block]) -> dict[str, tuple[int, int]]:
+def shapes(blocks: Sequence[Block]) -> dict[str, tuple[int, int]]:
+    """Linear layer → (output, input) features."""
     return {
         name: (module.out_features, module.in_features)
         for block in blocks
@@ -134,7 +152,9 @@ def _shapes(blocks: Sequence[Block]) -> dict[str, tuple[int, int]]:
     }
 
 
-def _calibration(recipe: Recipe, plan: Plan, model: Any, reader: CheckpointReader) -> CalibrationSet | None:
+def calibration_set(
+    recipe: Recipe, plan: Plan, model: Any, reader: CheckpointReader
+) -> CalibrationSet | None:
     """The calibration tokens; None if no method looks at data."""
     if not any(needs_hessian(config) for _, config in plan.values()):
         return None
@@ -195,6 +215,7 @@ class _Walk:
     plan: Plan
     calibration: CalibrationSet | None
     writer: ShardWriter
+    budget: Budget
 
     def __post_init__(self) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -228,15 +249,8 @@ class _Walk:
 
     def _start(self) -> tuple[list[BlockCall], Activations]:
         assert self.calibration is not None
-        inside = {name for block in self.blocks for name in block.parameters}
-        outside = [name for name, _ in self.model.named_parameters() if name not in inside]
         tokens, folder = self.calibration.tokens, self.writer.partial
-        materialize_buffers(self.model, self.device)
-        materialize(self.model, outside, self.reader, self.device)
-        calls = record_calls(self.model, self.blocks, tokens, self.device)
-        activations = embed(self.model, self.blocks, tokens, self.device, folder)
-        release(self.model, outside)
-        return calls, activations
+        return enter(self.model, self.blocks, tokens, self.reader, self.device, folder, self.budget)
 
     def _with_data(self, call: BlockCall, activations: Activations, *, is_last: bool) -> None:
         start = time.monotonic()

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from qdeploy.halting import Halting, halting
 from qdeploy.methods.base import LinearProblem, Solution, solve
 from qdeploy.methods.hessian import Hessian
-from qdeploy.modeling.activations import MEMORY_SHARE, Activations
+from qdeploy.modeling.activations import Activations, footprint
 from qdeploy.modeling.blocks import Block, shared_inputs
 from qdeploy.modeling.inputs import BlockCall, stopped
 from qdeploy.schemes import Scheme
@@ -58,22 +57,19 @@ def quantize_with_data(
         outputs: replace `activations` with the quantized block's outputs.
     """
     run = _Run(call, activations, plan)
-    if true_sequential and _halted_bytes(call.block, activations) <= _free_bytes():
-        run.solve_halting(outputs=outputs)
-        return run.solved
     if true_sequential:
-        run.solve_rerunning()
-    else:
-        run.solve_together()
+        run.solve_in_order(_halting(call.block, activations), outputs=outputs)
+        return run.solved
+    run.solve_together()
     if outputs:
         propagate(call, activations)
     return run.solved
 
 
-def propagate(call: BlockCall, activations: Activations) -> None:
-    """Run the block and put its outputs in the place of its inputs."""
+def propagate(call: BlockCall, activations: Activations, batches: Iterable[slice] | None = None) -> None:
+    """Run the block and put its outputs in the place of its inputs, in some micro-batches or all."""
     device = _device(call.block)
-    for samples in activations.batches():
+    for samples in activations.batches() if batches is None else batches:
         activations[samples] = call(activations[samples].to(device)).cpu()
 
 
@@ -95,40 +91,51 @@ class _Run:
         self.groups = [group for group in groups if any(name in plan for name in group)]
         self.idle = [name for name in self.linears if name not in called]
 
-    def solve_halting(self, *, outputs: bool) -> None:
-        """From one forward that halts at each group of layers until they are quantized."""
-        hessians = self._hessians(self.groups)
+    def solve_in_order(self, halting_batches: int, *, outputs: bool) -> None:
+        """Group after group of layers, each seeing the quantized ones before it.
 
-        def observe(group: int, x: Tensor) -> None:
-            hessians[group].add(x)
-            Halting.halt()
-
-        with self._watched(self.groups, observe), halting(self._forwards()) as forwards:
-            for group, hessian in zip(self.groups, hessians, strict=True):
-                for forward in forwards:
-                    forward.advance()
-                self._solve(group, hessian)
+        As many micro-batches as there is memory for run once, halting at each group until it is quantized;
+        the others run again for each group, up to it. Either way a Hessian takes in the same inputs in the
+        same order, so that the codes do not depend on the memory.
+        """
+        batches = list(self.activations.batches())
+        again = batches[halting_batches:]
+        with halting(self._forwards(batches[:halting_batches])) as forwards:
+            for group in self.groups:
+                hessians = self._hessians([group])
+                self._advance(forwards, group, hessians[0])
+                self._take_in([group], hessians, again)
+                self._solve(group, hessians[0])
             self._solve(self.idle, None)
             if outputs:
                 for forward in forwards:
                     forward.advance()
+                propagate(self.call, self.activations, again)
 
-    def solve_rerunning(self) -> None:
-        """From one forward for each group of layers, up to that group: slow, but keeps nothing alive."""
-        for group in self.groups:
-            self._solve(group, *self._second_moments([group]))
-        self._solve(self.idle, None)
+    def _advance(self, forwards: Sequence[Halting], group: Sequence[str], hessian: Hessian) -> None:
+        """Let each forward go on to `group` and halt there."""
+
+        def observe(_: int, x: Tensor) -> None:
+            hessian.add(x)
+            Halting.halt()
+
+        with self._watched([group], observe):
+            for forward in forwards:
+                forward.advance()
 
     def solve_together(self) -> None:
         """From one forward of the 16-bit block."""
-        for group, hessian in zip(self.groups, self._second_moments(self.groups), strict=True):
+        hessians = self._hessians(self.groups)
+        self._take_in(self.groups, hessians, self.activations.batches())
+        for group, hessian in zip(self.groups, hessians, strict=True):
             self._solve(group, hessian)
         self._solve(self.idle, None)
 
-    def _second_moments(self, groups: Sequence[Sequence[str]]) -> list[Hessian]:
-        """One Hessian a group; the block runs only as far as the last group."""
-        hessians = self._hessians(groups)
-        for samples in self.activations.batches():
+    def _take_in(
+        self, groups: Sequence[Sequence[str]], hessians: Sequence[Hessian], batches: Iterable[slice]
+    ) -> None:
+        """Add what the groups read to their Hessians; the block runs only as far as the last group."""
+        for samples in batches:
             with stopped() as stop:
 
                 def observe(group: int, x: Tensor, stop: Callable[[], None] = stop) -> None:
@@ -138,7 +145,6 @@ class _Run:
 
                 with self._watched(groups, observe):
                     self.call(self.activations[samples].to(self.device))
-        return hessians
 
     def _hessians(self, groups: Sequence[Sequence[str]]) -> list[Hessian]:
         return [Hessian(self.linears[group[0]].in_features, self.device) for group in groups]
@@ -162,14 +168,14 @@ class _Run:
             for handle in handles:
                 handle.remove()
 
-    def _forwards(self) -> list[Callable[[], None]]:
+    def _forwards(self, batches: Iterable[slice]) -> list[Callable[[], None]]:
         """One forward for each micro-batch, which puts its output in the place of its input."""
 
         def forward(samples: slice) -> None:
             states = self.activations[samples].to(self.device)
             self.activations[samples] = self.call(states).cpu()
 
-        return [partial(forward, samples) for samples in self.activations.batches()]
+        return [partial(forward, samples) for samples in batches]
 
     def _solve(self, names: Iterable[str], hessian: Hessian | None) -> None:
         for name in names:
@@ -185,19 +191,11 @@ def _solve(name: str, module: nn.Linear, hessian: Hessian | None, plan: Plan) ->
     return Solved(solution, time.perf_counter() - start)
 
 
-def _halted_bytes(block: Block, activations: Activations) -> int:
-    """About what halted forwards keep alive: the residual and its descendants, the widest layer's input."""
-    samples, tokens, width = activations.shape
-    widest = max(module.in_features for module in block.linears().values())
-    return 4 * samples * tokens * (4 * width + widest)
-
-
-def _free_bytes() -> float:
-    """Memory that halted forwards may take."""
-    # On a GPU its own memory is what counts: activations are moved there before they run.
-    if torch.cuda.is_available():
-        return MEMORY_SHARE * torch.cuda.mem_get_info()[0]
-    return MEMORY_SHARE * psutil.virtual_memory().available
+def _halting(block: Block, activations: Activations) -> int:
+    """How many micro-batches may halt inside the block within the budget."""
+    room = activations.budget.inside(activations.resident_bytes)
+    batches = sum(1 for _ in activations.batches())
+    return footprint(block.features, activations.shape).halting(batches, room)
 
 
 def _device(block: Block) -> torch.device:

@@ -17,6 +17,7 @@ from qdeploy import __version__
 from qdeploy.errors import QDeployError
 
 ORDER = (
+    "plan",
     "quantize",
     "inspect",
     "export",

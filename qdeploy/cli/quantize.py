@@ -33,6 +33,11 @@ def quantize(
     sequence_length: options.SequenceLength = None,
     seed: options.Seed = None,
     recipe: options.RecipeFile = None,
+    activation_memory: options.ActivationMemory = None,
+    device_memory: options.DeviceMemory = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Try it even if memory or disk cannot hold it.")
+    ] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin again instead of resuming an interrupted run.")
     ] = False,
@@ -46,6 +51,9 @@ def quantize(
     block is calibrated on what the quantized blocks before it put out. Embeddings, norms and the output head
     stay in 16 bit. The folder holds compressed-tensors safetensors, the tokenizer and chat template, and
     qdeploy.json: versions, recipe, calibration data, and the error of every layer.
+
+    What cannot fit into memory or on the disk is refused before it begins; qdeploy plan prints what a run
+    needs.
 
     A run that was interrupted goes on where it stopped when the same command is given again.
 
@@ -67,6 +75,7 @@ def quantize(
 
     from rich.console import Console
 
+    from qdeploy.memory import budget
     from qdeploy.pipeline import quantize as run
     from qdeploy.progress import console
 
@@ -80,7 +89,8 @@ def quantize(
         "sequence_length": sequence_length,
         "seed": seed,
     }
-    manifest = run(options.build_recipe(model, recipe, flags), output, restart=restart)
+    asked, limits = options.build_recipe(model, recipe, flags), budget(activation_memory, device_memory)
+    manifest = run(asked, output, restart=restart, limits=limits, force=force)
     for module in manifest["modules"]:
         if module["fallback"]:
             console.print(f"[yellow]Fallback:[/] {module['fallback']}", highlight=False)

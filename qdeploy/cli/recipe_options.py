@@ -1,4 +1,4 @@
-"""The options that make a recipe, shared by `qdeploy quantize` and `qdeploy recipe show`."""
+"""The options that make a recipe, shared by `qdeploy quantize`, `plan` and `recipe show`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,21 @@ Calibration = Annotated[
 Samples = Annotated[int | None, typer.Option(help="Calibration sequences. Default: 128.")]
 SequenceLength = Annotated[int | None, typer.Option(help="Tokens in each of them. Default: 512.")]
 Seed = Annotated[int | None, typer.Option(help="Chooses the sequences. Default: 0.")]
+
+ActivationMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="RAM that activations may take, e.g. 2GiB: more hidden states are kept on the disk, and blocks "
+        "run again instead of waiting. Changes time, no result. Default: half of what is free."
+    ),
+]
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="The same for the GPU: memory that activations inside a block may take. Default: half of what "
+        "is free."
+    ),
+]
 
 
 def build_recipe(model: str | None, file: Path | None, flags: dict[str, Any]) -> Recipe:

@@ -34,6 +34,11 @@ class Block:
             if isinstance(module, nn.Linear)
         }
 
+    @property
+    def features(self) -> list[int]:
+        """Input and output features of the linear layers."""
+        return [size for module in self.linears().values() for size in module.weight.shape]
+
 
 def find_blocks(model: nn.Module) -> list[Block]:
     """The decoder blocks, in order.

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from qdeploy.errors import CheckpointError
+from qdeploy.memory import Budget
 from qdeploy.modeling.activations import Activations, micro_batches
 from qdeploy.modeling.blocks import Block
+from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.skeleton import materialize, materialize_buffers, release
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,35 @@ def stopped() -> Iterator[Callable[[], None]]:
 
     with suppress(_Stop):
         yield stop
+
+
+def enter(
+    model: Any,
+    blocks: Sequence[Block],
+    tokens: Tensor,
+    reader: CheckpointReader,
+    device: torch.device,
+    spill: Path,
+    budget: Budget,
+) -> tuple[list[BlockCall], Activations]:
+    """The call of every block and the hidden states that enter the first one, for tokens int64 [S, T].
+
+    What lies before the blocks is in memory meanwhile, the output head is not. `spill` and `budget` are as in
+    `Activations`.
+
+    Raises:
+        CheckpointError: a weight is not finite, or the blocks do not form a plain stack.
+        OutputError: the disk is full.
+    """
+    inside = {id(parameter) for block in blocks for parameter in block.module.parameters()}
+    before = {id(parameter) for parameter in model.base_model.parameters()} - inside
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in before]
+    materialize_buffers(model, device)
+    materialize(model, names, reader, device)
+    calls = record_calls(model, blocks, tokens, device)
+    activations = embed(model, blocks, tokens, device, spill, budget)
+    release(model, names)
+    return calls, activations
 
 
 def record_calls(
@@ -103,14 +135,17 @@ def _record(model: Any, blocks: Sequence[Block], tokens: Tensor) -> list[BlockCa
 
 
 def embed(
-    model: Any, blocks: Sequence[Block], tokens: Tensor, device: torch.device, spill: Path
+    model: Any, blocks: Sequence[Block], tokens: Tensor, device: torch.device, spill: Path, budget: Budget
 ) -> Activations:
-    """The hidden states that enter the first block, for tokens int64 [S, T]; `spill` as in `Activations`."""
+    """The hidden states that enter the first block, for tokens int64 [S, T].
+
+    `spill` and `budget` are as in `Activations`.
+    """
     activations: Activations | None = None
     for samples in micro_batches(*tokens.shape):
         states = _first_states(model, blocks, tokens[samples].to(device))
         if activations is None:
-            activations = Activations((len(tokens), *states.shape[1:]), spill)
+            activations = Activations((len(tokens), *states.shape[1:]), spill, budget)
         activations[samples] = states
     assert activations is not None, "no calibration samples"
     return activations

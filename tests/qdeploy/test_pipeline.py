@@ -18,9 +18,10 @@ from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError, UsageError
 from qdeploy.fingerprint import fingerprint
 from qdeploy.formats.compressed_tensors import module_schemes, unpack
+from qdeploy.memory import Budget
 from qdeploy.methods.gptq import GPTQ
 from qdeploy.modeling import activations
-from qdeploy.modeling.activations import Activations
+from qdeploy.modeling.activations import Activations, footprint, states_bytes
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import SINGLE, CheckpointReader
 from qdeploy.modeling.inputs import BlockCall
@@ -138,14 +139,21 @@ def layer_error(model: Any, name: str, quantized: Tensor, tokens: Tensor) -> flo
     return float(lost / (inputs[0] @ layer.weight.T).square().sum())
 
 
-def test_short_memory_changes_nothing(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quantize(recipe(tiny_llama), tmp_path / "ample")
-    monkeypatch.setattr(walk, "MEMORY_SHARE", 0)
-    monkeypatch.setattr(activations, "MEMORY_SHARE", 0)
-    quantize(recipe(tiny_llama), tmp_path / "short")
-    assert shard_bytes(tmp_path / "short") == shard_bytes(tmp_path / "ample")
+def test_no_budget_changes_a_byte(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "BATCH_TOKENS", 32)
+    shape = (4, 32, 64)
+    one = footprint([64, 128], shape)
+    # All four micro-batches halt; two do; none does, and the hidden states are on the disk.
+    budgets = [10**9, states_bytes(shape) + one.running + 2 * one.halted, one.running]
+    rooms = [Budget(size).inside(states_bytes(shape) if i < 2 else 0) for i, size in enumerate(budgets)]
+    assert [one.halting(4, room) for room in rooms] == [4, 2, 0]
+    assert [states_bytes(shape) <= Budget(size).states for size in budgets] == [True, True, False]
+    written = []
+    for size in budgets:
+        manifest = quantize(recipe(tiny_llama), tmp_path / str(size), limits=Budget(size), force=True)
+        assert manifest["recipe_sha256"] == recipe(tiny_llama).sha256()
+        written.append(shard_bytes(tmp_path / str(size)))
+    assert written[0] == written[1] == written[2]
 
 
 def test_a_layer_that_never_runs_is_rounded_and_reported(tiny_llama: Path) -> None:
@@ -154,7 +162,7 @@ def test_a_layer_that_never_runs_is_rounded_and_reported(tiny_llama: Path) -> No
     block = find_blocks(model)[0]
     block.module.add_module("idle", torch.nn.Linear(64, 64))
     materialize(model, [n for n in block.parameters if "idle" not in n], reader, torch.device("cpu"))
-    states = Activations((2, 8, 64), tiny_llama)
+    states = Activations((2, 8, 64), tiny_llama, Budget(10**9))
     states[:] = torch.randn(2, 8, 64)
     angles = torch.randn(1, 8, 16)
     call = BlockCall(block, (), {"position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None})
@@ -236,7 +244,7 @@ def test_bad_input_leaves_no_output(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Group size 48 does not divide 14 of 14 layers"):
         quantize(recipe(tiny_llama, group_size="48"), output)
     with pytest.raises(CalibrationError, match="samples"):
-        quantize(recipe(tiny_llama, calibration={"samples": 10**6}), output)
+        quantize(recipe(tiny_llama, calibration={"samples": 10**6, "sequence_length": 8}), output)
     assert not output.exists()
 
 

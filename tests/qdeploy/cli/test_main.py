@@ -5,6 +5,7 @@ import pytest
 
 COMMANDS = [
     [],
+    ["plan"],
     ["quantize"],
     ["inspect"],
     ["export"],

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from qdeploy.errors import CheckpointError
+from qdeploy.memory import Budget
 from qdeploy.modeling import activations
-from qdeploy.modeling.activations import Activations
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.inputs import embed, record_calls
@@ -47,7 +47,7 @@ def test_block_by_block_equals_the_full_forward(
     model = load(tiny_family)
     blocks = find_blocks(model)
     calls = record_calls(model, blocks, TOKENS, CPU)
-    states = embed(model, blocks, TOKENS, CPU, tmp_path)
+    states = embed(model, blocks, TOKENS, CPU, tmp_path, Budget(10**9))
     assert len(calls) == len(inputs)
     for call, expected in zip(calls, inputs, strict=True):
         torch.testing.assert_close(states[:], expected)
@@ -88,18 +88,3 @@ def test_states_that_change_between_blocks_are_refused(tiny_llama: Path) -> None
     model.model.layers[1].register_forward_pre_hook(lambda _, args: (args[0] * 2,))
     with pytest.raises(CheckpointError, match=r"changes the hidden states before model\.layers\.1"):
         record_calls(model, find_blocks(model), TOKENS, CPU)
-
-
-@pytest.mark.parametrize("share", [0.25, 0.0])
-def test_states_in_memory_and_on_disk_are_the_same(
-    share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(activations, "MEMORY_SHARE", share)
-    monkeypatch.setattr(activations, "BATCH_TOKENS", 8)
-    states = Activations((5, 4, 3), tmp_path)
-    expected = torch.randn(5, 4, 3)
-    for samples in states.batches():
-        states[samples] = expected[samples]
-    assert torch.equal(states[:], expected)
-    assert [samples.stop - samples.start for samples in states.batches()] == [2, 2, 1]
-    assert not list(tmp_path.iterdir())

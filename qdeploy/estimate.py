@@ -1,0 +1,259 @@
+"""What a run will need, from shapes alone: bytes of RAM, GPU and disk by part.
+
+Two moments are the largest: while the samples are embedded, and while the largest block is quantized. What
+belongs to the model lives on the GPU where there is one, in RAM otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from qdeploy.checkpoint.companions import companions
+from qdeploy.formats import bits
+from qdeploy.memory import Budget
+from qdeploy.methods.base import needs_hessian
+from qdeploy.modeling.activations import footprint, micro_batches, states_bytes
+from qdeploy.modeling.blocks import Block
+from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.recipe import FUSED, Recipe
+from qdeploy.schemes import Scheme
+from qdeploy.walk import Plan
+
+LATER = 64 << 20
+"""What tokenizer, text and worker threads take once they are there: 50 to 70 MiB were seen."""
+
+SQUARES = 6
+"""Matrices [K, K] that are alive while a Hessian is factorized: itself, ordered, damped, factors."""
+
+COPIES = 6
+"""Float32 copies of a weight that are alive while its columns are rounded: target, error, scales …"""
+
+SHARED = {leaf: siblings[0] for siblings in FUSED for leaf in siblings}
+"""Layer → the sibling with which it shares its input."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that a run needs, by part; RAM or GPU unless said otherwise.
+
+    Attributes:
+        libraries: what this process has already, and what it will load: always RAM.
+        embeddings: what lies before the blocks, while the samples are embedded.
+        block: the largest block, its codes and packed codes.
+        hessians: those that are alive at once.
+        solving: temporary matrices of the costliest layer.
+        states: hidden states between blocks in RAM.
+        running: activations of the micro-batch that runs inside a block.
+        halted: activations of micro-batches that wait inside a block.
+        halting: how many micro-batches wait.
+        batches: how many there are.
+        output: the checkpoint on the disk.
+        spilled: hidden states in a temporary file.
+        limits: what activations may take.
+    """
+
+    libraries: int
+    embeddings: int
+    block: int
+    hessians: int
+    solving: int
+    states: int
+    running: int
+    halted: int
+    halting: int
+    batches: int
+    output: int
+    spilled: int
+    limits: Budget
+
+    @property
+    def model_peak(self) -> int:
+        """Bytes at the larger moment for all that lives where the model is."""
+        activations = max(self.running + self.halted, self.solving + self.halting * self._each)
+        return max(self.embeddings, self.block + self.hessians + activations)
+
+    @property
+    def memory(self) -> int:
+        """Peak of RAM, libraries included."""
+        return self.libraries + self.states + (0 if self.on_device else self.model_peak)
+
+    @property
+    def device(self) -> int:
+        """Peak of GPU memory."""
+        return self.model_peak if self.on_device else 0
+
+    @property
+    def disk(self) -> int:
+        """Bytes on the output's disk."""
+        return self.output + self.spilled
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the model lives on a GPU."""
+        return self.limits.device is not None
+
+    @property
+    def least_budget(self) -> int:
+        """The smallest budget under which a micro-batch can run, whatever share the hidden states take."""
+        return self.running if self.on_device else math.ceil(self.running * 4 / 3)
+
+    @property
+    def _each(self) -> int:
+        return self.halted // max(1, min(self.halting, self.batches - 1))
+
+
+def estimate(
+    recipe: Recipe,
+    reader: CheckpointReader,
+    model: Any,
+    blocks: Sequence[Block],
+    plan: Plan,
+    limits: Budget,
+) -> Estimate:
+    """What `quantize` will need for this recipe.
+
+    Args:
+        recipe: for the calibration samples.
+        reader: the 16-bit checkpoint.
+        model: its skeleton.
+        blocks: its decoder blocks.
+        plan: the layers to quantize.
+        limits: what activations may take.
+    """
+    with_data = any(needs_hessian(config) for _, config in plan.values())
+    inside = {name for block in blocks for name in block.parameters}
+    outside = [
+        p.numel() for n, p in model.base_model.named_parameters(model.base_model_prefix) if n not in inside
+    ]
+    largest = max(blocks, key=lambda block: sum(p.numel() for p in block.module.parameters()))
+    return Estimate(
+        libraries=psutil.Process().memory_info().rss + LATER,
+        # In float32, and the largest of them as it is read.
+        embeddings=4 * sum(outside) + 2 * max(outside, default=0) if with_data else 0,
+        block=_block_bytes(largest, plan),
+        hessians=max(_hessian_bytes(block, plan, recipe.true_sequential) for block in blocks),
+        solving=max(_solving_bytes(block, plan) for block in blocks),
+        **(_activations(recipe, model, blocks, limits) if with_data else NO_ACTIVATIONS),
+        output=sum(_stored_bytes(reader, plan)) + sum(p.stat().st_size for p in companions(reader.folder)),
+        limits=limits,
+    )
+
+
+NO_ACTIVATIONS = dict.fromkeys(("states", "spilled", "running", "halted", "halting", "batches"), 0)
+
+
+def _activations(recipe: Recipe, model: Any, blocks: Sequence[Block], limits: Budget) -> dict[str, int]:
+    asked = recipe.calibration
+    width = model.get_input_embeddings().embedding_dim
+    shape = (asked.samples, asked.sequence_length, width)
+    total, batches = states_bytes(shape), sum(1 for _ in micro_batches(*shape[:2]))
+    resident = total if total <= limits.states else 0
+    found = footprint([size for block in blocks for size in block.features], shape)
+    halting = found.halting(batches, limits.inside(resident)) if recipe.true_sequential else 0
+    return {
+        "states": resident,
+        "spilled": total - resident,
+        "running": found.running,
+        "halted": found.together(batches, halting) - found.running,
+        "halting": halting,
+        "batches": batches,
+    }
+
+
+def _block_bytes(block: Block, plan: Plan) -> int:
+    """Weights in float32, a byte for each code, and the packed codes."""
+    total = 4 * sum(parameter.numel() for parameter in block.module.parameters())
+    for name, module in block.linears().items():
+        if name in plan:
+            total += module.weight.numel() + packed_bytes(tuple(module.weight.shape), plan[name][0])
+    return total
+
+
+def hessian_bytes(in_features: int) -> int:
+    """Bytes of one Hessian [K, K]."""
+    return 4 * in_features**2
+
+
+def _hessian_bytes(block: Block, plan: Plan, true_sequential: bool) -> int:
+    """With true-sequential order one Hessian at a time, otherwise one for each distinct input."""
+    inputs = {
+        (name.rpartition(".")[0], SHARED.get(leaf, leaf)): hessian_bytes(module.in_features)
+        for name, module in block.linears().items()
+        if name in plan and needs_hessian(plan[name][1])
+        for leaf in [name.rpartition(".")[2]]
+    }
+    return max(inputs.values(), default=0) if true_sequential else sum(inputs.values())
+
+
+def _solving_bytes(block: Block, plan: Plan) -> int:
+    """Of the costliest layer: its Hessian's factorization, or the rounding of its columns."""
+    costs = [0]
+    for name, module in block.linears().items():
+        if name in plan:
+            squares = hessian_bytes(module.in_features) if needs_hessian(plan[name][1]) else 0
+            costs += [SQUARES * squares, 2 * squares + COPIES * 4 * module.weight.numel()]
+    return max(costs)
+
+
+def _stored_bytes(reader: CheckpointReader, plan: Plan) -> Iterator[int]:
+    """Bytes of each tensor or layer of the quantized checkpoint."""
+    for name in reader.names:
+        owner = name.rpartition(".")[0]
+        if owner in plan and name == f"{owner}.weight":
+            n, k = reader.shape(name)
+            yield packed_bytes((n, k), plan[owner][0])
+        else:
+            yield math.prod(reader.shape(name)) * reader.dtype(name).itemsize
+
+
+def packed_bytes(shape: tuple[int, ...], scheme: Scheme) -> int:
+    """Bytes of the compressed-tensors of a layer [N, K]; see `qdeploy.formats.compressed_tensors.pack`."""
+    n, k = shape
+    groups = scheme.groups(k)
+    if scheme.activation_bits is not None:
+        return n * k + 2 * n
+    zeros = 0 if scheme.symmetric else 4 * bits.words(n, scheme.bits) * groups
+    return 4 * n * bits.words(k, scheme.bits) + 2 * n * groups + 16 + zeros
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """Linear layers of one name within the block, one shape and one treatment.
+
+    Attributes:
+        name: within the block; numbers in it, such as an expert's, are written as *.
+        count: in the whole model.
+        shape: (N, K).
+        how: scheme and method.
+        hessian_bytes: of the Hessian [K, K] of one of them; 0 where none is needed.
+    """
+
+    name: str
+    count: int
+    shape: tuple[int, int]
+    how: str
+    hessian_bytes: int
+
+
+def layer_kinds(plan: Plan, blocks: Iterable[Block]) -> list[LayerKind]:
+    """The kinds of linear layers in the blocks, in order."""
+    counts: Counter[tuple[str, tuple[int, int], str, int]] = Counter()
+    for block in blocks:
+        for name, module in block.linears().items():
+            how, hessian = "16 bit", 0
+            if name in plan:
+                scheme, config = plan[name]
+                how = f"{scheme.describe()}, {type(config).__name__.lower()}"
+                hessian = hessian_bytes(module.in_features) if needs_hessian(config) else 0
+            inner = re.sub(r"(?<=\.)\d+(?=\.)", "*", name.removeprefix(f"{block.name}."))
+            counts[inner, (module.out_features, module.in_features), how, hessian] += 1
+    return [
+        LayerKind(name, count, shape, how, hessian) for (name, shape, how, hessian), count in counts.items()
+    ]

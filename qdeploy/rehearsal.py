@@ -1,0 +1,155 @@
+"""How long a run will take: what comes before the blocks and two of them, done for real and timed."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qdeploy.calibration import CalibrationSet
+from qdeploy.checkpoint.tensor_file import write_tensors
+from qdeploy.estimate import Estimate, estimate
+from qdeploy.formats.compressed_tensors import pack
+from qdeploy.memory import Budget, return_large_blocks
+from qdeploy.modeling.activations import Activations
+from qdeploy.modeling.blocks import Block, find_blocks
+from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.hub import resolve_model
+from qdeploy.modeling.inputs import BlockCall, enter
+from qdeploy.modeling.skeleton import build_skeleton, materialize, release
+from qdeploy.pipeline import calibration_set, shapes
+from qdeploy.recipe import Recipe, resolve_schemes
+from qdeploy.shortage import problems_with
+from qdeploy.walk import Plan, Solved, quantize_with_data, quantize_without_data
+
+TIMED = 2
+"""Blocks that are run."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds, measured and extrapolated.
+
+    Attributes:
+        preparation: reading text and embeddings, embedding the samples.
+        blocks: of each block that was run: load, forward, Hessians, solve, pack, write.
+        total: the whole run; the blocks not run count by their weights.
+    """
+
+    preparation: float
+    blocks: list[float]
+    total: float
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run will need.
+
+    Attributes:
+        needed: bytes, by part.
+        timing: None where it does not fit, so that nothing was run.
+        problems: what does not fit, each with the smallest change.
+        blocks: the decoder blocks.
+        plan: what is quantized, and how.
+    """
+
+    needed: Estimate
+    timing: Timing | None
+    problems: list[str]
+    blocks: list[Block]
+    plan: Plan
+
+
+def rehearse(recipe: Recipe, output: Path, limits: Budget) -> Outlook:
+    """Find out what `pipeline.quantize` would need, without writing to `output`.
+
+    Args:
+        recipe: what would be done.
+        output: the folder that would be made; the timed blocks are written to a temporary one beside it.
+        limits: what activations may take.
+
+    Raises:
+        QDeployError: as `pipeline.quantize`.
+    """
+    start = time.monotonic()
+    reader = CheckpointReader(resolve_model(recipe.model))
+    model = build_skeleton(reader)
+    blocks = find_blocks(model)
+    plan = resolve_schemes(recipe, shapes(blocks))
+    needed = estimate(recipe, reader, model, blocks, plan, limits)
+    problems = list(problems_with(needed, output))
+    if problems:
+        return Outlook(needed, None, problems, blocks, plan)
+    return_large_blocks()
+    calibration = calibration_set(recipe, plan, model, reader)
+    with _scratch(output) as folder:
+        rehearsal = _Rehearsal(recipe, reader, model, blocks, plan, limits, folder)
+        timing = rehearsal.run(calibration, start)
+    return Outlook(needed, timing, [], blocks, plan)
+
+
+@contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    existing = next(path for path in output.resolve().parents if path.exists())
+    with tempfile.TemporaryDirectory(dir=existing, prefix=".qdeploy-plan-") as folder:
+        yield Path(folder)
+
+
+@dataclass
+class _Rehearsal:
+    recipe: Recipe
+    reader: CheckpointReader
+    model: Any
+    blocks: list[Block]
+    plan: Plan
+    limits: Budget
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @torch.no_grad()
+    def run(self, calibration: CalibrationSet | None, start: float) -> Timing:
+        """Time the first blocks; `start` is when the preparation began."""
+        calls, activations = self._enter(calibration)
+        preparation = time.monotonic() - start
+        seconds = []
+        for position, block in enumerate(self.blocks[:TIMED]):
+            begun = time.monotonic()
+            materialize(self.model, block.parameters, self.reader, self.device)
+            if activations is None:
+                solved = quantize_without_data(block, self.plan)
+            else:
+                in_order = self.recipe.true_sequential
+                solved = quantize_with_data(
+                    calls[position], activations, self.plan, true_sequential=in_order, outputs=True
+                )
+            self._write(block, solved)
+            release(self.model, block.parameters)
+            seconds.append(time.monotonic() - begun)
+        timed, weights = _weights(self.blocks[:TIMED]), _weights(self.blocks)
+        return Timing(preparation, seconds, preparation + sum(seconds) * weights / timed)
+
+    def _enter(self, calibration: CalibrationSet | None) -> tuple[list[BlockCall], Activations | None]:
+        if calibration is None:
+            return [], None
+        tokens = calibration.tokens
+        return enter(self.model, self.blocks, tokens, self.reader, self.device, self.folder, self.limits)
+
+    def _write(self, block: Block, solved: dict[str, Solved]) -> None:
+        tensors = {
+            f"{name}.{suffix}": tensor.cpu()
+            for name, found in solved.items()
+            for suffix, tensor in pack(found.solution.quantized).items()
+        }
+        write_tensors(self.folder / f"{block.name}.safetensors", tensors)
+
+
+def _weights(blocks: Sequence[Block]) -> int:
+    return sum(parameter.numel() for block in blocks for parameter in block.module.parameters())

@@ -1,0 +1,57 @@
+"""Quantize in a process of its own and print the memory that it took above interpreter and libraries.
+
+    python -m tests.peak WARM MODEL OUT RECIPE BUDGET [LIMIT]
+
+WARM is a tiny model that is quantized first, so that every library is loaded and every thread started. LIMIT
+is the number of bytes of anonymous memory that the process may have altogether from then on.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from qdeploy.memory import Budget
+from qdeploy.pipeline import quantize
+from qdeploy.recipe import Recipe
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def status(field: str) -> int:
+    """Bytes of a line of /proc/self/status, such as VmHWM, the peak of the resident set."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return 1024 * int(line.split()[1])
+
+
+def measured(warm: Path, model: Path, recipe: Path, output: Path, budget: int, *limit: int) -> dict[str, int]:
+    """`baseline`, `peak` and `data` (all anonymous memory), in bytes; of the process that this starts."""
+    arguments = [warm, model, output, recipe, budget, *limit]
+    command = [sys.executable, "-m", "tests.peak", *map(str, arguments)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    return dict(json.loads(found.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    warm, model, output, recipe = map(Path, sys.argv[1:5])
+    budget, *limit = map(int, sys.argv[5:])
+    torch.set_num_threads(1)
+    quantize(Recipe.from_yaml(recipe, str(warm)), output.with_name("warm"), limits=Budget(budget))
+    gc.collect()
+    if limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit[0], limit[0]))
+    CLEAR.write_text("5")  # the peak counts from here
+    baseline = status("VmRSS")
+    quantize(Recipe.from_yaml(recipe, str(model)), output, limits=Budget(budget))
+    print(json.dumps({"baseline": baseline, "peak": status("VmHWM"), "data": status("VmData")}))
+
+
+if __name__ == "__main__":
+    main()

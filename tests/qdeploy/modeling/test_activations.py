@@ -1,0 +1,51 @@
+"""Hidden states in memory and in a file, and how many micro-batches fit into a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qdeploy.memory import Budget
+from qdeploy.modeling import activations
+from qdeploy.modeling.activations import Activations, Footprint, footprint, states_bytes
+
+SHAPE = (5, 4, 3)
+
+
+@pytest.mark.parametrize(("given", "resident"), [(10**6, states_bytes(SHAPE)), (1, 0)])
+def test_states_in_memory_and_on_disk_are_the_same(
+    given: int, resident: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activations, "BATCH_TOKENS", 8)
+    states = Activations(SHAPE, tmp_path, Budget(given))
+    assert states.resident_bytes == resident
+    expected = torch.randn(SHAPE)
+    for samples in states.batches():
+        states[samples] = expected[samples]
+    assert torch.equal(states[:], expected)
+    assert torch.equal(states[1:2], expected[1:2])
+    states[2:4] = torch.zeros(4, 3)
+    expected[2:4] = 0
+    assert torch.equal(states[:], expected)
+    assert [samples.stop - samples.start for samples in states.batches()] == [2, 2, 1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_more_batches_halt_than_fit_and_no_fewer() -> None:
+    one = Footprint(running=100, halted=30)
+    assert one.halting(batches=4, room=190) == 4  # three wait, the fourth runs
+    assert one.halting(batches=4, room=189) == 2
+    assert one.halting(batches=4, room=130) == 1
+    assert one.halting(batches=4, room=99) == 0
+    for room in range(100, 250):
+        found = one.halting(6, room)
+        assert one.together(6, found) <= room
+        assert found == 6 or one.together(6, found + 1) > room or found == 5
+
+
+def test_a_footprint_grows_with_the_micro_batch_not_with_the_samples() -> None:
+    few, many = (footprint([64, 128], (samples, 512, 64)) for samples in (8, 800))
+    assert few == many
+    assert few.running > few.halted > 4 * 4096 * 128

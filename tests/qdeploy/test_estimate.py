@@ -1,0 +1,157 @@
+"""What a run is said to need against what it then takes, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qdeploy import shortage
+from qdeploy.checkpoint.companions import companions
+from qdeploy.errors import ResourceError
+from qdeploy.estimate import Estimate, estimate, layer_kinds
+from qdeploy.files import read_json
+from qdeploy.memory import Budget
+from qdeploy.modeling.blocks import find_blocks
+from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.skeleton import build_skeleton
+from qdeploy.pipeline import quantize, shapes
+from qdeploy.recipe import Recipe, resolve_schemes
+from qdeploy.shortage import problems_with, refuse_what_cannot_fit
+
+AMPLE = Budget(10**9)
+
+
+def recipe(folder: Path, **flags: Any) -> Recipe:
+    calibration = {"samples": 4, "sequence_length": 32}
+    return Recipe.from_flags(str(folder), **({"group_size": "32", "calibration": calibration} | flags))
+
+
+def estimated(asked: Recipe, limits: Budget = AMPLE) -> Estimate:
+    reader = CheckpointReader(Path(asked.model))
+    model = build_skeleton(reader)
+    blocks = find_blocks(model)
+    plan = resolve_schemes(asked, shapes(blocks))
+    return estimate(asked, reader, model, blocks, plan, limits)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"symmetric": False}, {"scheme": "W8A16"}, {"scheme": "W8A8", "group_size": None}],
+    ids=["W4A16", "W4A16_ASYM", "W8A16", "W8A8"],
+)
+def test_the_checkpoint_takes_what_was_said(tiny_family: Path, tmp_path: Path, flags: dict[str, Any]) -> None:
+    asked = recipe(tiny_family, method="rtn", **flags)
+    quantize(asked, tmp_path / "out")
+    tensors = read_json(tmp_path / "out" / "model.safetensors.index.json")["metadata"]["total_size"]
+    others = sum(path.stat().st_size for path in companions(tiny_family))
+    assert estimated(asked).output == tensors + others
+
+
+def test_more_samples_move_only_what_waits_or_spills(tiny_llama: Path) -> None:
+    few, many = (
+        estimated(recipe(tiny_llama, calibration={"samples": samples, "sequence_length": 256}), Budget(2**24))
+        for samples in (32, 3200)
+    )
+    assert (few.running, few.block, few.hessians, few.output) == (
+        many.running,
+        many.block,
+        many.hessians,
+        many.output,
+    )
+    assert few.spilled == 0 < few.states
+    assert many.spilled == 100 * few.states
+    assert many.states == 0
+    assert many.memory <= many.libraries + many.block + many.hessians + many.solving + 2**24
+
+
+def test_rounding_to_nearest_needs_no_activations(tiny_llama: Path) -> None:
+    needed = estimated(recipe(tiny_llama, method="rtn"))
+    assert (needed.states, needed.running, needed.halted, needed.hessians, needed.embeddings) == (
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
+
+
+def test_a_gpu_takes_over_all_but_the_hidden_states(tiny_llama: Path) -> None:
+    here, there = estimated(recipe(tiny_llama)), estimated(recipe(tiny_llama), Budget(10**9, 10**9))
+    assert there.device == here.model_peak
+    assert there.memory - there.libraries == here.states
+    assert here.device == 0
+
+
+def test_layers_are_counted_by_kind(tiny_llama: Path) -> None:
+    asked = recipe(tiny_llama)
+    blocks = find_blocks(build_skeleton(CheckpointReader(tiny_llama)))
+    kinds = layer_kinds(resolve_schemes(asked, shapes(blocks)), blocks)
+    assert [kind.name for kind in kinds][-1] == "mlp.down_proj"
+    assert all(kind.count == 2 for kind in kinds)
+    assert (kinds[-1].shape, kinds[-1].hessian_bytes) == ((64, 128), 4 * 128**2)
+
+
+def test_too_little_ram_is_refused_before_anything_is_written(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shortage, "free_memory", lambda: 1 << 20)
+    with pytest.raises(
+        ResourceError, match=r"needs .* of RAM, 1\.00 MiB are free\. Free .*--force"
+    ) as raised:
+        quantize(recipe(tiny_llama), tmp_path / "out")
+    assert raised.value.exit_code == 2
+    assert not list(tmp_path.iterdir())
+    quantize(recipe(tiny_llama), tmp_path / "out", force=True)
+
+
+def test_a_smaller_budget_is_proposed_where_one_is_enough(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = estimated(recipe(tiny_llama, calibration={"samples": 400, "sequence_length": 256}))
+    monkeypatch.setattr(shortage, "free_memory", lambda: needed.memory - needed.libraries)
+    (problem,) = problems_with(needed, tmp_path / "out")
+    proposed = int(problem.split("--activation-memory ")[1].split("MiB")[0]) << 20
+    assert needed.least_budget <= proposed < needed.running + needed.halted + needed.states
+    monkeypatch.setattr(shortage, "free_memory", lambda: 10 * needed.memory)
+    refuse_what_cannot_fit(needed, tmp_path / "out")
+
+
+def test_a_full_disk_is_refused_with_the_bytes_that_are_missing(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = estimated(recipe(tiny_llama))
+    monkeypatch.setattr(shortage, "free_disk", lambda _: needed.output - 5 * 1024)
+    with pytest.raises(ResourceError, match=r"on the disk of .*Make room for 5\.00 KiB, or .* -o"):
+        quantize(recipe(tiny_llama), tmp_path / "out")
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "rest.safetensors").write_bytes(bytes(6 * 1024))  # what is there needs no room any more
+    refuse_what_cannot_fit(needed, tmp_path / "out")
+
+
+def test_a_full_gpu_is_refused(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = estimated(recipe(tiny_llama), Budget(10**9, 10**9))
+    monkeypatch.setattr(shortage, "free_device", lambda: 1000)
+    (problem,) = problems_with(needed, tmp_path / "out")
+    assert "of GPU memory, 1000 bytes are free" in problem
+
+
+def test_a_budget_below_one_micro_batch_is_refused_with_one_that_works(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    asked = recipe(tiny_llama)
+    with pytest.raises(ResourceError, match=r"One micro-batch takes .* Give --activation-memory 1MiB"):
+        quantize(asked, tmp_path / "out", limits=Budget(1000))
+    quantize(asked, tmp_path / "out", limits=Budget(1 << 20))
+
+
+def test_the_least_budget_is_enough_whatever_share_the_states_take(tiny_llama: Path) -> None:
+    for samples in (1, 4, 64, 1000):
+        asked = recipe(tiny_llama, calibration={"samples": samples, "sequence_length": 32})
+        least = estimated(asked).least_budget
+        needed = estimated(asked, Budget(least))
+        assert needed.running <= needed.limits.inside(needed.states)
+        assert replace(needed, libraries=0).memory <= needed.block + needed.hessians + needed.solving + least
