@@ -38,6 +38,7 @@ from qdeploy.modeling.skeleton import build_skeleton, finite, materialize, mater
 from qdeploy.progress import progress
 from qdeploy.provenance import provenance
 from qdeploy.recipe import Recipe, resolve_schemes
+from qdeploy.stopwatch import measuring, part
 from qdeploy.walk import Plan, Solved, propagate, quantize_with_data, quantize_without_data, set_weight
 
 REST = "rest"
@@ -67,14 +68,14 @@ def quantize(recipe: Recipe, output: Path, *, restart: bool = False) -> dict[str
     model = build_skeleton(reader)
     blocks = find_blocks(model)
     plan = resolve_schemes(recipe, _shapes(blocks))
-    with ShardWriter(output, restart=restart) as writer, _resumable(writer, blocks):
+    with measuring() as split, ShardWriter(output, restart=restart) as writer, _resumable(writer, blocks):
         calibration = _calibration(recipe, plan, model, reader)
         _claim(writer, _identity(recipe, reader, calibration))
         earlier = _seconds(writer, blocks)
         _Walk(recipe, reader, model, blocks, plan, calibration, writer).run()
         modules = [note for block in blocks for note in writer.notes(block.name)["modules"]]
         seconds = earlier + time.monotonic() - start
-        manifest = _manifest(recipe, reader, calibration, modules, _totals(reader, writer, seconds))
+        manifest = _manifest(recipe, reader, calibration, modules, _totals(reader, writer, seconds, split))
         writer.finish(_config(reader, model, plan), manifest, reader.folder)
     written: dict[str, Any] = read_json(output / MANIFEST)
     return written
@@ -175,7 +176,8 @@ class _Walk:
     def run(self) -> None:
         """Write every shard that is not there yet."""
         if not self.writer.done(REST):
-            self.writer.add_shard(REST, self._rest())
+            with part("write"):
+                self.writer.add_shard(REST, self._rest())
         last = self._last_with_data()
         with progress("Quantizing", len(self.blocks)) as task:
             task.note("embedding the calibration samples")
@@ -205,8 +207,9 @@ class _Walk:
         tokens, folder = self.calibration.tokens, self.writer.partial
         materialize_buffers(self.model, self.device)
         materialize(self.model, outside, self.reader, self.device)
-        calls = record_calls(self.model, self.blocks, tokens, self.device)
-        activations = embed(self.model, self.blocks, tokens, self.device, folder)
+        with part("forward"):
+            calls = record_calls(self.model, self.blocks, tokens, self.device)
+            activations = embed(self.model, self.blocks, tokens, self.device, folder)
         release(self.model, outside)
         return calls, activations
 
@@ -243,6 +246,7 @@ class _Walk:
                 }
                 set_weight(module, unpack(packed, self.plan[name][0]).dequantize())
 
+    @part("pack")
     def _write(self, block: Block, solved: Mapping[str, Solved], start: float) -> None:
         tensors: dict[str, Tensor] = {}
         for name in self._source_names(block.name):
@@ -254,8 +258,10 @@ class _Walk:
                 tensors[name] = self.reader.get(name)
         notes = [_note(name, found, self.plan) for name, found in solved.items()]
         seconds = round(time.monotonic() - start, 3)
-        self.writer.add_shard(block.name, tensors, {"modules": notes, "seconds": seconds})
+        with part("write"):
+            self.writer.add_shard(block.name, tensors, {"modules": notes, "seconds": seconds})
 
+    @part("load")
     def _rest(self) -> dict[str, Tensor]:
         inside = {name for block in self.blocks for name in self._source_names(block.name)}
         return {name: finite(name, self.reader) for name in self.reader.names if name not in inside}
@@ -294,11 +300,14 @@ def _config(reader: CheckpointReader, model: nn.Module, plan: Plan) -> dict[str,
     return {**reader.config, "quantization_config": quantization_config(schemes, kept)}
 
 
-def _totals(reader: CheckpointReader, writer: ShardWriter, seconds: float) -> Totals:
+def _totals(
+    reader: CheckpointReader, writer: ShardWriter, seconds: float, split: Mapping[str, float]
+) -> Totals:
     return Totals(
         source_bytes=sum(file.stat().st_size for file in reader.files),
         output_bytes=sum(file.stat().st_size for file in writer.partial.glob("*.safetensors")),
         seconds=round(seconds, 1),
+        split={name: round(spent, 3) for name, spent in split.items()},
         peak_rss_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     )
 

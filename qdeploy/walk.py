@@ -25,6 +25,7 @@ from qdeploy.modeling.activations import MEMORY_SHARE, Activations
 from qdeploy.modeling.blocks import Block, shared_inputs
 from qdeploy.modeling.inputs import BlockCall, stopped
 from qdeploy.schemes import Scheme
+from qdeploy.stopwatch import part
 
 Plan = Mapping[str, tuple[Scheme, Any]]
 """Module name → its scheme and its method's config; layers that stay in 16 bit are left out."""
@@ -38,6 +39,7 @@ class Solved:
     seconds: float
 
 
+@part("solve")
 def quantize_without_data(block: Block, plan: Plan) -> dict[str, Solved]:
     """Solve the layers of a materialized block whose methods look at weights alone."""
     return {
@@ -70,6 +72,7 @@ def quantize_with_data(
     return run.solved
 
 
+@part("forward")
 def propagate(call: BlockCall, activations: Activations) -> None:
     """Run the block and put its outputs in the place of its inputs."""
     device = _device(call.block)
@@ -90,7 +93,8 @@ class _Run:
         self.device = _device(call.block)
         self.linears = call.block.linears()
         self.solved: dict[str, Solved] = {}
-        groups = shared_inputs(call.block, lambda: call(activations[:1].to(self.device)))
+        with part("forward"):
+            groups = shared_inputs(call.block, lambda: call(activations[:1].to(self.device)))
         called = {name for group in groups for name in group}
         self.groups = [group for group in groups if any(name in plan for name in group)]
         self.idle = [name for name in self.linears if name not in called]
@@ -105,13 +109,15 @@ class _Run:
 
         with self._watched(self.groups, observe), halting(self._forwards()) as forwards:
             for group, hessian in zip(self.groups, hessians, strict=True):
-                for forward in forwards:
-                    forward.advance()
+                with part("forward"):
+                    for forward in forwards:
+                        forward.advance()
                 self._solve(group, hessian)
             self._solve(self.idle, None)
             if outputs:
-                for forward in forwards:
-                    forward.advance()
+                with part("forward"):
+                    for forward in forwards:
+                        forward.advance()
 
     def solve_rerunning(self) -> None:
         """From one forward for each group of layers, up to that group: slow, but keeps nothing alive."""
@@ -125,6 +131,7 @@ class _Run:
             self._solve(group, hessian)
         self._solve(self.idle, None)
 
+    @part("forward")
     def _second_moments(self, groups: Sequence[Sequence[str]]) -> list[Hessian]:
         """One Hessian a group; the block runs only as far as the last group."""
         hessians = self._hessians(groups)
@@ -171,6 +178,7 @@ class _Run:
 
         return [partial(forward, samples) for samples in self.activations.batches()]
 
+    @part("solve")
     def _solve(self, names: Iterable[str], hessian: Hessian | None) -> None:
         for name in names:
             if name in self.plan:
