@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,6 +21,8 @@ TABLES = ("speed", "peers", "linear", "quality")
 def main() -> None:
     """Print the tables that were asked for; everything that is written on the way is removed."""
     options = _options()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a table shows as soon as it is whole, in a file too
     model: Path = options.model.resolve()
     print(f"# {model.name} on {cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     with tempfile.TemporaryDirectory(prefix="qdeploy-benchmark-") as folder:

@@ -22,7 +22,7 @@ FUSED = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 """Layers that read what another reads already."""
 
 REPEATS = 5
-SQUARES = (1024, 2048, 4096)
+SQUARES = (1024, 2048, 3072)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ SIZES = ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4))
 
 def linear(work: Path) -> None:
     """Print time per layer and token over sizes of a synthetic Llama."""
-    print(f"\n## Linear cost: a random Llama of {LAYERS} layers and more\n", flush=True)
+    print(f"\n## Linear cost: a random Llama of {LAYERS} layers and more\n")
     rows = [_row(work / f"linear-{layers}-{samples}", layers, samples) for layers, samples in SIZES]
     header = ["layers", "tokens", "quantizing", "per layer and token", "÷ first", "peak"]
     first = rows[0][1]

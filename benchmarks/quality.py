@@ -26,7 +26,7 @@ def quality(model: Path, work: Path, data: Path | None, done: Mapping[str, Run])
         data: folder with WikiText-2 and Penn Treebank; without it they are left out.
         done: package → the run of that peer at its defaults, where there is one already.
     """
-    print(f"\n## Quality of 4 bits, group {GROUP_SIZE}: KL divergence from the 16-bit model\n", flush=True)
+    print(f"\n## Quality of 4 bits, group {GROUP_SIZE}: KL divergence from the 16-bit model\n")
     windows = {name: texts.windows(text, model) for name, text in texts.scored_texts(data).items()}
     scorer = Scorer(model, windows)
     scores: dict[str, Scores] = {}

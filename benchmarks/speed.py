@@ -53,7 +53,7 @@ def measure(calibration: Calibration, folder: Path, peer: Peer | None = None) ->
 
 def speed(model: Path, work: Path) -> Measured:
     """Print the table of our runs; returns the one on as many samples as the peers get."""
-    print(f"\n## Speed of W4A16 group {GROUP_SIZE} GPTQ\n", flush=True)
+    print(f"\n## Speed of W4A16 group {GROUP_SIZE} GPTQ\n")
     found = []
     for samples in COUNTS:
         name = f"qdeploy-{samples}"
@@ -66,7 +66,7 @@ def speed(model: Path, work: Path) -> Measured:
 
 def peers(model: Path, work: Path, ours: Measured | None) -> dict[str, Run]:
     """Print the table of the peers beside ours, on the same tokens; returns package → the peer's run."""
-    print("\n## The same run by others, at their defaults\n", flush=True)
+    print("\n## The same run by others, at their defaults\n")
     calibration = Calibration(model, SAMPLES, work / f"calibration-{SAMPLES}")
     ours = ours or measure(calibration, work / f"qdeploy-{SAMPLES}")
     found = {p.name: measure(calibration, work / p.package, p) for p in PEERS if p.installed}
