@@ -1,7 +1,7 @@
 # make demo       the whole line on a real model: quantize, export, serve, evaluate, report
 # make test       every test, the real engine included
 # make check      lint, types and the fast tests
-# make benchmark  speed and memory as ratios against a computed floor, measured in one run
+# make benchmark  speed, memory and quality against a computed floor and against peers, measured in one run
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +11,7 @@ DEMO := demo
 MODEL := $(DEMO)/SmolLM2-135M-Instruct
 TORCH := torch==2.13.0
 
-.PHONY: demo test check benchmark engine model clean
+.PHONY: demo test check benchmark peers engine model clean
 
 # Engine and model come side by side: installing leaves a core idle.
 demo: $(VENV)/.user
@@ -29,7 +29,11 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not e2e"
 
 benchmark: $(VENV)/.dev model
-	$(BIN)/python -m benchmarks.walk $(MODEL)
+	$(BIN)/python -m benchmarks $(MODEL) $(if $(TABLES),--tables $(TABLES)) $(if $(DATA),--data $(DATA))
+
+# Environments of the peers that the benchmark measures against; without them it leaves the peers out.
+peers: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.peers install
 
 engine: $(VENV)/.user
 	$(BIN)/qdeploy engines install vllm

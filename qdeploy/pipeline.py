@@ -43,6 +43,7 @@ from qdeploy.progress import console, progress
 from qdeploy.provenance import provenance
 from qdeploy.recipe import Recipe, resolve_schemes
 from qdeploy.shortage import refuse_what_cannot_fit
+from qdeploy.stopwatch import measuring, part
 from qdeploy.walk import Plan, Solved, propagate, quantize_with_data, quantize_without_data, set_weight
 
 REST = "rest"
@@ -91,14 +92,18 @@ def quantize(
         refuse_what_cannot_fit(estimate(recipe, reader, model, blocks, plan, limits), output)
     return_large_blocks()
     keys = [REST, *(block.name for block in blocks)]
-    with ShardWriter(output, keys, restart=restart) as writer, _resumable(writer, blocks):
+    with (
+        measuring() as split,
+        ShardWriter(output, keys, restart=restart) as writer,
+        _resumable(writer, blocks),
+    ):
         calibration = calibration_set(recipe, plan, model, reader)
         _claim(writer, _identity(recipe, reader, calibration))
         earlier = _seconds(writer, blocks)
         _Walk(recipe, reader, model, blocks, plan, calibration, writer, limits).run()
         modules = [note for block in blocks for note in writer.notes(block.name)["modules"]]
         seconds = earlier + time.monotonic() - start
-        manifest = _manifest(recipe, reader, calibration, modules, _totals(reader, writer, seconds))
+        manifest = _manifest(recipe, reader, calibration, modules, _totals(reader, writer, seconds, split))
         writer.finish(_config(reader, model, plan), manifest, reader.folder)
     written: dict[str, Any] = read_json(output / MANIFEST)
     return written
@@ -224,7 +229,8 @@ class _Walk:
     def run(self) -> None:
         """Write every shard that is not there yet."""
         if not self.writer.done(REST):
-            self.writer.add_shard(REST, self._rest())
+            with part("write"):
+                self.writer.add_shard(REST, self._rest())
         last = self._last_with_data()
         with progress("Quantizing", len(self.blocks)) as task:
             task.note("embedding the calibration samples")
@@ -250,7 +256,8 @@ class _Walk:
     def _start(self) -> tuple[list[BlockCall], Activations]:
         assert self.calibration is not None
         tokens, folder = self.calibration.tokens, self.writer.partial
-        return enter(self.model, self.blocks, tokens, self.reader, self.device, folder, self.budget)
+        with part("forward"):
+            return enter(self.model, self.blocks, tokens, self.reader, self.device, folder, self.budget)
 
     def _with_data(self, call: BlockCall, activations: Activations, *, is_last: bool) -> None:
         start = time.monotonic()
@@ -285,6 +292,7 @@ class _Walk:
                 }
                 set_weight(module, unpack(packed, self.plan[name][0]).dequantize())
 
+    @part("pack")
     def _write(self, block: Block, solved: Mapping[str, Solved], start: float) -> None:
         tensors: dict[str, Tensor] = {}
         for name in self._source_names(block.name):
@@ -296,8 +304,10 @@ class _Walk:
                 tensors[name] = self.reader.get(name)
         notes = [_note(name, found, self.plan) for name, found in solved.items()]
         seconds = round(time.monotonic() - start, 3)
-        self.writer.add_shard(block.name, tensors, {"modules": notes, "seconds": seconds})
+        with part("write"):
+            self.writer.add_shard(block.name, tensors, {"modules": notes, "seconds": seconds})
 
+    @part("load")
     def _rest(self) -> dict[str, Tensor]:
         inside = {name for block in self.blocks for name in self._source_names(block.name)}
         return {name: finite(name, self.reader) for name in self.reader.names if name not in inside}
@@ -336,11 +346,14 @@ def _config(reader: CheckpointReader, model: nn.Module, plan: Plan) -> dict[str,
     return {**reader.config, "quantization_config": quantization_config(schemes, kept)}
 
 
-def _totals(reader: CheckpointReader, writer: ShardWriter, seconds: float) -> Totals:
+def _totals(
+    reader: CheckpointReader, writer: ShardWriter, seconds: float, split: Mapping[str, float]
+) -> Totals:
     return Totals(
         source_bytes=sum(file.stat().st_size for file in reader.files),
         output_bytes=writer.bytes,
         seconds=round(seconds, 1),
+        split={name: round(spent, 3) for name, spent in split.items()},
         peak_rss_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     )
 

@@ -24,6 +24,7 @@ from qdeploy.modeling.activations import Activations, footprint
 from qdeploy.modeling.blocks import Block, shared_inputs
 from qdeploy.modeling.inputs import BlockCall, stopped
 from qdeploy.schemes import Scheme
+from qdeploy.stopwatch import part
 
 Plan = Mapping[str, tuple[Scheme, Any]]
 """Module name → its scheme and its method's config; layers that stay in 16 bit are left out."""
@@ -37,6 +38,7 @@ class Solved:
     seconds: float
 
 
+@part("solve")
 def quantize_without_data(block: Block, plan: Plan) -> dict[str, Solved]:
     """Solve the layers of a materialized block whose methods look at weights alone."""
     return {
@@ -66,6 +68,7 @@ def quantize_with_data(
     return run.solved
 
 
+@part("forward")
 def propagate(call: BlockCall, activations: Activations, batches: Iterable[slice] | None = None) -> None:
     """Run the block and put its outputs in the place of its inputs, in some micro-batches or all."""
     device = _device(call.block)
@@ -86,7 +89,8 @@ class _Run:
         self.device = _device(call.block)
         self.linears = call.block.linears()
         self.solved: dict[str, Solved] = {}
-        groups = shared_inputs(call.block, lambda: call(activations[:1].to(self.device)))
+        with part("forward"):
+            groups = shared_inputs(call.block, lambda: call(activations[:1].to(self.device)))
         called = {name for group in groups for name in group}
         self.groups = [group for group in groups if any(name in plan for name in group)]
         self.idle = [name for name in self.linears if name not in called]
@@ -108,10 +112,17 @@ class _Run:
                 self._solve(group, hessians[0])
             self._solve(self.idle, None)
             if outputs:
-                for forward in forwards:
-                    forward.advance()
+                self._end(forwards)
                 propagate(self.call, self.activations, again)
 
+    @staticmethod
+    @part("forward")
+    def _end(forwards: Sequence[Halting]) -> None:
+        """Let each forward go on to the block's output."""
+        for forward in forwards:
+            forward.advance()
+
+    @part("forward")
     def _advance(self, forwards: Sequence[Halting], group: Sequence[str], hessian: Hessian) -> None:
         """Let each forward go on to `group` and halt there."""
 
@@ -131,6 +142,7 @@ class _Run:
             self._solve(group, hessian)
         self._solve(self.idle, None)
 
+    @part("forward")
     def _take_in(
         self, groups: Sequence[Sequence[str]], hessians: Sequence[Hessian], batches: Iterable[slice]
     ) -> None:
@@ -177,6 +189,7 @@ class _Run:
 
         return [partial(forward, samples) for samples in batches]
 
+    @part("solve")
     def _solve(self, names: Iterable[str], hessian: Hessian | None) -> None:
         for name in names:
             if name in self.plan:

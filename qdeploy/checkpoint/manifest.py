@@ -66,9 +66,17 @@ class Model(_Part):
 
 
 class Totals(_Part):
+    """What the run took.
+
+    Attributes:
+        seconds: without the start of the interpreter; an interrupted run's finished blocks count.
+        split: part of the run → its share of the seconds, without what was done before an interruption.
+    """
+
     source_bytes: int
     output_bytes: int
     seconds: float
+    split: dict[str, float] = Field(default_factory=dict)
     peak_rss_bytes: int
 
 
@@ -76,7 +84,7 @@ class Manifest(_Part):
     """The content of qdeploy.json.
 
     The same command on the same machine, stopped and resumed or not, makes the same checkpoint byte for byte
-    but for what tells of the run itself: provenance.created, the seconds of modules and totals, and
+    but for what tells of the run itself: provenance.created, the seconds of modules and totals, their split, and
     totals.peak_rss_bytes.
 
     Attributes:

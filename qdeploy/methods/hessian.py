@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qdeploy.stopwatch import part
+
 LARGEST_DAMP = 1.0
 """Beyond this the identity outweighs H and the result is rounding to nearest."""
 
@@ -42,6 +44,7 @@ class Hessian:
         self._mirrored = True
         self._factors: dict[tuple[float, float, bool], Factor | None] = {}
 
+    @part("hessian")
     def add(self, x: Tensor) -> None:
         """Take in a batch of inputs [..., K] of any floating type."""
         rows = x.reshape(-1, x.shape[-1]).to(self._sum.device, torch.float32)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qdeploy.errors import CheckpointError
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.stopwatch import part
 
 COMPUTE_DTYPE = torch.float32
 
@@ -73,6 +74,7 @@ def _check_parameters(model: nn.Module, reader: CheckpointReader) -> None:
         )
 
 
+@part("load")
 def materialize(
     model: nn.Module, names: Iterable[str], reader: CheckpointReader, device: torch.device
 ) -> None:

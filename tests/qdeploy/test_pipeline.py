@@ -185,6 +185,8 @@ def test_the_manifest_holds_what_was_done(tiny_llama: Path, tmp_path: Path) -> N
     assert manifest.model.sha256 == CheckpointReader(tiny_llama).sha256
     assert manifest.model.parameters == sum(t.numel() for t in load_file(tiny_llama / SINGLE).values())
     assert 0 < manifest.totals.output_bytes < manifest.totals.source_bytes
+    assert set(manifest.totals.split) == {"load", "forward", "hessian", "solve", "pack", "write"}
+    assert sum(manifest.totals.split.values()) < manifest.totals.seconds + 0.05  # seconds are rounded
     layers = unpacked(output)
     assert {module.name for module in manifest.modules} == set(layers)
     for module in manifest.modules:

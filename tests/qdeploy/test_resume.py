@@ -82,7 +82,9 @@ def comparable(folder: Path) -> dict[str, Any]:
         str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
     manifest = json.loads(files["qdeploy.json"])
-    del manifest["provenance"]["created"], manifest["totals"]["seconds"], manifest["totals"]["peak_rss_bytes"]
+    del manifest["provenance"]["created"]
+    for part in ("seconds", "split", "peak_rss_bytes"):
+        del manifest["totals"][part]
     for module in manifest["modules"]:
         del module["seconds"]
     return files | {"qdeploy.json": json.dumps(manifest)}

@@ -1,0 +1,77 @@
+"""How far a quantized model's predictions are from those of the 16-bit one, exactly and in float32.
+
+KL(p‖q) = Σ p·(log p − log q) over the whole vocabulary, averaged over every token of every window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from benchmarks.gptq_folder import gptq_state, is_gptq
+from qdeploy.formats.dequantize import dequantized_state
+from qdeploy.modeling.checkpoint import CheckpointReader
+
+BATCH = 4
+"""Windows that run together."""
+
+
+class Scorer:
+    """The 16-bit model's predictions for some windows of text, kept as final hidden states.
+
+    Args:
+        model: folder of the 16-bit model.
+        windows: name of a text → tokens int64 [W, T].
+    """
+
+    def __init__(self, model: Path, windows: Mapping[str, Tensor]) -> None:
+        self._model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self._linears = {name for name in CheckpointReader(model).names if name.endswith("proj.weight")}
+        # Other tools may put another head in its place.
+        self._head = self._model.get_output_embeddings().weight.detach().clone()
+        self._windows = windows
+        self._reference = {name: self._states(tokens) for name, tokens in windows.items()}
+
+    def score(self, folder: Path) -> dict[str, float]:
+        """Name of a text → mean KL in nats per token of the quantized model in `folder`.
+
+        Raises:
+            ValueError: the folder lacks some weight of the blocks, or holds one that the model has not.
+        """
+        self._load(dict(_state(folder)))
+        return {name: self._divergence(name) for name in self._windows}
+
+    def _load(self, state: dict[str, Tensor]) -> None:
+        unknown = self._model.load_state_dict(state, strict=False).unexpected_keys
+        missing = self._linears - state.keys()
+        if missing or unknown:
+            raise ValueError(f"not the same model: lacks {sorted(missing)}, has beside it {unknown}")
+
+    @torch.no_grad()
+    def _states(self, tokens: Tensor) -> Tensor:
+        batches = [
+            self._model.base_model(input_ids=batch, use_cache=False).last_hidden_state
+            for batch in torch.split(tokens, BATCH)
+        ]
+        return torch.cat(batches)
+
+    @torch.no_grad()
+    def _divergence(self, name: str) -> float:
+        total, count, head = 0.0, 0, self._model.get_output_embeddings().weight
+        quantized = self._states(self._windows[name])
+        for p_states, q_states in zip(self._reference[name], quantized, strict=True):
+            p = torch.log_softmax(p_states @ self._head.T, -1)
+            q = torch.log_softmax(q_states @ head.T, -1)
+            total += float((p.exp() * (p - q)).sum(-1).double().sum())
+            count += len(p)
+        return total / count
+
+
+def _state(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Parameters of a folder of any tool, decoded."""
+    return gptq_state(folder) if is_gptq(CheckpointReader(folder)) else dequantized_state(folder)

@@ -1,0 +1,65 @@
+"""The tools that qdeploy is measured against, and where their environments are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+INSTALL_COMMAND = "python -m benchmarks.peers install"
+STAMP = "installed.json"
+"""Written last: without it the rest of an environment is made again."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A tool on PyPI.
+
+    Attributes:
+        name: as people call it.
+        package, version: as pip calls it.
+        runner: script in `runners` that quantizes with it.
+        best: its best documented settings for 4 bits that its defaults leave out.
+        environment: variables that it needs.
+    """
+
+    name: str
+    package: str
+    version: str
+    runner: str
+    best: Mapping[str, object]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Its environment."""
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(cache).expanduser() / "qdeploy" / "peers" / f"{self.package}-{self.version}"
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    @property
+    def installed(self) -> bool:
+        return (self.folder / STAMP).exists()
+
+
+LLM_COMPRESSOR = Peer(
+    name="llm-compressor 0.14",
+    package="llmcompressor",
+    version="0.14.0.1",
+    runner="run_llmcompressor.py",
+    best={"observer": "imatrix_mse"},
+)
+GPTQMODEL = Peer(
+    name="GPTQModel 7.7",
+    package="gptqmodel",
+    version="7.7.0",
+    runner="run_gptqmodel.py",
+    best={"mse": 2.4},
+    # Its default of one worker for two cores leaves one of them idle.
+    environment={"GPTQMODEL_CPU_WORKERS": "2"},
+)
+PEERS = (LLM_COMPRESSOR, GPTQMODEL)

@@ -1,0 +1,99 @@
+"""One quantizing run of one tool, in a fresh process, on tokens that all tools get alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from benchmarks import process, texts
+from benchmarks.peer import Peer
+from benchmarks.process import ProcessError, Usage
+from qdeploy.files import read_json, write_json, write_text
+
+GROUP_SIZE = 64
+SAMPLES = 32
+RUNNERS = Path(__file__).parent / "runners"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: the quantized model.
+        seconds: quantizing alone. Ours includes loading, packing and writing, the peers' does not.
+        process: the whole process, with interpreter and libraries.
+        split: part → seconds; ours only.
+    """
+
+    folder: Path
+    seconds: float
+    process: Usage
+    split: dict[str, float] = field(default_factory=dict)
+
+
+class Calibration:
+    """The same tokens, as a text for us and as ids for the peers; `folder` keeps both."""
+
+    def __init__(self, model: Path, samples: int, folder: Path, length: int = texts.SEQUENCE_LENGTH) -> None:
+        self.model, self.samples, self.length = model, samples, length
+        text, tokens = texts.calibration(model, samples, length)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.text, self.ids = folder / "calibration.txt", folder / "tokens.npy"
+        write_text(self.text, text)
+        np.save(self.ids, tokens.numpy())
+        self.sha256 = _sha256(tokens)
+
+
+def _sha256(tokens: Tensor) -> str:
+    return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+
+
+def run_qdeploy(calibration: Calibration, folder: Path, *, method: str, symmetric: bool = True) -> Run:
+    """Run `qdeploy quantize` as users do; its output goes into `folder`.
+
+    Raises:
+        ProcessError: it failed, or did not calibrate on these tokens.
+    """
+    folder.mkdir(parents=True)
+    output = folder / "model"
+    command = [sys.executable, "-m", "qdeploy", "quantize", str(calibration.model), "-o", str(output)]
+    command += ["--scheme", "W4A16", "--method", method, "--group-size", str(GROUP_SIZE)]
+    command += ["--symmetric" if symmetric else "--asymmetric", "--calibration", str(calibration.text)]
+    command += ["--samples", str(calibration.samples), "--sequence-length", str(calibration.length)]
+    usage = process.run(command, folder / "log.txt", folder)
+    manifest = read_json(output / "qdeploy.json")
+    seen = manifest["calibration"]
+    if seen and seen["sha256"] != calibration.sha256:
+        raise ProcessError(f"{output} was calibrated on other tokens than {calibration.ids}")
+    return Run(output, manifest["totals"]["seconds"], usage, manifest["totals"]["split"])
+
+
+def run_peer(peer: Peer, settings: Mapping[str, Any], calibration: Calibration, folder: Path) -> Run:
+    """Run a peer in its environment; its output goes into `folder`.
+
+    Raises:
+        ProcessError: it failed.
+    """
+    folder.mkdir(parents=True)
+    output, report, job = folder / "model", folder / "report.json", folder / "job.json"
+    fields = {
+        "model": calibration.model.resolve(),
+        "tokens": calibration.ids.resolve(),
+        "group_size": GROUP_SIZE,
+        "settings": dict(settings),
+        "output": output.resolve(),
+        "report": report.resolve(),
+    }
+    write_json(job, {name: str(v) if isinstance(v, Path) else v for name, v in fields.items()})
+    command = [str(peer.python), str(RUNNERS / peer.runner), str(job.resolve())]
+    usage = process.run(command, folder / "log.txt", folder, peer.environment)
+    return Run(output, json.loads(report.read_text())["seconds"], usage)

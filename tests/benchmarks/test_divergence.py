@@ -1,0 +1,53 @@
+"""Exact KL divergence of a quantized folder from its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from benchmarks.divergence import Scorer
+from qdeploy.formats.dequantize import dequantized_model
+from qdeploy.pipeline import quantize
+from qdeploy.recipe import Recipe
+
+
+@pytest.fixture
+def windows() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {"a": torch.randint(256, (5, 16)), "b": torch.randint(256, (1, 16))}
+
+
+def test_a_model_does_not_diverge_from_itself(tiny_llama: Path, windows: dict[str, torch.Tensor]) -> None:
+    assert Scorer(tiny_llama, windows).score(tiny_llama) == {"a": 0, "b": 0}
+
+
+def test_it_is_the_divergence_that_torch_computes(
+    tiny_llama: Path, tmp_path: Path, windows: dict[str, torch.Tensor]
+) -> None:
+    quantize(Recipe.from_flags(str(tiny_llama), method="rtn", group_size="32"), tmp_path / "out")
+    scorer = Scorer(tiny_llama, windows)
+    found = scorer.score(tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    with torch.no_grad():
+        p = model(windows["a"]).logits.log_softmax(-1).flatten(0, 1)
+        q = dequantized_model(tmp_path / "out")(windows["a"]).logits.log_softmax(-1).flatten(0, 1)
+    expected = torch.nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
+    assert found["a"] == pytest.approx(float(expected), rel=1e-4)
+    assert found["a"] > 0
+    # What was scored before leaves no trace.
+    assert scorer.score(tiny_llama) == {"a": 0, "b": 0}
+
+
+def test_a_folder_that_lacks_a_weight_is_not_scored(
+    tiny_llama: Path, tmp_path: Path, windows: dict[str, torch.Tensor]
+) -> None:
+    tensors = load_file(tiny_llama / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj"):
+        Scorer(tiny_llama, windows).score(tmp_path)
