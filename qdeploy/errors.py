@@ -8,6 +8,7 @@
       CalibrationError          calibration text that is missing, empty or too short
       OutputError               the output cannot be written: in use, disk full
       QuantizationError         a module that cannot be quantized as asked
+      DistributedError          processes of one run that do not find or have lost each other
       ExportError               a checkpoint that the target engine would refuse
       EngineError               an engine that is not installed, does not start or died
       EndpointError             an endpoint that refuses, fails or lacks what is needed
@@ -70,6 +71,10 @@ class OutputError(QDeployError):
 
 class QuantizationError(QDeployError):
     """A module that cannot be quantized as asked."""
+
+
+class DistributedError(QDeployError):
+    """Processes of one run that do not find or have lost each other."""
 
 
 class ExportError(QDeployError):

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from qdeploy.calibration import CalibrationSet
 from qdeploy.calibration import load as load_calibration
 from qdeploy.checkpoint.manifest import MANIFEST, Calibration, Manifest, Model, Module, Totals
 from qdeploy.checkpoint.writer import ShardWriter
+from qdeploy.distributed import ALONE, Group, refuse_idle
 from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError
 from qdeploy.files import read_json
 from qdeploy.fingerprint import fingerprint
@@ -44,7 +46,7 @@ REST = "rest"
 """Key of the shard with what is in no block: embeddings, final norm, head."""
 
 
-def quantize(recipe: Recipe, output: Path, *, restart: bool = False) -> dict[str, Any]:
+def quantize(recipe: Recipe, output: Path, *, restart: bool = False, group: Group = ALONE) -> dict[str, Any]:
     """Quantize the recipe's model into the folder `output` and return the manifest written there.
 
     Linear layers that the recipe quantizes are packed as compressed-tensors; every other tensor keeps its
@@ -54,12 +56,15 @@ def quantize(recipe: Recipe, output: Path, *, restart: bool = False) -> dict[str
         recipe: what to do to which layers.
         output: folder to make.
         restart: throw away what an interrupted run left.
+        group: the processes that do this together; all see the model and `output` under the same paths, and
+            all get the manifest.
 
     Raises:
         CheckpointError: the model cannot be read or is of an unknown architecture.
-        UsageError: a group size does not fit.
+        UsageError: a group size does not fit, or there are more processes than samples.
         CalibrationError: the calibration text is missing or too short.
         OutputError: `output` is in use, the disk is full, or the interrupted run was another one.
+        DistributedError: another process of the group is gone.
         Interrupted: Ctrl-C.
     """
     start = time.monotonic()
@@ -67,17 +72,24 @@ def quantize(recipe: Recipe, output: Path, *, restart: bool = False) -> dict[str
     model = build_skeleton(reader)
     blocks = find_blocks(model)
     plan = resolve_schemes(recipe, _shapes(blocks))
+    if _needs_data(plan):
+        refuse_idle(group, recipe.calibration.samples)
+    walk = partial(_Walk, recipe, reader, model, blocks, plan, group)
+    if not group.leads:
+        walk(None, *group.share(None)).run()
+        return dict(group.share(None))
     with ShardWriter(output, restart=restart) as writer, _resumable(writer, blocks):
         calibration = _calibration(recipe, plan, model, reader)
         _claim(writer, _identity(recipe, reader, calibration))
         earlier = _seconds(writer, blocks)
-        _Walk(recipe, reader, model, blocks, plan, calibration, writer).run()
+        walk(writer, *group.share((calibration, writer.partial, frozenset(writer.keys)))).run()
         modules = [note for block in blocks for note in writer.notes(block.name)["modules"]]
         seconds = earlier + time.monotonic() - start
-        manifest = _manifest(recipe, reader, calibration, modules, _totals(reader, writer, seconds))
+        totals = _totals(reader, writer, seconds)
+        manifest = _manifest(recipe, reader, calibration, modules, totals, group.world)
         writer.finish(_config(reader, model, plan), manifest, reader.folder)
     written: dict[str, Any] = read_json(output / MANIFEST)
-    return written
+    return group.share(written)
 
 
 @contextmanager
@@ -107,7 +119,7 @@ def _shapes(blocks: Sequence[Block]) -> dict[str, tuple[int, int]]:
 
 def _calibration(recipe: Recipe, plan: Plan, model: Any, reader: CheckpointReader) -> CalibrationSet | None:
     """The calibration tokens; None if no method looks at data."""
-    if not any(needs_hessian(config) for _, config in plan.values()):
+    if not _needs_data(plan):
         return None
     calibration = load_calibration(recipe.calibration, _tokenizer(reader.folder))
     highest, known = int(calibration.tokens.max()), model.get_input_embeddings().num_embeddings
@@ -117,6 +129,10 @@ def _calibration(recipe: Recipe, plan: Plan, model: Any, reader: CheckpointReade
             "They belong to different models."
         )
     return calibration
+
+
+def _needs_data(plan: Plan) -> bool:
+    return any(needs_hessian(config) for _, config in plan.values())
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -158,23 +174,32 @@ def _claim(writer: ShardWriter, identity: Mapping[str, Any]) -> None:
 
 @dataclass
 class _Walk:
-    """One run: what `quantize` has gathered, and the writer that knows what is already finished."""
+    """One run in one process: what `quantize` has gathered.
+
+    Attributes:
+        writer: None in a process that does not write.
+        partial: the folder in which the shards are made.
+        finished: keys of the shards that an earlier run left there.
+    """
 
     recipe: Recipe
     reader: CheckpointReader
     model: Any
     blocks: list[Block]
     plan: Plan
+    group: Group
+    writer: ShardWriter | None
     calibration: CalibrationSet | None
-    writer: ShardWriter
+    partial: Path
+    finished: frozenset[str]
 
     def __post_init__(self) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = self.group.device
 
     @torch.no_grad()
     def run(self) -> None:
         """Write every shard that is not there yet."""
-        if not self.writer.done(REST):
+        if self.writer and REST not in self.finished:
             self.writer.add_shard(REST, self._rest())
         last = self._last_with_data()
         with progress("Quantizing", len(self.blocks)) as task:
@@ -193,7 +218,7 @@ class _Walk:
         wanting = [
             position
             for position, block in enumerate(self.blocks)
-            if not self.writer.done(block.name)
+            if block.name not in self.finished
             and any(needs_hessian(self.plan[name][1]) for name in block.linears() if name in self.plan)
         ]
         return wanting[-1] if wanting else None
@@ -202,11 +227,12 @@ class _Walk:
         assert self.calibration is not None
         inside = {name for block in self.blocks for name in block.parameters}
         outside = [name for name, _ in self.model.named_parameters() if name not in inside]
-        tokens, folder = self.calibration.tokens, self.writer.partial
+        tokens = self.calibration.tokens
+        own = tokens[self.group.part(len(tokens))]
         materialize_buffers(self.model, self.device)
         materialize(self.model, outside, self.reader, self.device)
         calls = record_calls(self.model, self.blocks, tokens, self.device)
-        activations = embed(self.model, self.blocks, tokens, self.device, folder)
+        activations = embed(self.model, self.blocks, own, self.device, self.partial)
         release(self.model, outside)
         return calls, activations
 
@@ -214,28 +240,33 @@ class _Walk:
         start = time.monotonic()
         block = call.block
         materialize(self.model, block.parameters, self.reader, self.device)
-        if self.writer.done(block.name):
+        if block.name in self.finished:
             self._restore(block)
             propagate(call, activations)
         else:
             sequential = self.recipe.true_sequential
             solved = quantize_with_data(
-                call, activations, self.plan, true_sequential=sequential, outputs=not is_last
+                call,
+                activations,
+                self.plan,
+                true_sequential=sequential,
+                outputs=not is_last,
+                group=self.group,
             )
             self._write(block, solved, start)
         release(self.model, block.parameters)
 
     def _without_data(self, block: Block) -> None:
-        if self.writer.done(block.name):
+        if block.name in self.finished:
             return
         start = time.monotonic()
         materialize(self.model, block.parameters, self.reader, self.device)
-        self._write(block, quantize_without_data(block, self.plan), start)
+        self._write(block, quantize_without_data(block, self.plan, group=self.group), start)
         release(self.model, block.parameters)
 
     def _restore(self, block: Block) -> None:
         """Put the weights of a finished shard in place."""
-        tensors = self.writer.load(block.name)
+        tensors = self.group.share(self.writer.load(block.name) if self.writer else None)
         for name, module in block.linears().items():
             if name in self.plan:
                 packed = {
@@ -244,6 +275,8 @@ class _Walk:
                 set_weight(module, unpack(packed, self.plan[name][0]).dequantize())
 
     def _write(self, block: Block, solved: Mapping[str, Solved], start: float) -> None:
+        if self.writer is None:
+            return
         tensors: dict[str, Tensor] = {}
         for name in self._source_names(block.name):
             owner = _owner(name)
@@ -309,9 +342,10 @@ def _manifest(
     calibration: CalibrationSet | None,
     modules: Sequence[Mapping[str, Any]],
     totals: Totals,
+    processes: int,
 ) -> dict[str, Any]:
     manifest = Manifest(
-        provenance=provenance(),
+        provenance={**provenance(), "processes": processes},
         recipe=recipe.model_dump(mode="json"),
         recipe_sha256=recipe.sha256(),
         calibration=_seen(calibration) if calibration else None,
