@@ -9,6 +9,7 @@
       OutputError               the output cannot be written: in use, disk full
       ResourceError             memory or disk that is too small for the work
       QuantizationError         a module that cannot be quantized as asked
+      DistributedError          processes of one run that do not find or have lost each other
       ExportError               a checkpoint that the target engine would refuse
       EngineError               an engine that is not installed, does not start or died
       EndpointError             an endpoint that refuses, fails or lacks what is needed
@@ -75,6 +76,10 @@ class ResourceError(QDeployError):
 
 class QuantizationError(QDeployError):
     """A module that cannot be quantized as asked."""
+
+
+class DistributedError(QDeployError):
+    """Processes of one run that do not find or have lost each other."""
 
 
 class ExportError(QDeployError):

@@ -7,6 +7,7 @@ recipe, and the codes are the same under any.
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -63,6 +64,9 @@ def budget(activation_memory: str | None = None, device_memory: str | None = Non
     Raises:
         UsageError: a size cannot be read, or is for a GPU that is not there.
     """
+    share = DEFAULT_SHARE / int(
+        os.environ.get("LOCAL_WORLD_SIZE", "1")
+    )  # torchrun: processes on this machine
     memory = parse_size(activation_memory, "--activation-memory") if activation_memory else None
     device = parse_size(device_memory, "--device-memory") if device_memory else None
     free = free_device()
@@ -70,7 +74,7 @@ def budget(activation_memory: str | None = None, device_memory: str | None = Non
         raise UsageError(f"--device-memory {device_memory}: torch sees no CUDA device here. Leave it out.")
     if device is None and free is not None:
         device = int(DEFAULT_SHARE * free)
-    return Budget(int(DEFAULT_SHARE * free_memory()) if memory is None else memory, device)
+    return Budget(int(share * free_memory()) if memory is None else memory, device)
 
 
 def parse_size(text: str, option: str) -> int:

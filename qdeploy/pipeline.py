@@ -6,48 +6,42 @@ and freed; the model is never whole in memory. A run that was stopped goes on af
 
 from __future__ import annotations
 
-import math
-import resource
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from qdeploy import __version__
+from qdeploy import __version__, account
 from qdeploy.calibration import CalibrationSet
 from qdeploy.calibration import load as load_calibration
 from qdeploy.checkpoint.folder import remove_leftovers
 from qdeploy.checkpoint.identity import Identity
-from qdeploy.checkpoint.manifest import MANIFEST, Calibration, Manifest, Model, Module, Totals, load_manifest
+from qdeploy.checkpoint.manifest import MANIFEST, load_manifest
 from qdeploy.checkpoint.writer import ShardWriter
+from qdeploy.distributed import ALONE, Group, refuse_idle
 from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError
 from qdeploy.estimate import estimate
 from qdeploy.files import read_json
-from qdeploy.fingerprint import fingerprint
-from qdeploy.formats.compressed_tensors import pack, quantization_config, unpack
 from qdeploy.memory import Budget, budget, return_large_blocks
 from qdeploy.methods.base import needs_hessian
-from qdeploy.modeling.activations import Activations
 from qdeploy.modeling.blocks import Block, find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.hub import resolve_model
-from qdeploy.modeling.inputs import BlockCall, enter
-from qdeploy.modeling.skeleton import build_skeleton, finite, materialize, release
-from qdeploy.progress import console, progress
-from qdeploy.provenance import provenance
+from qdeploy.modeling.skeleton import build_skeleton
+from qdeploy.progress import console
 from qdeploy.recipe import Recipe, resolve_schemes
 from qdeploy.shortage import refuse_what_cannot_fit
-from qdeploy.stopwatch import measuring, part
-from qdeploy.walk import Plan, Solved, propagate, quantize_with_data, quantize_without_data, set_weight
+from qdeploy.stack import REST, Stack
+from qdeploy.stopwatch import measuring
+from qdeploy.walk import Plan
 
-REST = "rest"
-"""Key of the shard with what is in no block: embeddings, final norm, head."""
+Start = tuple[CalibrationSet | None, Path, frozenset[str]]
+"""What the leading process hands out: the samples, the folder of the shards, those already finished."""
+
+NO_WALK = "finished"
+"""What it hands out where an earlier run left nothing to do."""
 
 
 def quantize(
@@ -57,6 +51,7 @@ def quantize(
     restart: bool = False,
     limits: Budget | None = None,
     force: bool = False,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Quantize the recipe's model into the folder `output` and return the manifest written there.
 
@@ -70,48 +65,94 @@ def quantize(
         restart: throw away what an interrupted run left.
         limits: what activations may take, None for a share of what the machine has; changes no code.
         force: try it even if it cannot fit into memory or on the disk.
+        group: the processes that do this together; all see the model and `output` under the same paths, and
+            all get the manifest.
 
     Raises:
         CheckpointError: the model cannot be read or is of an unknown architecture.
-        UsageError: a group size does not fit.
+        UsageError: a group size does not fit, or there are more processes than samples.
         ResourceError: memory or disk cannot hold it; nothing was written.
         CalibrationError: the calibration text is missing or too short.
         OutputError: `output` is in use, the disk is full, or the interrupted run was another one.
+        DistributedError: another process of the group is gone.
         Interrupted: Ctrl-C.
     """
-    start = time.monotonic()
     reader = CheckpointReader(resolve_model(recipe.model))
     model = build_skeleton(reader)
     blocks = find_blocks(model)
-    plan = resolve_schemes(recipe, shapes(blocks))
-    finished = None if restart else _finished(output, recipe, plan, model, reader)
-    if finished is not None:
-        return finished
+    task = _Task(recipe, reader, model, blocks, resolve_schemes(recipe, shapes(blocks)), group)
+    if _needs_data(task.plan):
+        refuse_idle(group, recipe.calibration.samples)
     limits = limits or budget()
-    if not force:
-        refuse_what_cannot_fit(estimate(recipe, reader, model, blocks, plan, limits), output)
     return_large_blocks()
-    keys = [REST, *(block.name for block in blocks)]
+    if not group.leads:
+        return _follow(task, limits)
+    manifest = None if restart else _finished(output, task)
+    if manifest is not None:
+        group.share(NO_WALK)
+        return group.share(manifest)
+    if not force:
+        refuse_what_cannot_fit(estimate(recipe, reader, model, blocks, task.plan, limits), output)
+    return group.share(_lead(task, output, limits, restart=restart))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be done, the same in every process."""
+
+    recipe: Recipe
+    reader: CheckpointReader
+    model: Any
+    blocks: list[Block]
+    plan: Plan
+    group: Group
+
+    def calibration(self) -> CalibrationSet | None:
+        return calibration_set(self.recipe, self.plan, self.model, self.reader)
+
+    def identity(self, calibration: CalibrationSet | None) -> Identity:
+        return Identity(
+            qdeploy=__version__,
+            recipe=self.recipe.model_dump(mode="json"),
+            model=self.reader.sha256,
+            calibration=calibration.sha256 if calibration else None,
+        )
+
+    def walk(self, writer: ShardWriter | None, start: Start, limits: Budget) -> None:
+        parts = (self.recipe, self.reader, self.model, self.blocks, self.plan, self.group)
+        Stack(*parts, writer, *start, limits).run()
+
+
+def _lead(task: _Task, output: Path, limits: Budget, *, restart: bool) -> dict[str, Any]:
+    """The process that writes."""
+    start, keys = time.monotonic(), [REST, *(block.name for block in task.blocks)]
     with (
         measuring() as split,
         ShardWriter(output, keys, restart=restart) as writer,
-        _resumable(writer, blocks),
+        _resumable(writer, task.blocks),
     ):
-        calibration = calibration_set(recipe, plan, model, reader)
-        _claim(writer, _identity(recipe, reader, calibration))
-        earlier = _seconds(writer, blocks)
-        _Walk(recipe, reader, model, blocks, plan, calibration, writer, limits).run()
-        modules = [note for block in blocks for note in writer.notes(block.name)["modules"]]
-        seconds = earlier + time.monotonic() - start
-        manifest = _manifest(recipe, reader, calibration, modules, _totals(reader, writer, seconds, split))
-        writer.finish(_config(reader, model, plan), manifest, reader.folder)
+        calibration = task.calibration()
+        _claim(writer, task.identity(calibration))
+        earlier = _seconds(writer, task.blocks)
+        finished = frozenset(filter(writer.done, keys))
+        task.walk(writer, task.group.share((calibration, writer.partial, finished)), limits)
+        modules = [note for block in task.blocks for note in writer.notes(block.name)["modules"]]
+        totals = account.totals(task.reader, writer, earlier + time.monotonic() - start, split)
+        manifest = account.manifest(task.recipe, task.reader, calibration, modules, totals, task.group.world)
+        writer.finish(account.config(task.reader, task.model, task.plan), manifest, task.reader.folder)
     written: dict[str, Any] = read_json(output / MANIFEST)
     return written
 
 
-def _finished(
-    output: Path, recipe: Recipe, plan: Plan, model: Any, reader: CheckpointReader
-) -> dict[str, Any] | None:
+def _follow(task: _Task, limits: Budget) -> dict[str, Any]:
+    """Every other process."""
+    start: Start | str = task.group.share(None)
+    if not isinstance(start, str):
+        task.walk(None, start, limits)
+    return dict(task.group.share(None))
+
+
+def _finished(output: Path, task: _Task) -> dict[str, Any] | None:
     """The manifest in `output` if that is what this very run would make.
 
     A process may be killed when all is done but its exit; whoever then gives the same command again, as
@@ -121,11 +162,11 @@ def _finished(
         made = load_manifest(output)
     except CheckpointError:
         return None
-    if made is None or made.recipe != recipe.model_dump(mode="json"):
+    if made is None or made.recipe != task.recipe.model_dump(mode="json"):
         return None
-    calibration = calibration_set(recipe, plan, model, reader)
+    calibration = task.calibration()
     complete = all((output / file).is_file() for file in made.files)
-    if not complete or _identity(recipe, reader, calibration) != Identity.of(made):
+    if not complete or task.identity(calibration) != Identity.of(made):
         return None
     remove_leftovers(output)
     console.print(f"{output} is finished, nothing is left to do.", highlight=False)
@@ -161,7 +202,7 @@ def calibration_set(
     recipe: Recipe, plan: Plan, model: Any, reader: CheckpointReader
 ) -> CalibrationSet | None:
     """The calibration tokens; None if no method looks at data."""
-    if not any(needs_hessian(config) for _, config in plan.values()):
+    if not _needs_data(plan):
         return None
     calibration = load_calibration(recipe.calibration, _tokenizer(reader.folder))
     highest, known = int(calibration.tokens.max()), model.get_input_embeddings().num_embeddings
@@ -171,6 +212,10 @@ def calibration_set(
             "They belong to different models."
         )
     return calibration
+
+
+def _needs_data(plan: Plan) -> bool:
+    return any(needs_hessian(config) for _, config in plan.values())
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -183,15 +228,6 @@ def _tokenizer(folder: Path) -> Any:
             f"{folder} has no tokenizer that transformers can load ({str(error).splitlines()[0]}). "
             "Add the model's tokenizer.json and tokenizer_config.json."
         ) from error
-
-
-def _identity(recipe: Recipe, reader: CheckpointReader, calibration: CalibrationSet | None) -> Identity:
-    return Identity(
-        qdeploy=__version__,
-        recipe=recipe.model_dump(mode="json"),
-        model=reader.sha256,
-        calibration=calibration.sha256 if calibration else None,
-    )
 
 
 def _claim(writer: ShardWriter, identity: Identity) -> None:
@@ -207,195 +243,3 @@ def _claim(writer: ShardWriter, identity: Identity) -> None:
             f"{changes}. Give the options of that run to go on with it, --restart to begin again, or another "
             "folder with -o."
         )
-
-
-@dataclass
-class _Walk:
-    """One run: what `quantize` has gathered, and the writer that knows what is already finished."""
-
-    recipe: Recipe
-    reader: CheckpointReader
-    model: Any
-    blocks: list[Block]
-    plan: Plan
-    calibration: CalibrationSet | None
-    writer: ShardWriter
-    budget: Budget
-
-    def __post_init__(self) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    @torch.no_grad()
-    def run(self) -> None:
-        """Write every shard that is not there yet."""
-        if not self.writer.done(REST):
-            with part("write"):
-                self.writer.add_shard(REST, self._rest())
-        last = self._last_with_data()
-        with progress("Quantizing", len(self.blocks)) as task:
-            task.note("embedding the calibration samples")
-            calls, activations = self._start() if last is not None else ([], None)
-            for position, block in enumerate(self.blocks):
-                task.note(block.name)
-                if activations is None or last is None or position > last:
-                    self._without_data(block)
-                else:
-                    self._with_data(calls[position], activations, is_last=position == last)
-                task.advance()
-
-    def _last_with_data(self) -> int | None:
-        """Position of the last unfinished block that needs its inputs; no block runs after it."""
-        wanting = [
-            position
-            for position, block in enumerate(self.blocks)
-            if not self.writer.done(block.name)
-            and any(needs_hessian(self.plan[name][1]) for name in block.linears() if name in self.plan)
-        ]
-        return wanting[-1] if wanting else None
-
-    def _start(self) -> tuple[list[BlockCall], Activations]:
-        assert self.calibration is not None
-        tokens, folder = self.calibration.tokens, self.writer.partial
-        with part("forward"):
-            return enter(self.model, self.blocks, tokens, self.reader, self.device, folder, self.budget)
-
-    def _with_data(self, call: BlockCall, activations: Activations, *, is_last: bool) -> None:
-        start = time.monotonic()
-        block = call.block
-        materialize(self.model, block.parameters, self.reader, self.device)
-        if self.writer.done(block.name):
-            self._restore(block)
-            propagate(call, activations)
-        else:
-            sequential = self.recipe.true_sequential
-            solved = quantize_with_data(
-                call, activations, self.plan, true_sequential=sequential, outputs=not is_last
-            )
-            self._write(block, solved, start)
-        release(self.model, block.parameters)
-
-    def _without_data(self, block: Block) -> None:
-        if self.writer.done(block.name):
-            return
-        start = time.monotonic()
-        materialize(self.model, block.parameters, self.reader, self.device)
-        self._write(block, quantize_without_data(block, self.plan), start)
-        release(self.model, block.parameters)
-
-    def _restore(self, block: Block) -> None:
-        """Put the weights of a finished shard in place."""
-        tensors = self.writer.load(block.name)
-        for name, module in block.linears().items():
-            if name in self.plan:
-                packed = {
-                    key.removeprefix(f"{name}."): t for key, t in tensors.items() if _owner(key) == name
-                }
-                set_weight(module, unpack(packed, self.plan[name][0]).dequantize())
-
-    @part("pack")
-    def _write(self, block: Block, solved: Mapping[str, Solved], start: float) -> None:
-        tensors: dict[str, Tensor] = {}
-        for name in self._source_names(block.name):
-            owner = _owner(name)
-            if owner in solved and name == f"{owner}.weight":
-                packed = pack(solved[owner].solution.quantized)
-                tensors.update({f"{owner}.{suffix}": tensor.cpu() for suffix, tensor in packed.items()})
-            else:
-                tensors[name] = self.reader.get(name)
-        notes = [_note(name, found, self.plan) for name, found in solved.items()]
-        seconds = round(time.monotonic() - start, 3)
-        with part("write"):
-            self.writer.add_shard(block.name, tensors, {"modules": notes, "seconds": seconds})
-
-    @part("load")
-    def _rest(self) -> dict[str, Tensor]:
-        inside = {name for block in self.blocks for name in self._source_names(block.name)}
-        return {name: finite(name, self.reader) for name in self.reader.names if name not in inside}
-
-    def _source_names(self, block: str) -> list[str]:
-        return [name for name in self.reader.names if name.startswith(f"{block}.")]
-
-
-def _owner(tensor: str) -> str:
-    """The module that a tensor belongs to."""
-    return tensor.rpartition(".")[0]
-
-
-def _note(name: str, solved: Solved, plan: Plan) -> dict[str, Any]:
-    """The layer's entry in the manifest."""
-    scheme, config = plan[name]
-    solution = solved.solution
-    return {
-        "name": name,
-        "scheme": scheme.describe(),
-        "method": type(config).__name__.lower(),
-        "shape": list(solution.quantized.codes.shape),
-        "relative_error": solution.relative_error,
-        "damp": solution.damp,
-        "fallback": solution.fallback,
-        "seconds": round(solved.seconds, 4),
-        "fingerprint": fingerprint(solution.quantized),
-    }
-
-
-def _config(reader: CheckpointReader, model: nn.Module, plan: Plan) -> dict[str, Any]:
-    """config.json with the block that tells engines what is quantized and how."""
-    schemes = {name: scheme for name, (scheme, _) in plan.items()}
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    kept = [name for name in linears if name not in schemes]
-    return {**reader.config, "quantization_config": quantization_config(schemes, kept)}
-
-
-def _totals(
-    reader: CheckpointReader, writer: ShardWriter, seconds: float, split: Mapping[str, float]
-) -> Totals:
-    return Totals(
-        source_bytes=sum(file.stat().st_size for file in reader.files),
-        output_bytes=writer.bytes,
-        seconds=round(seconds, 1),
-        split={name: round(spent, 3) for name, spent in split.items()},
-        peak_rss_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-    )
-
-
-def _manifest(
-    recipe: Recipe,
-    reader: CheckpointReader,
-    calibration: CalibrationSet | None,
-    modules: Sequence[Mapping[str, Any]],
-    totals: Totals,
-) -> dict[str, Any]:
-    manifest = Manifest(
-        provenance=provenance(),
-        recipe=recipe.model_dump(mode="json"),
-        recipe_sha256=recipe.sha256(),
-        calibration=_seen(calibration) if calibration else None,
-        model=_model(recipe, reader),
-        modules=[Module(**module) for module in modules],
-        totals=totals,
-    )
-    return manifest.model_dump(mode="json")
-
-
-def _seen(calibration: CalibrationSet) -> Calibration:
-    return Calibration(
-        source=calibration.source,
-        sha256=calibration.sha256,
-        samples=calibration.samples,
-        sequence_length=calibration.sequence_length,
-        seed=calibration.seed,
-    )
-
-
-def _model(recipe: Recipe, reader: CheckpointReader) -> Model:
-    sizes: Counter[str] = Counter()
-    for name in reader.names:
-        sizes[str(reader.dtype(name)).removeprefix("torch.")] += math.prod(reader.shape(name))
-    return Model(
-        source=recipe.model,
-        sha256=reader.sha256,
-        architecture=(reader.config.get("architectures") or ["unknown"])[0],
-        model_type=reader.config["model_type"],
-        parameters=sizes.total(),
-        dtype=sizes.most_common(1)[0][0],
-    )

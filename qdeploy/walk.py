@@ -10,19 +10,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qdeploy.distributed import ALONE, Group
 from qdeploy.halting import Halting, halting
 from qdeploy.methods.base import LinearProblem, Solution, solve
 from qdeploy.methods.hessian import Hessian
 from qdeploy.modeling.activations import Activations, footprint
 from qdeploy.modeling.blocks import Block, shared_inputs
 from qdeploy.modeling.inputs import BlockCall, stopped
+from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme
 from qdeploy.stopwatch import part
 
@@ -39,26 +41,35 @@ class Solved:
 
 
 @part("solve")
-def quantize_without_data(block: Block, plan: Plan) -> dict[str, Solved]:
+def quantize_without_data(block: Block, plan: Plan, *, group: Group = ALONE) -> dict[str, Solved]:
     """Solve the layers of a materialized block whose methods look at weights alone."""
     return {
-        name: _solve(name, module, None, plan) for name, module in block.linears().items() if name in plan
+        name: _solve(name, module, None, plan, group)
+        for name, module in block.linears().items()
+        if name in plan
     }
 
 
 def quantize_with_data(
-    call: BlockCall, activations: Activations, plan: Plan, *, true_sequential: bool, outputs: bool
+    call: BlockCall,
+    activations: Activations,
+    plan: Plan,
+    *,
+    true_sequential: bool,
+    outputs: bool,
+    group: Group = ALONE,
 ) -> dict[str, Solved]:
     """Solve the layers of a materialized block and put the quantized weights in place.
 
     Args:
         call: how the block is called.
-        activations: the block's inputs.
+        activations: the block's inputs for this process's samples.
         plan: see `Plan`.
         true_sequential: let each layer see the quantized layers before it, not the 16-bit ones.
         outputs: replace `activations` with the quantized block's outputs.
+        group: the processes that have the other samples.
     """
-    run = _Run(call, activations, plan)
+    run = _Run(call, activations, plan, group)
     if true_sequential:
         run.solve_in_order(_halting(call.block, activations), outputs=outputs)
         return run.solved
@@ -84,13 +95,14 @@ def set_weight(module: nn.Linear, weight: Tensor) -> None:
 class _Run:
     """One block being quantized: ways to get at the inputs of its layers, and what is solved so far."""
 
-    def __init__(self, call: BlockCall, activations: Activations, plan: Plan) -> None:
-        self.call, self.activations, self.plan = call, activations, plan
+    def __init__(self, call: BlockCall, activations: Activations, plan: Plan, processes: Group) -> None:
+        self.call, self.activations, self.plan, self.processes = call, activations, plan, processes
         self.device = _device(call.block)
         self.linears = call.block.linears()
         self.solved: dict[str, Solved] = {}
         with part("forward"):
-            groups = shared_inputs(call.block, lambda: call(activations[:1].to(self.device)))
+            seen = shared_inputs(call.block, lambda: call(activations[:1].to(self.device)))
+        groups = processes.share(seen)
         called = {name for group in groups for name in group}
         self.groups = [group for group in groups if any(name in plan for name in group)]
         self.idle = [name for name in self.linears if name not in called]
@@ -191,17 +203,30 @@ class _Run:
 
     @part("solve")
     def _solve(self, names: Iterable[str], hessian: Hessian | None) -> None:
+        if hessian is not None:
+            hessian.merge(self.processes)
         for name in names:
             if name in self.plan:
-                self.solved[name] = _solve(name, self.linears[name], hessian, self.plan)
+                self.solved[name] = _solve(name, self.linears[name], hessian, self.plan, self.processes)
                 set_weight(self.linears[name], self.solved[name].solution.quantized.dequantize())
 
 
-def _solve(name: str, module: nn.Linear, hessian: Hessian | None, plan: Plan) -> Solved:
+def _solve(name: str, module: nn.Linear, hessian: Hessian | None, plan: Plan, group: Group) -> Solved:
+    """Each process solves its part of the rows; all get the whole."""
     scheme, config = plan[name]
     start = time.perf_counter()
-    solution = solve(config, LinearProblem(name, module.weight.detach(), hessian, scheme))
+    weight = module.weight.detach()
+    part = solve(config, LinearProblem(name, weight[group.part(len(weight))], hessian, scheme, group))
+    solution = replace(part, quantized=_whole(part.quantized, len(weight), group))
     return Solved(solution, time.perf_counter() - start)
+
+
+def _whole(part: QuantizedLinear, rows: int, group: Group) -> QuantizedLinear:
+    """The layer whose rows the processes have solved in parts."""
+    zeros = None if part.zeros is None else group.join(part.zeros, rows)
+    return replace(
+        part, codes=group.join(part.codes, rows), scales=group.join(part.scales, rows), zeros=zeros
+    )
 
 
 def _halting(block: Block, activations: Activations) -> int:

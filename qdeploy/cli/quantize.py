@@ -57,6 +57,10 @@ def quantize(
 
     A run that was interrupted goes on where it stopped when the same command is given again.
 
+    Several processes share the work under torchrun, one for each GPU; on CPUs one for each socket, with
+    OMP_NUM_THREADS set to its cores (torchrun's default is 1). All of them must see the model and the output
+    folder under the same paths; their result differs from one process's by float32 rounding.
+
     A layer that GPTQ cannot solve is rounded to nearest, and listed in the summary and in qdeploy.json. For
     different formats or methods layer by layer, write a recipe; `qdeploy recipe show` prints one to start
     from.
@@ -70,11 +74,14 @@ def quantize(
         qdeploy quantize ./llama --scheme W8A8 --method rtn -o llama-w8a8
 
         qdeploy quantize --recipe recipe.yaml -o out
+
+        torchrun --nproc-per-node 8 -m qdeploy quantize ./llama -o llama-w4
     """
     import json as jsonlib
 
     from rich.console import Console
 
+    from qdeploy.distributed import processes
     from qdeploy.memory import budget
     from qdeploy.pipeline import quantize as run
     from qdeploy.progress import console
@@ -90,7 +97,10 @@ def quantize(
         "seed": seed,
     }
     asked, limits = options.build_recipe(model, recipe, flags), budget(activation_memory, device_memory)
-    manifest = run(asked, output, restart=restart, limits=limits, force=force)
+    with processes() as group:
+        manifest = run(asked, output, restart=restart, limits=limits, force=force, group=group)
+    if not group.leads:
+        return
     for module in manifest["modules"]:
         if module["fallback"]:
             console.print(f"[yellow]Fallback:[/] {module['fallback']}", highlight=False)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from qdeploy.distributed import ALONE, Group
 from qdeploy.errors import QuantizationError
 from qdeploy.methods.hessian import Hessian
 from qdeploy.quantized import QuantizedLinear
@@ -21,19 +22,22 @@ from qdeploy.schemes import Scheme
 
 @dataclass(frozen=True)
 class LinearProblem:
-    """One linear layer to quantize.
+    """One linear layer to quantize, or this process's part of its rows.
 
     Attributes:
         name: module name, for messages.
         weight: float32 [N, K], N output and K input features.
         hessian: second moment of the layer's inputs; None where the method needs none.
         scheme: the number format to end in; its group size divides K.
+        group: the processes that hold the other rows. What a method decides for all rows together must come
+            from H or from `group.totals`, which is called equally often in every process.
     """
 
     name: str
     weight: Tensor
     hessian: Hessian | None
     scheme: Scheme
+    group: Group = ALONE
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,10 @@ def solve(config: object, problem: LinearProblem) -> Solution:
 
 
 def relative_error(problem: LinearProblem, quantized: QuantizedLinear) -> float:
-    """Share of the layer's output energy that the rounding loses; see `Solution.relative_error`."""
+    """Share of the layer's output energy that the rounding loses, over the rows of all processes.
+
+    See `Solution.relative_error`.
+    """
     weight = problem.weight
     delta = weight - quantized.dequantize()
     if problem.hessian is not None and problem.hessian.tokens:
@@ -106,4 +113,5 @@ def relative_error(problem: LinearProblem, quantized: QuantizedLinear) -> float:
         lost, total = float(((delta @ h) * delta).sum()), float(((weight @ h) * weight).sum())
     else:
         lost, total = float(delta.square().sum()), float(weight.square().sum())
+    lost, total = problem.group.totals(lost, total)
     return lost / total if total else 0.0

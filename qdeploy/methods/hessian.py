@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qdeploy.distributed import Group
 from qdeploy.stopwatch import part
 
 LARGEST_DAMP = 1.0
@@ -53,6 +54,17 @@ class Hessian:
             self._sum[strip, start:].addmm_(rows[:, strip].T, rows[:, start:])
         self._mirrored = False
         self.tokens += len(rows)
+        self._factors.clear()
+
+    def merge(self, group: Group) -> None:
+        """Take in what the other processes of `group` have added, so that H is over the tokens of all."""
+        self.tokens = int(group.totals(self.tokens)[0])
+        for start in range(0, len(self._sum), STRIP):
+            strip = self._sum[start : start + STRIP, start:]
+            whole = strip.contiguous()
+            group.add(whole)
+            strip.copy_(whole)
+        self._mirrored = False
         self._factors.clear()
 
     @property

@@ -223,8 +223,8 @@ def interrupt_at(patch: pytest.MonkeyPatch, layer: int) -> None:
             raise KeyboardInterrupt
         return original(q)
 
-    original = pipeline.pack
-    patch.setattr(pipeline, "pack", pack)
+    original = stack.pack
+    patch.setattr(stack, "pack", pack)
 
 
 def test_another_recipe_does_not_resume(

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qdeploy import pipeline
+from qdeploy import pipeline, stack
 from qdeploy.errors import OutputError
 from qdeploy.modeling.checkpoint import SINGLE
 from qdeploy.pipeline import quantize
@@ -55,14 +55,14 @@ def qdeploy(arguments: list[str], log: Path) -> None:
     """
     from qdeploy.cli.main import main
 
-    begin = pipeline.quantize_with_data
+    begin = stack.quantize_with_data
 
     def noted(call: Any, *rest: Any, **options: Any) -> Any:
         with log.open("a") as file:
             print(call.block.name, file=file)
         return begin(call, *rest, **options)
 
-    pipeline.quantize_with_data = noted
+    stack.quantize_with_data = noted
     sys.stdout = sys.stderr = log.with_suffix(".err").open("w")
     torch.set_num_threads(1)
     sys.argv = ["qdeploy", *arguments]
@@ -172,7 +172,7 @@ def stopped(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     def go(**changes: Any) -> None:
         quantize(recipe(folder, text, **changes), tmp_path / "out")
 
-    begin = pipeline.quantize_with_data
+    begin = stack.quantize_with_data
 
     def stop(call: Any, *rest: Any, **options: Any) -> Any:
         if call.block.name.endswith(".1"):
@@ -180,7 +180,7 @@ def stopped(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         return begin(call, *rest, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "quantize_with_data", stop)
+        patch.setattr(stack, "quantize_with_data", stop)
         with pytest.raises(OutputError, match="no room"):
             go()
     return go

@@ -1,0 +1,104 @@
+"""What a run leaves behind about itself: the layers' notes, the totals, qdeploy.json and config.json."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from qdeploy.calibration import CalibrationSet
+from qdeploy.checkpoint.manifest import Calibration, Manifest, Model, Module, Totals
+from qdeploy.checkpoint.writer import ShardWriter
+from qdeploy.fingerprint import fingerprint
+from qdeploy.formats.compressed_tensors import quantization_config
+from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.provenance import provenance
+from qdeploy.recipe import Recipe
+from qdeploy.walk import Plan, Solved
+
+
+def note(name: str, solved: Solved, plan: Plan) -> dict[str, Any]:
+    """The layer's entry in the manifest."""
+    scheme, config = plan[name]
+    solution = solved.solution
+    return {
+        "name": name,
+        "scheme": scheme.describe(),
+        "method": type(config).__name__.lower(),
+        "shape": list(solution.quantized.codes.shape),
+        "relative_error": solution.relative_error,
+        "damp": solution.damp,
+        "fallback": solution.fallback,
+        "seconds": round(solved.seconds, 4),
+        "fingerprint": fingerprint(solution.quantized),
+    }
+
+
+def config(reader: CheckpointReader, model: nn.Module, plan: Plan) -> dict[str, Any]:
+    """config.json with the block that tells engines what is quantized and how."""
+    schemes = {name: scheme for name, (scheme, _) in plan.items()}
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    kept = [name for name in linears if name not in schemes]
+    return {**reader.config, "quantization_config": quantization_config(schemes, kept)}
+
+
+def totals(
+    reader: CheckpointReader, writer: ShardWriter, seconds: float, split: Mapping[str, float]
+) -> Totals:
+    """What the run took; `split` is of this process alone, without what an interrupted one did."""
+    return Totals(
+        source_bytes=sum(file.stat().st_size for file in reader.files),
+        output_bytes=writer.bytes,
+        seconds=round(seconds, 1),
+        split={name: round(spent, 3) for name, spent in split.items()},
+        peak_rss_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    )
+
+
+def manifest(
+    recipe: Recipe,
+    reader: CheckpointReader,
+    calibration: CalibrationSet | None,
+    modules: Sequence[Mapping[str, Any]],
+    totals: Totals,
+    processes: int,
+) -> dict[str, Any]:
+    """The content of qdeploy.json."""
+    content = Manifest(
+        provenance={**provenance(), "processes": processes},
+        recipe=recipe.model_dump(mode="json"),
+        recipe_sha256=recipe.sha256(),
+        calibration=_seen(calibration) if calibration else None,
+        model=_model(recipe, reader),
+        modules=[Module(**module) for module in modules],
+        totals=totals,
+    )
+    return content.model_dump(mode="json")
+
+
+def _seen(calibration: CalibrationSet) -> Calibration:
+    return Calibration(
+        source=calibration.source,
+        sha256=calibration.sha256,
+        samples=calibration.samples,
+        sequence_length=calibration.sequence_length,
+        seed=calibration.seed,
+    )
+
+
+def _model(recipe: Recipe, reader: CheckpointReader) -> Model:
+    sizes: Counter[str] = Counter()
+    for name in reader.names:
+        sizes[str(reader.dtype(name)).removeprefix("torch.")] += math.prod(reader.shape(name))
+    return Model(
+        source=recipe.model,
+        sha256=reader.sha256,
+        architecture=(reader.config.get("architectures") or ["unknown"])[0],
+        model_type=reader.config["model_type"],
+        parameters=sizes.total(),
+        dtype=sizes.most_common(1)[0][0],
+    )

@@ -1,0 +1,162 @@
+"""The walk over all blocks: one at a time from the 16-bit checkpoint to its packed shard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qdeploy.account import note
+from qdeploy.calibration import CalibrationSet
+from qdeploy.checkpoint.writer import ShardWriter
+from qdeploy.distributed import Group
+from qdeploy.formats.compressed_tensors import pack, unpack
+from qdeploy.memory import Budget
+from qdeploy.methods.base import needs_hessian
+from qdeploy.modeling.activations import Activations
+from qdeploy.modeling.blocks import Block
+from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.inputs import BlockCall, enter
+from qdeploy.modeling.skeleton import finite, materialize, release
+from qdeploy.progress import progress
+from qdeploy.recipe import Recipe
+from qdeploy.stopwatch import part
+from qdeploy.walk import Plan, Solved, propagate, quantize_with_data, quantize_without_data, set_weight
+
+REST = "rest"
+"""Key of the shard with what is in no block: embeddings, final norm, head."""
+
+
+@dataclass
+class Stack:
+    """One walk in one process: what `quantize` has gathered.
+
+    Attributes:
+        writer: None in a process that does not write.
+        partial: the folder in which the shards are made.
+        finished: keys of the shards that an earlier run left there.
+        budget: what activations may take.
+    """
+
+    recipe: Recipe
+    reader: CheckpointReader
+    model: Any
+    blocks: list[Block]
+    plan: Plan
+    group: Group
+    writer: ShardWriter | None
+    calibration: CalibrationSet | None
+    partial: Path
+    finished: frozenset[str]
+    budget: Budget
+
+    def __post_init__(self) -> None:
+        self.device = self.group.device
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Write every shard that is not there yet."""
+        if self.writer and REST not in self.finished:
+            with part("write"):
+                self.writer.add_shard(REST, self._rest())
+        last = self._last_with_data()
+        with progress("Quantizing", len(self.blocks)) as task:
+            task.note("embedding the calibration samples")
+            calls, activations = self._start() if last is not None else ([], None)
+            for position, block in enumerate(self.blocks):
+                task.note(block.name)
+                if activations is None or last is None or position > last:
+                    self._without_data(block)
+                else:
+                    self._with_data(calls[position], activations, is_last=position == last)
+                task.advance()
+
+    def _last_with_data(self) -> int | None:
+        """Position of the last unfinished block that needs its inputs; no block runs after it."""
+        wanting = [
+            position
+            for position, block in enumerate(self.blocks)
+            if block.name not in self.finished
+            and any(needs_hessian(self.plan[name][1]) for name in block.linears() if name in self.plan)
+        ]
+        return wanting[-1] if wanting else None
+
+    def _start(self) -> tuple[list[BlockCall], Activations]:
+        assert self.calibration is not None
+        tokens = self.calibration.tokens
+        own = tokens[self.group.part(len(tokens))]
+        with part("forward"):
+            return enter(self.model, self.blocks, own, self.reader, self.device, self.partial, self.budget)
+
+    def _with_data(self, call: BlockCall, activations: Activations, *, is_last: bool) -> None:
+        start = time.monotonic()
+        block = call.block
+        materialize(self.model, block.parameters, self.reader, self.device)
+        if block.name in self.finished:
+            self._restore(block)
+            propagate(call, activations)
+        else:
+            sequential = self.recipe.true_sequential
+            solved = quantize_with_data(
+                call,
+                activations,
+                self.plan,
+                true_sequential=sequential,
+                outputs=not is_last,
+                group=self.group,
+            )
+            self._write(block, solved, start)
+        release(self.model, block.parameters)
+
+    def _without_data(self, block: Block) -> None:
+        if block.name in self.finished:
+            return
+        start = time.monotonic()
+        materialize(self.model, block.parameters, self.reader, self.device)
+        self._write(block, quantize_without_data(block, self.plan, group=self.group), start)
+        release(self.model, block.parameters)
+
+    def _restore(self, block: Block) -> None:
+        """Put the weights of a finished shard in place."""
+        tensors = self.group.share(self.writer.load(block.name) if self.writer else None)
+        for name, module in block.linears().items():
+            if name in self.plan:
+                packed = {
+                    key.removeprefix(f"{name}."): t for key, t in tensors.items() if _owner(key) == name
+                }
+                set_weight(module, unpack(packed, self.plan[name][0]).dequantize())
+
+    @part("pack")
+    def _write(self, block: Block, solved: Mapping[str, Solved], start: float) -> None:
+        if self.writer is None:
+            return
+        tensors: dict[str, Tensor] = {}
+        for name in self._source_names(block.name):
+            owner = _owner(name)
+            if owner in solved and name == f"{owner}.weight":
+                packed = pack(solved[owner].solution.quantized)
+                tensors.update({f"{owner}.{suffix}": tensor.cpu() for suffix, tensor in packed.items()})
+            else:
+                tensors[name] = self.reader.get(name)
+        notes = [note(name, found, self.plan) for name, found in solved.items()]
+        seconds = round(time.monotonic() - start, 3)
+        with part("write"):
+            self.writer.add_shard(block.name, tensors, {"modules": notes, "seconds": seconds})
+
+    @part("load")
+    def _rest(self) -> dict[str, Tensor]:
+        inside = {name for block in self.blocks for name in self._source_names(block.name)}
+        return {name: finite(name, self.reader) for name in self.reader.names if name not in inside}
+
+    def _source_names(self, block: str) -> list[str]:
+        return [name for name in self.reader.names if name.startswith(f"{block}.")]
+
+
+def _owner(tensor: str) -> str:
+    """The module that a tensor belongs to."""
+    return tensor.rpartition(".")[0]
