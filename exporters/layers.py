@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from qdeploy.errors import CheckpointError
 from qdeploy.formats.ct_config import module_schemes
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.experts import matrices, split_experts
 from qdeploy.schemes import Scheme
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -57,7 +56,7 @@ class FusedLayer:
 
 
 def read_layers(reader: CheckpointReader) -> list[Layer]:
-    """Linear layers of the model that config.json describes, with the scheme each is stored in.
+    """Linear layers and routers of the model that config.json describes, with the scheme each is stored in.
 
     Names and shapes come from the model's own code, not from the weight files that they are checked against.
     A head tied to the embedding has no weight of its own and is left out.
@@ -67,13 +66,14 @@ def read_layers(reader: CheckpointReader) -> list[Layer]:
     """
     schemes = module_schemes(reader.config, reader)
     model = _skeleton(reader)
+    split_experts(model)
     tied = (
         set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
     )
     return [
-        Layer(name, module.out_features, module.in_features, schemes.get(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and f"{name}.weight" not in tied
+        Layer(name, n, k, schemes.get(name))
+        for name, (n, k) in matrices(model).items()
+        if f"{name}.weight" not in tied
     ]
 
 

@@ -32,6 +32,7 @@ from qdeploy.methods.base import needs_hessian
 from qdeploy.modeling.activations import Activations
 from qdeploy.modeling.blocks import Block, find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.experts import matrices
 from qdeploy.modeling.hub import resolve_model
 from qdeploy.modeling.inputs import BlockCall, embed, record_calls
 from qdeploy.modeling.skeleton import build_skeleton, finite, materialize, materialize_buffers, release
@@ -281,6 +282,7 @@ def _note(name: str, solved: Solved, plan: Plan) -> dict[str, Any]:
         "relative_error": solution.relative_error,
         "damp": solution.damp,
         "fallback": solution.fallback,
+        "tokens": solved.tokens,
         "seconds": round(solved.seconds, 4),
         "fingerprint": fingerprint(solution.quantized),
     }
@@ -289,8 +291,7 @@ def _note(name: str, solved: Solved, plan: Plan) -> dict[str, Any]:
 def _config(reader: CheckpointReader, model: nn.Module, plan: Plan) -> dict[str, Any]:
     """config.json with the block that tells engines what is quantized and how."""
     schemes = {name: scheme for name, (scheme, _) in plan.items()}
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    kept = [name for name in linears if name not in schemes]
+    kept = [name for name in matrices(model) if name not in schemes]
     return {**reader.config, "quantization_config": quantization_config(schemes, kept)}
 
 

@@ -32,10 +32,11 @@ Plan = Mapping[str, tuple[Scheme, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """A solution and the seconds it took."""
+    """A solution, the seconds it took, and how many calibration tokens it saw: None without data."""
 
     solution: Solution
     seconds: float
+    tokens: int | None
 
 
 def quantize_without_data(block: Block, plan: Plan) -> dict[str, Solved]:
@@ -97,17 +98,19 @@ class _Run:
 
     def solve_halting(self, *, outputs: bool) -> None:
         """From one forward that halts at each group of layers until they are quantized."""
-        hessians = self._hessians(self.groups)
+        hessians: list[Hessian] = []
 
-        def observe(group: int, x: Tensor) -> None:
-            hessians[group].add(x)
+        def observe(_: int, x: Tensor) -> None:
+            hessians[-1].add(x)
             Halting.halt()
 
         with self._watched(self.groups, observe), halting(self._forwards()) as forwards:
-            for group, hessian in zip(self.groups, hessians, strict=True):
+            for group in self.groups:
+                # One at a time: a block has thousands of them where it has hundreds of experts.
+                hessians[:] = self._hessians([group])
                 for forward in forwards:
                     forward.advance()
-                self._solve(group, hessian)
+                self._solve(group, hessians[-1])
             self._solve(self.idle, None)
             if outputs:
                 for forward in forwards:
@@ -182,7 +185,7 @@ def _solve(name: str, module: nn.Linear, hessian: Hessian | None, plan: Plan) ->
     scheme, config = plan[name]
     start = time.perf_counter()
     solution = solve(config, LinearProblem(name, module.weight.detach(), hessian, scheme))
-    return Solved(solution, time.perf_counter() - start)
+    return Solved(solution, time.perf_counter() - start, hessian.tokens if hessian else None)
 
 
 def _halted_bytes(block: Block, activations: Activations) -> int:
