@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qdeploy.exporters.base import Finding
-from qdeploy.exporters.kernels import TORCH_INT4, VLLM, choose
+from qdeploy.exporters.kernels import CPU_EXPERTS, TORCH_INT4, VLLM, choose
 from qdeploy.exporters.layers import COLUMN_PARALLEL, KEY_VALUE, ROW_PARALLEL, FusedLayer, Layer
 from qdeploy.exporters.targets import Target
 
@@ -83,6 +83,8 @@ def check_kernels(layers: Sequence[FusedLayer], target: Target) -> Iterator[Find
             f"{TORCH_INT4} is qdeploy's vLLM plugin; vLLM {VLLM} alone has no 4-bit kernel for {target}",
             "Start it with `qdeploy serve`, or with docker/vllm-cpu.Dockerfile",
         )
+    if CPU_EXPERTS in chosen:
+        yield Finding("info", f"vLLM {VLLM} runs quantized experts on CPUs with AMX only")
     if padded:
         first = padded[0]
         yield Finding(

@@ -49,9 +49,9 @@ def quantize(
 
     A run that was interrupted goes on where it stopped when the same command is given again.
 
-    A layer that GPTQ cannot solve is rounded to nearest, and listed in the summary and in qdeploy.json. For
-    different formats or methods layer by layer, write a recipe; `qdeploy recipe show` prints one to start
-    from.
+    A layer that GPTQ cannot solve is rounded to nearest, and listed in the summary and in qdeploy.json; so
+    are experts that too few calibration tokens reached, whose statistics are trusted less. For different
+    formats or methods layer by layer, write a recipe; `qdeploy recipe show` prints one to start from.
 
     Examples:
 
@@ -67,6 +67,7 @@ def quantize(
 
     from rich.console import Console
 
+    from qdeploy.cli.fallbacks import describe_fallbacks
     from qdeploy.pipeline import quantize as run
     from qdeploy.progress import console
 
@@ -81,9 +82,8 @@ def quantize(
         "seed": seed,
     }
     manifest = run(options.build_recipe(model, recipe, flags), output, restart=restart)
-    for module in manifest["modules"]:
-        if module["fallback"]:
-            console.print(f"[yellow]Fallback:[/] {module['fallback']}", highlight=False)
+    for line in describe_fallbacks(manifest["modules"]):
+        console.print(f"[yellow]Fallback:[/] {line}", highlight=False)
     if json:
         typer.echo(jsonlib.dumps(manifest, indent=2))
     else:
@@ -102,7 +102,7 @@ def summary(manifest: dict[str, Any], output: Path) -> Table:
         table.add_row(f"{kind[0]}, {kind[1]}", f"{len(modules)} layers, relative error {_errors(modules)}")
     fallbacks = sum(module["fallback"] is not None for module in manifest["modules"])
     if fallbacks:
-        table.add_row("[yellow]Rounded to nearest instead[/]", f"{fallbacks} layers, listed above")
+        table.add_row("[yellow]With a fallback[/]", f"{fallbacks} layers, told above")
     table.add_row("Size", f"{before / MEGABYTE:.1f} MB → {after / MEGABYTE:.1f} MB ({before / after:.2f}×)")
     table.add_row("Time", f"{totals['seconds']:.1f} s")
     table.add_row("Peak memory", f"{totals['peak_rss_bytes'] / MEGABYTE:.0f} MB")
