@@ -98,6 +98,8 @@ def check_kernels(layers: Sequence[FusedLayer], target: Target) -> Iterator[Find
 
 def _other_scheme(layer: FusedLayer, target: Target) -> str:
     scheme = layer.scheme
+    if layer.experts and target.capability is None:
+        return "Export for a GPU; CPUs with AMX take W4A16 with groups of 64 or 128, and W8A8"
     if target.capability is None and scheme and scheme.activation_bits is None:
         weights = "W4A16 or W8A8" if scheme.bits == 8 else "W8A8"
         return f"Use {weights} there, or export for a GPU"

@@ -16,6 +16,7 @@ SmolLM2-135M-Instruct (blocks 0, 10, 29; 4 bits symmetric, group 64; 16 × 512 t
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Annotated
 
@@ -83,7 +84,7 @@ def _shrinkage(config: GPTQ, hessian: Hessian) -> float:
 
     What a covariance estimated from n tokens gets wrong goes with √(K/n); see the table in docs/experts.md.
     """
-    trust = min(1.0, hessian.tokens / len(hessian.diagonal)) ** 0.5
+    trust = math.sqrt(min(1.0, hessian.tokens / len(hessian.diagonal)))
     return config.shrinkage + (1 - config.shrinkage) * (1 - trust)
 
 

@@ -100,6 +100,9 @@ def test_experts_on_a_cpu_need_amx() -> None:
     (finding,) = check_kernels(per_device(mixture(W4), 1, 2), TARGETS["cpu-avx512"])
     assert finding.severity == "info"
     assert "AMX" in finding.problem
+    (refused,) = check_kernels(per_device(mixture(W4), 1, 2), TARGETS["cpu-avx2"])
+    assert refused.severity == "error"
+    assert "CPUs with AMX" in refused.fix
 
 
 @pytest.mark.parametrize(("n", "k", "padded"), [(64, 128, False), (128, 64, False), (64, 64, True)])
