@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from qdeploy.exporters.base import Finding
-from qdeploy.exporters.layers import Layer, fused_sets
+from qdeploy.exporters.layers import Layer, expert_sets, fused_sets
 from qdeploy.formats import bits
 from qdeploy.formats.compressed_tensors import SUFFIXES
 from qdeploy.formats.ct_config import storage_format
@@ -145,6 +145,22 @@ def check_fused(layers: Sequence[Layer]) -> Iterator[Finding]:
             yield Finding(
                 "error",
                 f"vLLM fuses these layers, but their schemes differ: {told}",
+                "Give all of them one scheme in the recipe, or ignore all of them",
+                name,
+            )
+
+
+def check_experts(layers: Sequence[Layer]) -> Iterator[Finding]:
+    """All experts of a block are stored in one way: vLLM looks at the first only."""
+    for name, members in expert_sets(layers).items():
+        first: dict[Scheme | None, str] = {}
+        for member in members:
+            first.setdefault(member.scheme, member.name.removeprefix(f"{name}."))
+        if len(first) > 1:
+            told = ", ".join(f"{expert} {_describe(scheme)}" for scheme, expert in first.items())
+            yield Finding(
+                "error",
+                f"vLLM runs these experts at once, but their schemes differ: {told}",
                 "Give all of them one scheme in the recipe, or ignore all of them",
                 name,
             )

@@ -92,6 +92,31 @@ INT8 = (
 """Kernels for int8 weights and activations."""
 
 
+GROUPED = frozenset({32, 64, 128, 256})
+CPU_EXPERTS = "CPU"
+
+WEIGHT_ONLY_EXPERTS = (
+    Kernel("FLASHINFER_TRTLLM", (100, 109), FOUR, frozenset(), frozenset({32})),
+    # Humming comes before Marlin on sm90 and is then chosen for one scale per channel too, which it refuses.
+    Kernel("HUMMING", (90, 90), FOUR_EIGHT, FOUR_EIGHT, GROUPED),
+    Kernel("MARLIN", (75, 89), FOUR_EIGHT, FOUR, frozenset({None, 32, 64, 128}), (128, 1)),
+    Kernel("MARLIN", (91, ANY), FOUR_EIGHT, FOUR, frozenset({None, 32, 64, 128}), (128, 1)),
+    Kernel("TRITON", (75, ANY), FOUR_EIGHT, FOUR, GROUPED),
+    Kernel(CPU_EXPERTS, None, FOUR, frozenset(), GROUPED - {32}, (32, 32), avx512=True),
+)
+"""The same for experts, by the names that vLLM gives them in its log (`using 'MARLIN' WNA16 MoE backend`).
+
+After `fused_moe/oracle/int_wna16.py`, `compressed_tensors_moe_wna16.py` and `_supports_quant_scheme` of the
+classes in `fused_moe/experts/`.
+"""
+
+INT8_EXPERTS = (
+    Kernel("TRITON", (75, ANY), EIGHT, frozenset(), frozenset({None})),
+    Kernel(CPU_EXPERTS, None, EIGHT, frozenset(), frozenset({None}), (32, 32), avx512=True),
+)
+"""After `fused_moe/oracle/int8.py`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What vLLM is expected to do with a layer: the kernel, or the reasons why there is none."""
@@ -107,7 +132,8 @@ def choose(layer: FusedLayer, target: Target) -> Choice:
     if scheme is None:
         raise ValueError(f"{layer.name} is not quantized")
     reasons = []
-    for kernel in WEIGHT_ONLY if scheme.activation_bits is None else INT8:
+    weight_only, int8 = (WEIGHT_ONLY_EXPERTS, INT8_EXPERTS) if layer.experts else (WEIGHT_ONLY, INT8)
+    for kernel in weight_only if scheme.activation_bits is None else int8:
         if kernel.runs_on(target):
             objection = kernel.objection(scheme, layer.n, layer.k)
             if objection is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qdeploy.exporters.base import Finding
-from qdeploy.exporters.kernels import TORCH_INT4, VLLM, choose
+from qdeploy.exporters.kernels import CPU_EXPERTS, TORCH_INT4, VLLM, choose
 from qdeploy.exporters.layers import COLUMN_PARALLEL, KEY_VALUE, ROW_PARALLEL, FusedLayer, Layer
 from qdeploy.exporters.targets import Target
 
@@ -83,6 +83,8 @@ def check_kernels(layers: Sequence[FusedLayer], target: Target) -> Iterator[Find
             f"{TORCH_INT4} is qdeploy's vLLM plugin; vLLM {VLLM} alone has no 4-bit kernel for {target}",
             "Start it with `qdeploy serve`, or with docker/vllm-cpu.Dockerfile",
         )
+    if CPU_EXPERTS in chosen:
+        yield Finding("info", f"vLLM {VLLM} runs quantized experts on CPUs with AMX only")
     if padded:
         first = padded[0]
         yield Finding(
@@ -96,6 +98,8 @@ def check_kernels(layers: Sequence[FusedLayer], target: Target) -> Iterator[Find
 
 def _other_scheme(layer: FusedLayer, target: Target) -> str:
     scheme = layer.scheme
+    if layer.experts and target.capability is None:
+        return "Export for a GPU; CPUs with AMX take W4A16 with groups of 64 or 128, and W8A8"
     if target.capability is None and scheme and scheme.activation_bits is None:
         weights = "W4A16 or W8A8" if scheme.bits == 8 else "W8A8"
         return f"Use {weights} there, or export for a GPU"

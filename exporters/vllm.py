@@ -98,6 +98,7 @@ def _findings(
             checks.check_scales(reader, layers),
             checks.check_groups(layers),
             checks.check_fused(layers),
+            checks.check_experts(layers),
             checks.check_config(reader.config, layers),
             parallel.check_heads(reader.config, tensor_parallel),
             parallel.check_partition(layers, tensor_parallel, kv_heads),

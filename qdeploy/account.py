@@ -16,6 +16,7 @@ from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.fingerprint import fingerprint
 from qdeploy.formats.compressed_tensors import quantization_config
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.experts import matrices
 from qdeploy.provenance import provenance
 from qdeploy.recipe import Recipe
 from qdeploy.walk import Plan, Solved
@@ -33,6 +34,7 @@ def note(name: str, solved: Solved, plan: Plan) -> dict[str, Any]:
         "relative_error": solution.relative_error,
         "damp": solution.damp,
         "fallback": solution.fallback,
+        "tokens": solved.tokens,
         "seconds": round(solved.seconds, 4),
         "fingerprint": fingerprint(solution.quantized),
     }
@@ -41,8 +43,7 @@ def note(name: str, solved: Solved, plan: Plan) -> dict[str, Any]:
 def config(reader: CheckpointReader, model: nn.Module, plan: Plan) -> dict[str, Any]:
     """config.json with the block that tells engines what is quantized and how."""
     schemes = {name: scheme for name, (scheme, _) in plan.items()}
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    kept = [name for name in linears if name not in schemes]
+    kept = [name for name in matrices(model) if name not in schemes]
     return {**reader.config, "quantization_config": quantization_config(schemes, kept)}
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 from qdeploy import registry, schemes
 from qdeploy.errors import RecipeError, UsageError
 from qdeploy.files import sha256_text
+from qdeploy.module_names import expert_of
 from qdeploy.schemes import Scheme
 from qdeploy.validation import explain
 
@@ -325,6 +326,7 @@ def resolve_schemes(recipe: Recipe, linears: Mapping[str, tuple[int, int]]) -> d
     if not resolved:
         raise RecipeError("The recipe quantizes no layer. Add a rule with match: Linear and a scheme.")
     _check_fused(linears, resolved)
+    _check_experts(linears, resolved)
     return {name: resolved[name] for name in linears if name in resolved}
 
 
@@ -356,3 +358,18 @@ def _check_fused(linears: Mapping[str, Any], resolved: Mapping[str, tuple[Scheme
                     f"{parent}: engines run {', '.join(found)} as one matrix, so they need one scheme; got "
                     f"{stored}. Give them one rule."
                 )
+
+
+def _check_experts(linears: Mapping[str, Any], resolved: Mapping[str, tuple[Scheme, Any]]) -> None:
+    stored: dict[str, dict[Scheme | None, str]] = {}
+    for name in linears:
+        experts = expert_of(name)
+        if experts is not None:
+            stored.setdefault(experts[0], {}).setdefault(resolved.get(name, (None,))[0], name)
+    for block, found in stored.items():
+        if len(found) > 1:
+            told = ", ".join(f"{n}: {s.describe() if s else '16 bit'}" for s, n in found.items())
+            raise RecipeError(
+                f"{block}: engines run all experts of a block at once, so they need one scheme; got {told}. "
+                "Give them one rule."
+            )

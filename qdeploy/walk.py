@@ -34,10 +34,11 @@ Plan = Mapping[str, tuple[Scheme, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """A solution and the seconds it took."""
+    """A solution, the seconds it took, and how many calibration tokens it saw: None without data."""
 
     solution: Solution
     seconds: float
+    tokens: int | None
 
 
 @part("solve")
@@ -216,9 +217,9 @@ def _solve(name: str, module: nn.Linear, hessian: Hessian | None, plan: Plan, gr
     scheme, config = plan[name]
     start = time.perf_counter()
     weight = module.weight.detach()
-    part = solve(config, LinearProblem(name, weight[group.part(len(weight))], hessian, scheme, group))
-    solution = replace(part, quantized=_whole(part.quantized, len(weight), group))
-    return Solved(solution, time.perf_counter() - start)
+    own = solve(config, LinearProblem(name, weight[group.part(len(weight))], hessian, scheme, group))
+    solution = replace(own, quantized=_whole(own.quantized, len(weight), group))
+    return Solved(solution, time.perf_counter() - start, hessian.tokens if hessian else None)
 
 
 def _whole(part: QuantizedLinear, rows: int, group: Group) -> QuantizedLinear:

@@ -42,6 +42,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {"sliding_window": None},
 }
 """model_type → what differs from SHARED."""
+EXPERT_FAMILIES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "head_dim": 16,
+        "num_hidden_layers": 3,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "mlp_only_layers": [1],
+    },
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 64,
+    },
+}
+"""The same for mixtures of experts; the second has a dense block between two others."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -56,7 +74,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def save_tiny(folder: Path, family: str, **changes: Any) -> Path:
     """Save a random bfloat16 model of `family` with its tokenizer and return `folder`."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **(SHARED | FAMILIES[family] | changes))
+    config = AutoConfig.for_model(family, **(SHARED | (FAMILIES | EXPERT_FAMILIES)[family] | changes))
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -86,7 +104,7 @@ def tiny_llama(tiny_model: Callable[[str], Path]) -> Path:
     return tiny_model("llama")
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[*FAMILIES, *EXPERT_FAMILIES])
 def tiny_family(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> Path:
     """Folder of a tiny random model, once for every supported family."""
     return tiny_model(request.param)

@@ -29,7 +29,8 @@ class Module(_Part):
             method sees no data.
         fingerprint: `qdeploy.fingerprint.fingerprint` of the layer before it was packed.
         damp: dampening that the solver ended with, as a fraction of the Hessian's mean diagonal.
-        fallback: why a simpler method was used for this layer, if it was.
+        fallback: why a simpler or more cautious method was used for this layer, if it was.
+        tokens: calibration tokens that the layer read: for an expert, those that chose it.
         seconds: time the solver took.
     """
 
@@ -41,6 +42,7 @@ class Module(_Part):
     relative_error: float | None = None
     damp: float | None = None
     fallback: str | None = None
+    tokens: int | None = None
     seconds: float | None = None
 
 

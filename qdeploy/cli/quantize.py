@@ -61,9 +61,9 @@ def quantize(
     OMP_NUM_THREADS set to its cores (torchrun's default is 1). All of them must see the model and the output
     folder under the same paths; their result differs from one process's by float32 rounding.
 
-    A layer that GPTQ cannot solve is rounded to nearest, and listed in the summary and in qdeploy.json. For
-    different formats or methods layer by layer, write a recipe; `qdeploy recipe show` prints one to start
-    from.
+    A layer that GPTQ cannot solve is rounded to nearest, and listed in the summary and in qdeploy.json; so
+    are experts that too few calibration tokens reached, whose statistics are trusted less. For different
+    formats or methods layer by layer, write a recipe; `qdeploy recipe show` prints one to start from.
 
     Examples:
 
@@ -81,6 +81,7 @@ def quantize(
 
     from rich.console import Console
 
+    from qdeploy.cli.fallbacks import describe_fallbacks
     from qdeploy.distributed import processes
     from qdeploy.memory import budget
     from qdeploy.pipeline import quantize as run
@@ -101,9 +102,8 @@ def quantize(
         manifest = run(asked, output, restart=restart, limits=limits, force=force, group=group)
     if not group.leads:
         return
-    for module in manifest["modules"]:
-        if module["fallback"]:
-            console.print(f"[yellow]Fallback:[/] {module['fallback']}", highlight=False)
+    for line in describe_fallbacks(manifest["modules"]):
+        console.print(f"[yellow]Fallback:[/] {line}", highlight=False)
     if json:
         typer.echo(jsonlib.dumps(manifest, indent=2))
     else:
@@ -122,7 +122,7 @@ def summary(manifest: dict[str, Any], output: Path) -> Table:
         table.add_row(f"{kind[0]}, {kind[1]}", f"{len(modules)} layers, relative error {_errors(modules)}")
     fallbacks = sum(module["fallback"] is not None for module in manifest["modules"])
     if fallbacks:
-        table.add_row("[yellow]Rounded to nearest instead[/]", f"{fallbacks} layers, listed above")
+        table.add_row("[yellow]With a fallback[/]", f"{fallbacks} layers, told above")
     table.add_row("Size", f"{before / MEGABYTE:.1f} MB → {after / MEGABYTE:.1f} MB ({before / after:.2f}×)")
     table.add_row("Time", f"{totals['seconds']:.1f} s")
     table.add_row("Peak memory", f"{totals['peak_rss_bytes'] / MEGABYTE:.0f} MB")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qdeploy.errors import CheckpointError
 from qdeploy.formats.compressed_tensors import SUFFIXES, module_schemes, read_linear
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.experts import split_experts
 
 
 def dequantized_state(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -43,6 +44,7 @@ def dequantized_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """
     reader = CheckpointReader(folder)
     model = _load(folder, dict(dequantized_state(folder)), dtype)
+    split_experts(model)  # so that every quantized layer is a module of that name
     for name, scheme in module_schemes(reader.config, reader).items():
         if scheme.activation_bits is not None:
             model.get_submodule(name).register_forward_pre_hook(_round_input)

@@ -49,7 +49,7 @@ class Solution:
         relative_error: tr(ΔHΔᵀ) / tr(WHWᵀ) over the calibration inputs; ‖Δ‖² / ‖W‖² where there are none or
             they are unusable.
         damp: the damping that made H positive definite, as a fraction of its mean diagonal.
-        fallback: why another method than the one asked for was used; None when it was not.
+        fallback: why something simpler or more cautious than what was asked for was done; None if it was not.
     """
 
     quantized: QuantizedLinear

@@ -16,6 +16,7 @@ SmolLM2-135M-Instruct (blocks 0, 10, 29; 4 bits symmetric, group 64; 16 × 512 t
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Annotated
 
@@ -56,11 +57,16 @@ class GPTQ:
 
 @rounder(GPTQ, needs_hessian=True)
 def gptq(config: GPTQ, problem: LinearProblem) -> Solution:
-    """Quantize one layer; where H cannot be used, round to nearest and say so in `Solution.fallback`."""
+    """Quantize one layer.
+
+    With fewer tokens than columns H is trusted less, and where it cannot be used the layer is rounded to
+    nearest; `Solution.fallback` says so.
+    """
     hessian = problem.hessian
     if hessian is None or not hessian.tokens:
         return _fallback(config, problem, "no calibration token reached it")
-    factor = hessian.factor(config.damp, config.shrinkage, config.act_order)
+    shrinkage = _shrinkage(config, hessian)
+    factor = hessian.factor(config.damp, shrinkage, config.act_order)
     if factor is None:
         return _fallback(config, problem, _unusable(config, hessian))
     if config.grid:
@@ -69,7 +75,24 @@ def gptq(config: GPTQ, problem: LinearProblem) -> Solution:
         grid = fit(problem.weight, problem.scheme)
     codes = round_columns(problem.weight, grid, factor)
     quantized = QuantizedLinear(codes, grid.scales, grid.zeros, grid.scheme)
-    return Solution(quantized, relative_error(problem, quantized), damp=factor.damp)
+    few = _too_few(config, problem.name, hessian) if shrinkage > config.shrinkage else None
+    return Solution(quantized, relative_error(problem, quantized), damp=factor.damp, fallback=few)
+
+
+def _shrinkage(config: GPTQ, hessian: Hessian) -> float:
+    """How far H is shrunk: all the way with no token, as configured from as many tokens as columns on.
+
+    What a covariance estimated from n tokens gets wrong goes with √(K/n); see the table in docs/experts.md.
+    """
+    trust = math.sqrt(min(1.0, hessian.tokens / len(hessian.diagonal)))
+    return config.shrinkage + (1 - config.shrinkage) * (1 - trust)
+
+
+def _too_few(config: GPTQ, name: str, hessian: Hessian) -> str:
+    return (
+        f"gptq: {name}: only {hessian.tokens} calibration tokens for {len(hessian.diagonal)} columns; H was "
+        f"shrunk by {_shrinkage(config, hessian):.2f} toward its diagonal, not {config.shrinkage:g}"
+    )
 
 
 def _fallback(config: GPTQ, problem: LinearProblem, reason: str) -> Solution:

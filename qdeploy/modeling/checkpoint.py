@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,10 +42,19 @@ DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """The elements at `index` of the stored tensor `name`; all of them where the index is empty."""
+
+    name: str
+    index: tuple[int | slice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
+    part: Part
 
 
 class CheckpointReader:
@@ -84,9 +93,21 @@ class CheckpointReader:
 
     def get(self, name: str) -> Tensor:
         """The tensor, memory-mapped: nothing is read before it is used, and it must not be written to."""
-        with safe_open(self._entry(name).file, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
+        entry = self._entry(name)
+        with safe_open(entry.file, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(entry.part.name)
+        return tensor[entry.part.index]
+
+    def rename(self, parts: Mapping[str, Part]) -> None:
+        """From here on know parts of stored tensors by other names, and no longer by the stored ones."""
+        renamed = {}
+        for name, part in parts.items():
+            entry = self._entry(part.name)
+            shape = torch.empty(entry.shape, device="meta")[part.index].shape
+            renamed[name] = _Entry(entry.file, tuple(shape), entry.dtype, part)
+        stored = {part.name for part in parts.values()}
+        kept = {name: entry for name, entry in self._entries.items() if name not in stored}
+        self._entries = kept | renamed
 
     @cached_property
     def sha256(self) -> str:
@@ -181,7 +202,7 @@ def _header(file: Path) -> dict[str, _Entry]:
         header.pop("__metadata__", None)
         end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
         entries = {
-            name: _Entry(file, tuple(tensor["shape"]), DTYPES[tensor["dtype"]])
+            name: _Entry(file, tuple(tensor["shape"]), DTYPES[tensor["dtype"]], Part(name))
             for name, tensor in header.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qdeploy.errors import CheckpointError
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.experts import split_experts
 from qdeploy.stopwatch import part
 
 COMPUTE_DTYPE = torch.float32
@@ -24,6 +25,9 @@ PIECE = 1 << 20
 
 def build_skeleton(reader: CheckpointReader) -> Any:
     """The transformers causal language model of `reader`'s config, all parameters on the meta device.
+
+    Experts have layers of their own, under the names that hub checkpoints give them. Where `reader` has them
+    fused, as transformers can save them too, it is taught these names.
 
     Raises:
         CheckpointError: transformers has no such architecture, or its config is broken or describes other
@@ -44,8 +48,17 @@ def build_skeleton(reader: CheckpointReader) -> Any:
             f"{reader.folder / 'config.json'} holds a value that no model can have: {reason}. "
             "Download it again."
         ) from error
+    _split_experts(model, reader)
     _check_parameters(model, reader)
     return model.eval().requires_grad_(False)
+
+
+def _split_experts(model: nn.Module, reader: CheckpointReader) -> None:
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    parts = split_experts(model)
+    fused = {part.name for part in parts.values()}
+    stored = {name for name in fused if name in reader and reader.shape(name) == shapes[name]}
+    reader.rename({name: part for name, part in parts.items() if part.name in stored})
 
 
 def _unknown(reader: CheckpointReader, error: Exception) -> CheckpointError:

@@ -56,6 +56,55 @@ def test_no_kernel_is_an_error_that_says_what_to_do() -> None:
     assert "W8A8" in finding.fix
 
 
+def mixture(scheme: Scheme, hidden: int = 2048, inner: int = 768, count: int = 4) -> list[Layer]:
+    shapes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    return [
+        Layer(f"model.layers.0.mlp.experts.{i}.{leaf}", n, k, scheme)
+        for i in range(count)
+        for leaf, (n, k) in shapes.items()
+    ]
+
+
+def test_the_experts_of_a_block_are_one_call() -> None:
+    (experts,) = per_device(mixture(W4), tensor_parallel=2, kv_heads=2)
+    assert (experts.name, experts.n, experts.k) == ("model.layers.0.mlp.experts", 2048, 384)
+    assert len(experts.members) == 12
+    assert kernel_counts([experts], TARGETS["a100"]) == {"MARLIN": 1}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "gpu", "hidden", "kernel"),
+    [
+        (W4, "a100", 2048, "MARLIN"),
+        (W4, "a100", 2048 + 64, "TRITON"),
+        (Scheme("W4A16", 4, None), "a100", 2048, "MARLIN"),
+        (W4, "h100", 2048, "HUMMING"),
+        (Scheme("W4A16", 4, None), "h100", 2048, None),
+        (Scheme("W4A16", 4, 32), "b200", 2048, "FLASHINFER_TRTLLM"),
+        (W4_ASYM, "b200", 2048, "MARLIN"),
+        (W8, "l4", 2048, "MARLIN"),
+        (W8A8, "t4", 2048, "TRITON"),
+        (W8A8, "b200", 2048, "TRITON"),
+        (W4, "cpu-avx512", 2048, "CPU"),
+        (Scheme("W4A16", 4, 32), "cpu-avx512", 2048, None),
+        (W4_ASYM, "cpu-avx512", 2048, None),
+        (W4, "cpu-avx2", 2048, None),
+    ],
+)
+def test_experts_have_kernels_of_their_own(scheme: Scheme, gpu: str, hidden: int, kernel: str | None) -> None:
+    (experts,) = per_device(mixture(scheme, hidden), 1, 2)
+    assert choose(experts, TARGETS[gpu]).kernel == kernel
+
+
+def test_experts_on_a_cpu_need_amx() -> None:
+    (finding,) = check_kernels(per_device(mixture(W4), 1, 2), TARGETS["cpu-avx512"])
+    assert finding.severity == "info"
+    assert "AMX" in finding.problem
+    (refused,) = check_kernels(per_device(mixture(W4), 1, 2), TARGETS["cpu-avx2"])
+    assert refused.severity == "error"
+    assert "CPUs with AMX" in refused.fix
+
+
 @pytest.mark.parametrize(("n", "k", "padded"), [(64, 128, False), (128, 64, False), (64, 64, True)])
 def test_marlin_pads_what_fits_neither_tile(n: int, k: int, padded: bool) -> None:
     scheme = Scheme("W4A16", 4, 64)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from qdeploy import pipeline, walk
+from qdeploy import pipeline, stack, walk
 from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError, UsageError
 from qdeploy.fingerprint import fingerprint
@@ -24,6 +24,7 @@ from qdeploy.modeling import activations
 from qdeploy.modeling.activations import Activations, footprint, states_bytes
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import SINGLE, CheckpointReader
+from qdeploy.modeling.experts import split_experts
 from qdeploy.modeling.inputs import BlockCall
 from qdeploy.modeling.skeleton import build_skeleton, materialize
 from qdeploy.pipeline import quantize
@@ -97,6 +98,7 @@ def test_eight_bits_keep_the_logits(tiny_family: Path, tmp_path: Path) -> None:
     tokens = torch.arange(20)[None]
     expected = AutoModelForCausalLM.from_pretrained(tiny_family, dtype=torch.float32)
     before = expected(tokens).logits
+    split_experts(expected)
     for name, layer in unpacked(tmp_path / "out").items():
         expected.get_submodule(name).weight.data = layer.dequantize()
     after = expected(tokens).logits

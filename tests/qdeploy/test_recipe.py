@@ -124,6 +124,19 @@ def test_fused_siblings_must_share_a_scheme(tmp_path: Path) -> None:
         resolve_schemes(recipe, BLOCK)
 
 
+def test_the_experts_of_a_block_must_share_a_scheme() -> None:
+    linears = {f"model.layers.0.mlp.experts.{i}.up_proj": (32, 64) for i in range(3)}
+    linears["model.layers.0.self_attn.o_proj"] = (64, 64)
+    first = {"match": "model.layers.0.mlp.experts.1.up_proj", "scheme": "none"}
+    rest = {"match": "Linear", "scheme": {"bits": 4, "group": 32}}
+    mixed = Recipe.model_validate({"model": "m", "rules": [first, rest]})
+    with pytest.raises(RecipeError, match=r"experts: engines run all experts .*experts\.1\.up_proj: 16 bit"):
+        resolve_schemes(mixed, linears)
+    first["match"] = r"re:.*experts.*"
+    without = Recipe.model_validate({"model": "m", "rules": [first, rest]})
+    assert list(resolve_schemes(without, linears)) == ["model.layers.0.self_attn.o_proj"]
+
+
 def test_rules_that_never_apply_are_errors(tmp_path: Path) -> None:
     all_of_it = rule(scheme={"bits": 4, "group": 64})
     typo = Recipe.from_yaml(written(tmp_path, rule("model.layers.0.self_attn.o_porj"), all_of_it))

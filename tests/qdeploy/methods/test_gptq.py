@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -103,7 +105,7 @@ def test_inputs_that_are_all_zero_end_in_rounding() -> None:
 
 def test_one_token_is_enough_not_to_crash() -> None:
     found = solve(GPTQ(), problem(scheme(), x=correlated_inputs(tokens=1)))
-    assert found.fallback is None
+    assert "only 1 calibration tokens" in str(found.fallback)
     assert found.quantized.scales.isfinite().all()
 
 
@@ -164,3 +166,21 @@ def test_error_is_relative_to_the_output_over_the_inputs() -> None:
     lost = x @ (asked.weight - found.quantized.dequantize()).T
     expected = float(lost.square().sum() / (x @ asked.weight.T).square().sum())
     assert found.relative_error == pytest.approx(expected, rel=1e-3)
+
+
+def test_few_tokens_are_trusted_less_and_reported() -> None:
+    """From no off-diagonal at all to the configured shrinkage, with the root of tokens per column."""
+    x = correlated_inputs(256)
+    for tokens, expected in ((4, 1 - 0.7 * 0.25), (16, 1 - 0.7 * 0.5), (64, 0.3), (256, 0.3)):
+        hessian = hessian_of(x[:tokens])
+        asked = replace(problem(scheme()), hessian=hessian)
+        found = solve(GPTQ(), asked)
+        few = tokens < 64
+        assert bool(found.fallback) == few
+        if few:
+            assert f"only {tokens} calibration tokens for 64 columns" in str(found.fallback)
+            assert f"shrunk by {expected:.2f}" in str(found.fallback)
+            enough = hessian_of(x[:tokens].repeat(64, 1))  # the same H, as if from many tokens
+            same = solve(GPTQ(shrinkage=expected), replace(asked, hessian=enough))
+            assert same.fallback is None
+            assert torch.equal(found.quantized.codes, same.quantized.codes)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from qdeploy.errors import CheckpointError
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import SINGLE, CheckpointReader
+from qdeploy.modeling.experts import split_experts
 from qdeploy.modeling.skeleton import build_skeleton, materialize, materialize_buffers, release
 
 CPU = torch.device("cpu")
@@ -37,6 +38,7 @@ def test_parts_equal_the_model_that_transformers_loads(tiny_family: Path) -> Non
     skeleton = build_skeleton(reader)
     assert all(parameter.is_meta for parameter in skeleton.parameters())
     expected = AutoModelForCausalLM.from_pretrained(tiny_family, dtype=torch.float32)
+    split_experts(expected)
 
     materialize_buffers(skeleton, CPU)
     for name, buffer in expected.named_buffers():
