@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MEGABYTE = 1_000_000
 SERVING = {
-    "native": "as it is: qdeploy export {output} --engine vllm -o DEPLOY",
+    "native": "as it is by {engines}: qdeploy export {output} --engine vllm -o DEPLOY",
     "converted": "once converted by qdeploy export",
     "reference": "nowhere as it is: no engine has a kernel; for accuracy studies only",
 }
@@ -96,6 +96,8 @@ def summary(manifest: dict[str, Any], output: Path) -> Table:
 
     totals = manifest["totals"]
     before, after = totals["source_bytes"], totals["output_bytes"]
+    from qdeploy.checkpoint.inspection import inspect_checkpoint
+
     table = Table(title=str(output), show_header=False)
     for kind in sorted({(module["scheme"], module["method"]) for module in manifest["modules"]}):
         modules = [m for m in manifest["modules"] if (m["scheme"], m["method"]) == kind]
@@ -106,7 +108,8 @@ def summary(manifest: dict[str, Any], output: Path) -> Table:
     table.add_row("Size", f"{before / MEGABYTE:.1f} MB → {after / MEGABYTE:.1f} MB ({before / after:.2f}×)")
     table.add_row("Time", f"{totals['seconds']:.1f} s")
     table.add_row("Peak memory", f"{totals['peak_rss_bytes'] / MEGABYTE:.0f} MB")
-    table.add_row("Served", SERVING[manifest["serving"]].format(output=output))
+    engines = ", ".join(inspect_checkpoint(output).served_by)
+    table.add_row("Served", SERVING[manifest["serving"]].format(output=output, engines=engines))
     return table
 
 

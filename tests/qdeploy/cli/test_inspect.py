@@ -22,6 +22,7 @@ from qdeploy.schemes import PRESETS, Scheme
 
 W4 = Scheme("W4A16", 4, 32)
 LAYERS = 14
+ASYMMETRIC = "transformers with CompressedTensorsConfig(dequantize=True)"
 
 
 def manifest(modules: list[str]) -> dict[str, Any]:
@@ -129,17 +130,14 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     [
         (
             {PRESETS["W4A16_ASYM"]},
-            [
-                "vLLM on CUDA",
-                "vLLM on CPU",
-                "transformers with CompressedTensorsConfig(dequantize=True)",
-            ],
+            ["vLLM on CUDA", "vLLM on CPU", ASYMMETRIC],
         ),
         ({W4}, ["vLLM on CUDA", "vLLM on CPU", "transformers"]),
         ({PRESETS["W8A16"]}, ["vLLM on CUDA", "transformers"]),
         ({PRESETS["W8A8"], W4}, ["vLLM on CUDA", "vLLM on CPU", "transformers"]),
         ({PRESETS["W8A8"], PRESETS["W8A16"]}, ["vLLM on CUDA", "transformers"]),
-        ({Scheme("W3A16", 3, 128)}, ["transformers"]),
+        ({PRESETS["W3A16"], PRESETS["W2A16"]}, ["vLLM on CUDA", "transformers"]),
+        ({Scheme("W8A16_ASYM", 8, 128, symmetric=False)}, ["vLLM on CUDA", ASYMMETRIC]),
     ],
 )
 def test_an_engine_must_run_every_scheme(schemes: set[Scheme], engines: list[str]) -> None:
