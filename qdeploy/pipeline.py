@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -344,3 +344,4 @@ def _model(recipe: Recipe, reader: CheckpointReader) -> Model:
         parameters=sizes.total(),
         dtype=sizes.most_common(1)[0][0],
     )
+        parts=[CalibrationPart(**asdict(part)) for part in calibration.parts],

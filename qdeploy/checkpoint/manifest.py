@@ -44,10 +44,20 @@ class Module(_Part):
     seconds: float | None = None
 
 
-class Calibration(_Part):
-    """The text that the methods saw."""
+class CalibrationPart(_Part):
+    """What one source gave to the calibration; `sha256` is over the bytes of its tokens."""
 
     source: str
+    samples: int
+    documents: int
+    sha256: str
+
+
+class Calibration(_Part):
+    """The text that the methods saw; `source` is the recipe's, `parts` is what it came to."""
+
+    source: str
+    parts: list[CalibrationPart] = Field(default_factory=list)
     sha256: str
     samples: int
     sequence_length: int

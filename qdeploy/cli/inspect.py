@@ -81,7 +81,10 @@ def _add_origin(table: Table, manifest: Manifest) -> None:
     if calibration:
         table.add_row(
             "Calibration",
-            f"{calibration.samples} × {calibration.sequence_length} tokens of {calibration.source}, "
+        several = len(calibration.parts) > 1
+        parts = ", ".join(f"{part.source} ({part.samples})" for part in calibration.parts)
+            f"{calibration.samples} × {calibration.sequence_length} tokens of "
+            f"{parts if several else calibration.source}, "
             f"seed {calibration.seed}, sha256 {calibration.sha256[:12]}",
         )
     table.add_row("Made", f"{made.get('created', 'unknown')} in {manifest.totals.seconds:.0f} s")

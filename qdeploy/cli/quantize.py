@@ -59,6 +59,8 @@ def quantize(
 
         qdeploy quantize ./llama --asymmetric --calibration chats.jsonl --samples 256 -o llama-w4
 
+        qdeploy quantize ./llama --calibration builtin --calibration c4@2 --samples 256 -o llama-w4
+
         qdeploy quantize ./llama --scheme W8A8 --method rtn -o llama-w8a8
 
         qdeploy quantize --recipe recipe.yaml -o out
@@ -94,10 +96,10 @@ def summary(manifest: dict[str, Any], output: Path) -> Table:
     """What was done, what it cost, and where the result can be served."""
     from rich.table import Table
 
-    totals = manifest["totals"]
-    before, after = totals["source_bytes"], totals["output_bytes"]
     from qdeploy.checkpoint.inspection import inspect_checkpoint
 
+    totals = manifest["totals"]
+    before, after = totals["source_bytes"], totals["output_bytes"]
     table = Table(title=str(output), show_header=False)
     for kind in sorted({(module["scheme"], module["method"]) for module in manifest["modules"]}):
         modules = [m for m in manifest["modules"] if (m["scheme"], m["method"]) == kind]

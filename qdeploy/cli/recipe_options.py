@@ -48,10 +48,12 @@ Symmetric = Annotated[
     ),
 ]
 Calibration = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        help="Text that GPTQ sees: builtin (Python's documentation, offline), wikitext2, c4, or a .txt, "
-        ".jsonl or .parquet file. Default: builtin."
+        help="Text that GPTQ sees: builtin (prose, code and chat out of Python's own library, offline), "
+        "wikitext2, c4, or a .txt, .jsonl or .parquet file. Give it several times for a mixture, with "
+        "SOURCE@WEIGHT for unequal shares. Default: builtin.",
+        show_default=False,
     ),
 ]
 Samples = Annotated[int | None, typer.Option(help="Calibration sequences. Default: 128.")]

@@ -41,6 +41,10 @@ def manifest(modules: list[str]) -> dict[str, Any]:
             "samples": 16,
             "sequence_length": 128,
             "seed": 7,
+            "parts": [
+                {"source": "novel.txt", "samples": 12, "documents": 1, "sha256": "a" * 64},
+                {"source": "c4", "samples": 4, "documents": 9, "sha256": "b" * 64},
+            ],
         },
         "model": {
             "source": "tiny",
