@@ -22,7 +22,16 @@ from torch import Tensor, nn
 from qdeploy import __version__
 from qdeploy.calibration import CalibrationSet
 from qdeploy.calibration import load as load_calibration
-from qdeploy.checkpoint.manifest import MANIFEST, Calibration, Manifest, Model, Module, Totals
+from qdeploy.calibration.adequacy import concerns
+from qdeploy.checkpoint.manifest import (
+    MANIFEST,
+    Calibration,
+    CalibrationPart,
+    Manifest,
+    Model,
+    Module,
+    Totals,
+)
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError
 from qdeploy.files import read_json
@@ -35,7 +44,7 @@ from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.hub import resolve_model
 from qdeploy.modeling.inputs import BlockCall, embed, record_calls
 from qdeploy.modeling.skeleton import build_skeleton, finite, materialize, materialize_buffers, release
-from qdeploy.progress import progress
+from qdeploy.progress import progress, warn
 from qdeploy.provenance import provenance
 from qdeploy.recipe import Recipe, resolve_schemes
 from qdeploy.walk import Plan, Solved, propagate, quantize_with_data, quantize_without_data, set_weight
@@ -69,12 +78,15 @@ def quantize(recipe: Recipe, output: Path, *, restart: bool = False) -> dict[str
     plan = resolve_schemes(recipe, _shapes(blocks))
     with ShardWriter(output, restart=restart) as writer, _resumable(writer, blocks):
         calibration = _calibration(recipe, plan, model, reader)
+        warnings = concerns(calibration, _widest(blocks, plan)) if calibration else []
+        for warning in warnings:
+            warn(warning)
         _claim(writer, _identity(recipe, reader, calibration))
         earlier = _seconds(writer, blocks)
         _Walk(recipe, reader, model, blocks, plan, calibration, writer).run()
         modules = [note for block in blocks for note in writer.notes(block.name)["modules"]]
         seconds = earlier + time.monotonic() - start
-        manifest = _manifest(recipe, reader, calibration, modules, _totals(reader, writer, seconds))
+        manifest = _manifest(recipe, reader, calibration, warnings, modules, _totals(reader, writer, seconds))
         writer.finish(_config(reader, model, plan), manifest, reader.folder)
     written: dict[str, Any] = read_json(output / MANIFEST)
     return written
@@ -103,6 +115,17 @@ def _shapes(blocks: Sequence[Block]) -> dict[str, tuple[int, int]]:
         for block in blocks
         for name, module in block.linears().items()
     }
+
+
+def _widest(blocks: Sequence[Block], plan: Plan) -> tuple[str, int]:
+    """Name and input columns of the widest layer whose method looks at data."""
+    columns = {
+        name: columns
+        for name, (_, columns) in _shapes(blocks).items()
+        if name in plan and needs_hessian(plan[name][1])
+    }
+    widest = max(columns, key=lambda name: columns[name])
+    return widest, columns[widest]
 
 
 def _calibration(recipe: Recipe, plan: Plan, model: Any, reader: CheckpointReader) -> CalibrationSet | None:
@@ -307,6 +330,7 @@ def _manifest(
     recipe: Recipe,
     reader: CheckpointReader,
     calibration: CalibrationSet | None,
+    warnings: list[str],
     modules: Sequence[Mapping[str, Any]],
     totals: Totals,
 ) -> dict[str, Any]:
@@ -316,6 +340,7 @@ def _manifest(
         recipe_sha256=recipe.sha256(),
         calibration=_seen(calibration) if calibration else None,
         model=_model(recipe, reader),
+        warnings=warnings,
         modules=[Module(**module) for module in modules],
         totals=totals,
     )
@@ -325,6 +350,7 @@ def _manifest(
 def _seen(calibration: CalibrationSet) -> Calibration:
     return Calibration(
         source=calibration.source,
+        parts=[CalibrationPart(**asdict(part)) for part in calibration.parts],
         sha256=calibration.sha256,
         samples=calibration.samples,
         sequence_length=calibration.sequence_length,
@@ -344,4 +370,3 @@ def _model(recipe: Recipe, reader: CheckpointReader) -> Model:
         parameters=sizes.total(),
         dtype=sizes.most_common(1)[0][0],
     )
-        parts=[CalibrationPart(**asdict(part)) for part in calibration.parts],

@@ -88,6 +88,7 @@ class Manifest(_Part):
     Attributes:
         serving: native if engines have fast kernels for the checkpoint as it is, converted if they do once it
             is stored in another format, reference if it can only be dequantized to 16 bit.
+        warnings: what speaks against the calibration, as it was told.
         files: weight file → hex SHA-256, added when the folder is finished.
     """
 
@@ -99,6 +100,7 @@ class Manifest(_Part):
     calibration: Calibration | None = None
     model: Model
     serving: Literal["native", "converted", "reference"] = "native"
+    warnings: list[str] = Field(default_factory=list)
     modules: list[Module] = Field(default_factory=list)
     files: dict[str, str] = Field(default_factory=dict)
     totals: Totals

@@ -46,6 +46,7 @@ def manifest(modules: list[str]) -> dict[str, Any]:
                 {"source": "c4", "samples": 4, "documents": 9, "sha256": "b" * 64},
             ],
         },
+        "warnings": ["16 samples [of novel.txt] are few."],
         "model": {
             "source": "tiny",
             "sha256": "d" * 64,
@@ -110,7 +111,8 @@ def test_json_accounts_for_every_byte(packed: Path, tiny_model: Callable[[str], 
 def test_table_lists_the_worst_layers_first(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     text = run(packed)
-    assert "16 × 128 tokens of novel.txt, seed 7" in text
+    assert "16 × 128 tokens of novel.txt (12), c4 (4), seed 7" in text
+    assert "16 samples [of novel.txt] are few." in text
     assert f"Worst 10 of {LAYERS} layers" in text
     errors = [line.split("│")[3].strip() for line in text.splitlines() if "gptq" in line]
     assert errors == [f"{i / 1000:.3g}" for i in range(LAYERS - 1, LAYERS - 11, -1)]
