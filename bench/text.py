@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qdeploy.bench.tokenizer import Encoder
-from qdeploy.calibration.builtin import builtin_text
+from qdeploy.calibration.builtin import evaluation_text
 from qdeploy.errors import UsageError
 from qdeploy.files import sha256_text
 
@@ -34,7 +34,7 @@ def load_windows(source: str, encoder: Encoder, count: int, length: int) -> Wind
         raise UsageError(
             f"--windows {count} --window-tokens {length}: at least 1 window of 2 tokens is needed."
         )
-    text = builtin_text("evaluation") if source == "builtin" else _read(Path(source))
+    text = evaluation_text() if source == "builtin" else _read(Path(source))
     stream = encoder.encode(text)
     found = len(stream) // length
     if found < count:

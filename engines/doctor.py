@@ -12,10 +12,20 @@ EXTRAS = {"eval": "lm_eval", "gguf": "gguf", "hub": "datasets"}
 """Extra of the package → a module that it brings."""
 
 CUDA_CAPABILITY = 7.5
-"""Least compute capability for which vLLM 0.32 has kernels for the presets: W4A16, W8A16 (Marlin), W8A8."""
+"""Least compute capability for which vLLM 0.32 has kernels for the presets: W4A16, W8A16 (Marlin), W8A8, and
+for 2 and 3 bits Humming."""
 
 NO_KERNEL = "no kernel in vLLM's CPU build"
-CPU_SCHEMES = {"W4A16": "native", "W4A16_ASYM": "native", "W8A16": NO_KERNEL, "W8A8": "native"}
+CPU_SCHEMES = {
+    "W4A16": "native",
+    "W4A16_ASYM": "native",
+    "W3A16": NO_KERNEL,
+    "W3A16_ASYM": NO_KERNEL,
+    "W2A16": NO_KERNEL,
+    "W2A16_ASYM": NO_KERNEL,
+    "W8A16": NO_KERNEL,
+    "W8A8": "native",
+}
 """Presets → what the CPU build of vLLM 0.32 can do with them; without AVX-512, 4 bits by qdeploy's plugin."""
 
 

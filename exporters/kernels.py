@@ -5,6 +5,8 @@ The tables follow vLLM 0.32.0, `vllm/model_executor/kernels/linear/`: the order 
 `prioritize_humming`, which puts Humming (in vLLM's requirements for CUDA) before Marlin on sm90. Kernels that
 need a package of their own (Conch) or float16 (Exllama, always behind Marlin) are left out. All of it is what
 to *expect*: what ran is in the engine's log, and `qdeploy serve` reports it.
+
+Humming alone takes 2, 3, 5, 6 and 7 bits: https://github.com/vllm-project/vllm/pull/46389
 """
 
 from __future__ import annotations
@@ -67,14 +69,14 @@ class Kernel:
 
 TORCH_INT4 = "TorchInt4LinearKernel"
 ANY = 10**6
-FOUR, FOUR_EIGHT = frozenset({4}), frozenset({4, 8})
+FOUR, FOUR_EIGHT, TWO_TO_EIGHT = frozenset({4}), frozenset({4, 8}), frozenset(range(2, 9))
 
 WEIGHT_ONLY = (
     Kernel("MacheteLinearKernel", (90, 90), FOUR_EIGHT, FOUR_EIGHT, frozenset({None, 64, 128}), (128, 64)),
-    Kernel("HummingLinearKernel", (90, 90), FOUR_EIGHT, FOUR_EIGHT),
+    Kernel("HummingLinearKernel", (90, 90), TWO_TO_EIGHT, TWO_TO_EIGHT),
     Kernel("MarlinLinearKernel", (75, ANY), FOUR_EIGHT, FOUR, frozenset({None, 32, 64, 128})),
     Kernel("TritonW4A16LinearKernel", (75, ANY), FOUR, FOUR, frozenset({None, 32, 64, 128, 256}), (8, 1)),
-    Kernel("HummingLinearKernel", (75, ANY), FOUR_EIGHT, FOUR_EIGHT),
+    Kernel("HummingLinearKernel", (75, ANY), TWO_TO_EIGHT, TWO_TO_EIGHT),
     Kernel("CPUWNA16LinearKernel", None, FOUR, FOUR, frozenset(), (32, 32), avx512=True),
     # qdeploy's plugin for vLLM (engines/vllm_plugin). vLLM 0.32 alone picks CPUWNA16LinearKernel here too and
     # fails at the first request: https://github.com/vllm-project/vllm/issues/55613

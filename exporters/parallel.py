@@ -101,7 +101,7 @@ def _other_scheme(layer: FusedLayer, target: Target) -> str:
     if layer.experts and target.capability is None:
         return "Export for a GPU; CPUs with AMX take W4A16 with groups of 64 or 128, and W8A8"
     if target.capability is None and scheme and scheme.activation_bits is None:
-        weights = "W4A16 or W8A8" if scheme.bits == 8 else "W8A8"
+        weights = {4: "W8A8", 8: "W4A16 or W8A8"}.get(scheme.bits, "W4A16")
         return f"Use {weights} there, or export for a GPU"
     if scheme and scheme.activation_bits is not None:
         return "Use W4A16 or W8A16 there, or a GPU before sm100"

@@ -6,12 +6,13 @@ import math
 import resource
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
 from qdeploy.calibration import CalibrationSet
-from qdeploy.checkpoint.manifest import Calibration, Manifest, Model, Module, Totals
+from qdeploy.checkpoint.manifest import Calibration, CalibrationPart, Manifest, Model, Module, Totals
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.fingerprint import fingerprint
 from qdeploy.formats.compressed_tensors import quantization_config
@@ -64,6 +65,7 @@ def manifest(
     recipe: Recipe,
     reader: CheckpointReader,
     calibration: CalibrationSet | None,
+    warnings: list[str],
     modules: Sequence[Mapping[str, Any]],
     totals: Totals,
     processes: int,
@@ -75,6 +77,7 @@ def manifest(
         recipe_sha256=recipe.sha256(),
         calibration=_seen(calibration) if calibration else None,
         model=_model(recipe, reader),
+        warnings=warnings,
         modules=[Module(**module) for module in modules],
         totals=totals,
     )
@@ -84,6 +87,7 @@ def manifest(
 def _seen(calibration: CalibrationSet) -> Calibration:
     return Calibration(
         source=calibration.source,
+        parts=[CalibrationPart(**asdict(part)) for part in calibration.parts],
         sha256=calibration.sha256,
         samples=calibration.samples,
         sequence_length=calibration.sequence_length,

@@ -16,6 +16,7 @@ from typing import Any
 from qdeploy import __version__, account
 from qdeploy.calibration import CalibrationSet
 from qdeploy.calibration import load as load_calibration
+from qdeploy.calibration.adequacy import concerns
 from qdeploy.checkpoint.folder import remove_leftovers
 from qdeploy.checkpoint.identity import Identity
 from qdeploy.checkpoint.manifest import MANIFEST, load_manifest
@@ -30,7 +31,7 @@ from qdeploy.modeling.blocks import Block, find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.hub import resolve_model
 from qdeploy.modeling.skeleton import build_skeleton
-from qdeploy.progress import console
+from qdeploy.progress import console, warn
 from qdeploy.recipe import Recipe, resolve_schemes
 from qdeploy.shortage import refuse_what_cannot_fit
 from qdeploy.stack import REST, Stack
@@ -132,13 +133,18 @@ def _lead(task: _Task, output: Path, limits: Budget, *, restart: bool) -> dict[s
         _resumable(writer, task.blocks),
     ):
         calibration = task.calibration()
+        warnings = concerns(calibration, _widest(task)) if calibration else []
+        for warning in warnings:
+            warn(warning)
         _claim(writer, task.identity(calibration))
         earlier = _seconds(writer, task.blocks)
         finished = frozenset(filter(writer.done, keys))
         task.walk(writer, task.group.share((calibration, writer.partial, finished)), limits)
         modules = [note for block in task.blocks for note in writer.notes(block.name)["modules"]]
         totals = account.totals(task.reader, writer, earlier + time.monotonic() - start, split)
-        manifest = account.manifest(task.recipe, task.reader, calibration, modules, totals, task.group.world)
+        manifest = account.manifest(
+            task.recipe, task.reader, calibration, warnings, modules, totals, task.group.world
+        )
         writer.finish(account.config(task.reader, task.model, task.plan), manifest, task.reader.folder)
     written: dict[str, Any] = read_json(output / MANIFEST)
     return written
@@ -196,6 +202,17 @@ def shapes(blocks: Sequence[Block]) -> dict[str, tuple[int, int]]:
         for block in blocks
         for name, module in block.linears().items()
     }
+
+
+def _widest(task: _Task) -> tuple[str, int]:
+    """Name and input columns of the widest layer whose method looks at data."""
+    columns = {
+        name: columns
+        for name, (_, columns) in shapes(task.blocks).items()
+        if name in task.plan and needs_hessian(task.plan[name][1])
+    }
+    widest = max(columns, key=lambda name: columns[name])
+    return widest, columns[widest]
 
 
 def calibration_set(

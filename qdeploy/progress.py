@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +21,11 @@ console = Console(stderr=True)
 """Where messages for people go; standard output is for results."""
 
 LOG_INTERVAL_S = 15.0
+
+
+def warn(message: str) -> None:
+    """Tell people, on a line of its own, what they may want to change."""
+    console.print(f"[yellow]Warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 class Task:

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from qdeploy import registry, schemes
 from qdeploy.errors import RecipeError, UsageError
@@ -31,20 +40,81 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Source(_Frozen):
+    """One text of the calibration, written NAME or NAME@WEIGHT.
+
+    No name and no path of a text that can be read ends in @ and a number, so neither is ever taken for the
+    other.
+
+    Attributes:
+        name: "builtin", one of its parts ("builtin-prose", "builtin-code", "builtin-chat"), "wikitext2",
+            "c4", or a .txt, .jsonl or .parquet file.
+        weight: samples are shared out in proportion to it.
+    """
+
+    name: str
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        name, _, weight = value.rpartition("@")
+        try:
+            return {"name": name, "weight": float(weight)} if name else {"name": value}
+        except ValueError:
+            return {"name": value}
+
+    @model_serializer
+    def _dump(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        return self.name if self.weight == 1 else f"{self.name}@{str(self.weight).removesuffix('.0')}"
+
+
 class CalibrationConfig(_Frozen):
     """Which text the statistics are gathered on.
 
     Attributes:
-        source: "builtin", "wikitext2", "c4" or a .txt, .jsonl or .parquet file.
+        source: the texts; in a recipe one, or a list.
         samples: number of token sequences.
         sequence_length: tokens in each.
         seed: chooses the sequences.
     """
 
-    source: str = "builtin"
+    source: tuple[Source, ...] = (Source(name="builtin"),)
     samples: Annotated[int, Field(ge=1)] = 128
     sequence_length: Annotated[int, Field(ge=8)] = 512
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _one_needs_no_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("source")
+    @classmethod
+    def _not_empty(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        if not sources:
+            raise ValueError("give at least one")
+        return sources
+
+    @field_serializer("source")
+    def _dump_source(self, sources: tuple[Source, ...]) -> str | list[str]:
+        names = [str(source) for source in sources]
+        return names[0] if len(names) == 1 else names
+
+    def beside(self, folder: Path) -> CalibrationConfig:
+        """The same with files that exist in `folder` made independent of the working directory."""
+        sources = tuple(
+            source.model_copy(update={"name": str((folder / source.name).resolve())})
+            if (folder / source.name).is_file()
+            else source
+            for source in self.source
+        )
+        return self.model_copy(update={"source": sources})
 
 
 class SchemeSpec(_Frozen):

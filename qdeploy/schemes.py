@@ -59,6 +59,10 @@ PRESETS: Mapping[str, Scheme] = {
     for scheme in (
         Scheme("W4A16", bits=4, group_size=128),
         Scheme("W4A16_ASYM", bits=4, group_size=128, symmetric=False),
+        Scheme("W3A16", bits=3, group_size=128),
+        Scheme("W3A16_ASYM", bits=3, group_size=128, symmetric=False),
+        Scheme("W2A16", bits=2, group_size=128),
+        Scheme("W2A16_ASYM", bits=2, group_size=128, symmetric=False),
         Scheme("W8A16", bits=8, group_size=128),
         Scheme("W8A8", bits=8, group_size=None, activation_bits=8),
     )

@@ -97,9 +97,9 @@ class Line:
     def _checkpoint_fingerprint(self) -> str:
         if self.variant is None:
             return fingerprint(stamp(self.model))
-        text = Path(self.plan.calibration.source)
+        texts = [Path(source.name) for source in self.plan.calibration.source]
         recipe = self.plan.recipe(self.variant).sha256()
-        return fingerprint(stamp(self.model), recipe, stamp(text) if text.is_file() else None)
+        return fingerprint(stamp(self.model), recipe, [stamp(text) for text in texts if text.is_file()])
 
     def _quantize(self, variant: VariantPlan) -> None:
         last = self.state.steps.get("quantize")

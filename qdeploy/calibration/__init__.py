@@ -1,6 +1,5 @@
 """Calibration: text to packed token batches."""
 
-from qdeploy.calibration.builtin import builtin_text
-from qdeploy.calibration.packing import CalibrationSet, load
+from qdeploy.calibration.mixture import CalibrationSet, load
 
-__all__ = ["CalibrationSet", "builtin_text", "load"]
+__all__ = ["CalibrationSet", "load"]

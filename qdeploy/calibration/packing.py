@@ -1,11 +1,9 @@
-"""Texts to token sequences of one length: packed, never padded."""
+"""One text to token sequences of one length: packed, never padded."""
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,69 +18,38 @@ SHORTEST = 32
 """Tokens below which a sequence is too short to be worth proposing."""
 
 
-@dataclass(frozen=True)
-class CalibrationSet:
-    """What the model is run on while statistics are gathered.
-
-    Attributes:
-        tokens: int64 [S, T].
-        source: as in the recipe.
-        sha256: of the bytes of `tokens`.
-        seed: as in the recipe.
-        samples: S.
-        sequence_length: T.
-        documents: how many texts the tokens come from.
-        bos: whether each sample starts with the tokenizer's BOS.
-    """
-
-    tokens: Tensor
-    source: str
-    sha256: str
-    seed: int
-    samples: int
-    sequence_length: int
-    documents: int
-    bos: bool
-
-
-def load(config: CalibrationConfig, tokenizer: Any) -> CalibrationSet:
-    """Read, tokenize, pack and draw samples.
+def draw(
+    source: str, samples: int, share: float, config: CalibrationConfig, tokenizer: Any, bos: int | None
+) -> tuple[Tensor, int]:
+    """Samples of one source, int64 [samples, T], and the number of documents that they come from.
 
     Documents are shuffled by the seed and joined; of one long text, windows drawn by the seed are taken in
-    their order. Each sample starts with BOS exactly where the tokenizer adds one by default.
+    their order. Each sample starts with `bos` where the tokenizer adds one by default.
+
+    Args:
+        share: the fraction of all samples that `samples` was rounded from, for the advice in errors.
 
     Raises:
         CalibrationError: the source cannot be read, or is too short for the samples asked for.
         UnknownNameError: no such source.
     """
-    found = documents(config.source)
-    bos = _default_bos(tokenizer)
+    found = documents(source)
     length = config.sequence_length - (bos is not None)
     chance = random.Random(config.seed)
     if len(found) == 1:
         stream, used = _tokenize(found, tokenizer, bos, limit=None)
         windows = len(stream) // length
-        drawn = sorted(chance.sample(range(windows), min(config.samples, windows)))
+        drawn = sorted(chance.sample(range(windows), min(samples, windows)))
     else:
         chance.shuffle(found)
-        stream, used = _tokenize(found, tokenizer, bos, limit=config.samples * length)
-        drawn = list(range(min(config.samples, len(stream) // length)))
-    if len(drawn) < config.samples:
-        raise _too_short(config, len(stream), length)
-    tokens = _pack(stream, drawn, length, bos)
-    return CalibrationSet(
-        tokens=tokens,
-        source=config.source,
-        sha256=hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
-        seed=config.seed,
-        samples=config.samples,
-        sequence_length=config.sequence_length,
-        documents=used,
-        bos=bos is not None,
-    )
+        stream, used = _tokenize(found, tokenizer, bos, limit=samples * length)
+        drawn = list(range(min(samples, len(stream) // length)))
+    if len(drawn) < samples:
+        raise _too_short(source, samples, share, config, len(stream), length)
+    return _pack(stream, drawn, length, bos), used
 
 
-def _default_bos(tokenizer: Any) -> int | None:
+def default_bos(tokenizer: Any) -> int | None:
     """The id of BOS if the tokenizer puts it before a text by default, else None."""
     bos: int | None = tokenizer.bos_token_id
     ids = tokenizer("a").input_ids
@@ -112,15 +79,21 @@ def _pack(stream: Sequence[int], drawn: Iterable[int], length: int, bos: int | N
     return torch.tensor([head + list(stream[i * length : (i + 1) * length]) for i in drawn])
 
 
-def _too_short(config: CalibrationConfig, found: int, length: int) -> CalibrationError:
+def _too_short(
+    source: str, samples: int, share: float, config: CalibrationConfig, found: int, length: int
+) -> CalibrationError:
     ways = []
-    if found >= length:
-        ways.append(f"--samples {found // length}")
-    shorter = found // config.samples + config.sequence_length - length
+    # So many samples in all that the share's, rounded up, still fit.
+    if fitting := int(found // length / share):
+        ways.append(f"--samples {fitting}")
+    shorter = found // samples + config.sequence_length - length
     if shorter >= SHORTEST:
         ways.append(f"--sequence-length {shorter}")
+    if samples < config.samples:
+        ways.append("a smaller weight")
     advice = " or ".join(ways) or "a longer text"
+    part = "" if samples == config.samples else f"its part of the {config.samples}, "
     return CalibrationError(
-        f"Calibration text {config.source} has {found} tokens; {config.samples} samples of "
-        f"{config.sequence_length} need {config.samples * length}. Use {advice}."
+        f"Calibration text {source} has {found} tokens; {part}{samples} samples of "
+        f"{config.sequence_length} need {samples * length}. Use {advice}."
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from qdeploy.calibration.builtin import builtin_text
+from qdeploy.calibration import builtin
 from qdeploy.calibration.chat import Chat
 from qdeploy.errors import CalibrationError, UnknownNameError
 
@@ -20,7 +20,7 @@ ALTERNATIVES = "Use --calibration builtin, or a .txt, .jsonl or .parquet file."
 
 
 def documents(source: str) -> list[str | Chat]:
-    """The texts and chats of a source, in its own order.
+    """The texts and chats of one source, in its own order.
 
     Raises:
         CalibrationError: the file or data set cannot be read or holds no text.
@@ -30,11 +30,11 @@ def documents(source: str) -> list[str | Chat]:
         return list(NAMED[source]())
     path = Path(source)
     if path.suffix not in READERS:
-        raise UnknownNameError("calibration source", source, [*NAMED, *(f"FILE{s}" for s in READERS)])
+        raise UnknownNameError("calibration source", source, [*NAMES, *(f"FILE{s}" for s in READERS)])
     if not path.is_file():
         raise CalibrationError(
             f"Calibration file {source} does not exist. Give a .txt, .jsonl or .parquet file, or one of "
-            f"{', '.join(NAMED)}."
+            f"{', '.join(NAMES)}."
         )
     try:
         found = [document for document in READERS[path.suffix](path) if document]
@@ -45,10 +45,6 @@ def documents(source: str) -> list[str | Chat]:
     if not any(isinstance(document, Chat) or document.strip() for document in found):
         raise CalibrationError(f"Calibration file {source} ({path.stat().st_size} bytes) holds no text.")
     return found
-
-
-def _builtin() -> list[str]:
-    return [builtin_text("calibration")]
 
 
 def _wikitext2() -> list[str]:
@@ -120,7 +116,15 @@ def _parquet(path: Path) -> Iterator[str]:
         raise CalibrationError(f"{path} is not a whole Parquet file: {error}.") from error
 
 
-NAMED: dict[str, Callable[[], list[str]]] = {"builtin": _builtin, "wikitext2": _wikitext2, "c4": _c4}
+NAMED: dict[str, Callable[[], Sequence[str | Chat]]] = {
+    "builtin-prose": builtin.prose,
+    "builtin-code": builtin.code,
+    "builtin-chat": builtin.chat,
+    "wikitext2": _wikitext2,
+    "c4": _c4,
+}
+NAMES = ("builtin", *NAMED)
+"""What may stand in a recipe beside files; "builtin" is the mixture of its parts."""
 READERS: dict[str, Callable[[Path], Iterator[str | Chat]]] = {
     ".txt": _text,
     ".jsonl": _jsonl,

@@ -149,7 +149,8 @@ def served_by(schemes: set[Scheme]) -> list[str]:
 
 
 def _vllm_cuda(scheme: Scheme) -> bool:
-    return scheme.bits == 4 or (scheme.bits == 8 and scheme.symmetric)
+    # Its Humming kernel takes what Machete and Marlin do not: 2 to 8 bits, on either grid.
+    return scheme.activation_bits is None or scheme.symmetric
 
 
 def _vllm_cpu(scheme: Scheme) -> bool:

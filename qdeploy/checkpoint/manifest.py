@@ -46,10 +46,20 @@ class Module(_Part):
     seconds: float | None = None
 
 
-class Calibration(_Part):
-    """The text that the methods saw."""
+class CalibrationPart(_Part):
+    """What one source gave to the calibration; `sha256` is over the bytes of its tokens."""
 
     source: str
+    samples: int
+    documents: int
+    sha256: str
+
+
+class Calibration(_Part):
+    """The text that the methods saw; `source` is the recipe's, `parts` is what it came to."""
+
+    source: str
+    parts: list[CalibrationPart] = Field(default_factory=list)
     sha256: str
     samples: int
     sequence_length: int
@@ -92,6 +102,7 @@ class Manifest(_Part):
     Attributes:
         serving: native if engines have fast kernels for the checkpoint as it is, converted if they do once it
             is stored in another format, reference if it can only be dequantized to 16 bit.
+        warnings: what speaks against the calibration, as it was told.
         files: weight file → hex SHA-256, added when the folder is finished.
     """
 
@@ -103,6 +114,7 @@ class Manifest(_Part):
     calibration: Calibration | None = None
     model: Model
     serving: Literal["native", "converted", "reference"] = "native"
+    warnings: list[str] = Field(default_factory=list)
     modules: list[Module] = Field(default_factory=list)
     files: dict[str, str] = Field(default_factory=dict)
     totals: Totals

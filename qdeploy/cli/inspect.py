@@ -75,15 +75,22 @@ def _overview(found: Inspection) -> Table:
 
 def _add_origin(table: Table, manifest: Manifest) -> None:
     """How qdeploy made the folder."""
+    from rich.markup import escape
+
     made, calibration = manifest.provenance, manifest.calibration
     before, after = manifest.totals.source_bytes, manifest.totals.output_bytes
     table.add_row("Made from", f"{manifest.model.source}, {before / max(after, 1):.2f}× smaller")
     if calibration:
+        several = len(calibration.parts) > 1
+        parts = ", ".join(f"{part.source} ({part.samples})" for part in calibration.parts)
         table.add_row(
             "Calibration",
-            f"{calibration.samples} × {calibration.sequence_length} tokens of {calibration.source}, "
+            f"{calibration.samples} × {calibration.sequence_length} tokens of "
+            f"{parts if several else calibration.source}, "
             f"seed {calibration.seed}, sha256 {calibration.sha256[:12]}",
         )
+    for warning in manifest.warnings:
+        table.add_row("[yellow]Warning[/]", escape(warning))
     table.add_row("Made", f"{made.get('created', 'unknown')} in {manifest.totals.seconds:.0f} s")
     packages = {"qdeploy": made.get("qdeploy"), **made.get("packages", {})}
     table.add_row("Versions", ", ".join(f"{name} {number}" for name, number in packages.items()))

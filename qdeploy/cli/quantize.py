@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MEGABYTE = 1_000_000
 SERVING = {
-    "native": "as it is: qdeploy export {output} --engine vllm -o DEPLOY",
+    "native": "as it is by {engines}: qdeploy export {output} --engine vllm -o DEPLOY",
     "converted": "once converted by qdeploy export",
     "reference": "nowhere as it is: no engine has a kernel; for accuracy studies only",
 }
@@ -71,6 +71,8 @@ def quantize(
 
         qdeploy quantize ./llama --asymmetric --calibration chats.jsonl --samples 256 -o llama-w4
 
+        qdeploy quantize ./llama --calibration builtin --calibration c4@2 --samples 256 -o llama-w4
+
         qdeploy quantize ./llama --scheme W8A8 --method rtn -o llama-w8a8
 
         qdeploy quantize --recipe recipe.yaml -o out
@@ -114,6 +116,8 @@ def summary(manifest: dict[str, Any], output: Path) -> Table:
     """What was done, what it cost, and where the result can be served."""
     from rich.table import Table
 
+    from qdeploy.checkpoint.inspection import inspect_checkpoint
+
     totals = manifest["totals"]
     before, after = totals["source_bytes"], totals["output_bytes"]
     table = Table(title=str(output), show_header=False)
@@ -126,7 +130,8 @@ def summary(manifest: dict[str, Any], output: Path) -> Table:
     table.add_row("Size", f"{before / MEGABYTE:.1f} MB → {after / MEGABYTE:.1f} MB ({before / after:.2f}×)")
     table.add_row("Time", f"{totals['seconds']:.1f} s")
     table.add_row("Peak memory", f"{totals['peak_rss_bytes'] / MEGABYTE:.0f} MB")
-    table.add_row("Served", SERVING[manifest["serving"]].format(output=output))
+    engines = ", ".join(inspect_checkpoint(output).served_by)
+    table.add_row("Served", SERVING[manifest["serving"]].format(output=output, engines=engines))
     return table
 
 

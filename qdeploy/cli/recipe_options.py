@@ -23,7 +23,11 @@ RecipeFile = Annotated[
 ]
 SchemeName = Annotated[
     str | None,
-    typer.Option("--scheme", help="Number format: W4A16, W4A16_ASYM, W8A16 or W8A8. Default: W4A16."),
+    typer.Option(
+        "--scheme",
+        help="Number format: W4A16, W8A16, W8A8, W3A16 or W2A16; W4A16_ASYM, W3A16_ASYM and W2A16_ASYM "
+        "choose zero points. Default: W4A16.",
+    ),
 ]
 Method = Annotated[
     str | None, typer.Option(help="How codes are chosen: gptq (needs calibration) or rtn. Default: gptq.")
@@ -44,10 +48,12 @@ Symmetric = Annotated[
     ),
 ]
 Calibration = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        help="Text that GPTQ sees: builtin (Python's documentation, offline), wikitext2, c4, or a .txt, "
-        ".jsonl or .parquet file. Default: builtin."
+        help="Text that GPTQ sees: builtin (prose, code and chat out of Python's own library, offline), "
+        "wikitext2, c4, or a .txt, .jsonl or .parquet file. Give it several times for a mixture, with "
+        "SOURCE@WEIGHT for unequal shares. Default: builtin.",
+        show_default=False,
     ),
 ]
 Samples = Annotated[int | None, typer.Option(help="Calibration sequences. Default: 128.")]

@@ -54,13 +54,16 @@ def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
 def test_paths_are_relative_to_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "text.txt").write_text("words")
-    path = write(tmp_path, f"{GOOD}\ncalibration: {{source: text.txt}}\neval: {{text: text.txt}}")
+    path = write(
+        tmp_path, f"{GOOD}\ncalibration: {{source: [text.txt@2, builtin]}}\neval: {{text: text.txt}}"
+    )
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     plan = load_plan(path)
     assert plan.eval is not None
     assert plan.model == str(tmp_path / "m")
-    assert plan.calibration.source == plan.eval.text == str(tmp_path / "text.txt")
+    assert plan.eval.text == str(tmp_path / "text.txt")
+    assert [str(source) for source in plan.calibration.source] == [f"{plan.eval.text}@2", "builtin"]
 
 
 def test_every_variant_is_sent_the_same_prompts(tmp_path: Path) -> None:

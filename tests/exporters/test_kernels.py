@@ -7,10 +7,11 @@ from qdeploy.exporters.kernels import choose
 from qdeploy.exporters.layers import FusedLayer, Layer, per_device
 from qdeploy.exporters.parallel import check_dtype, check_heads, check_kernels, check_partition, kernel_counts
 from qdeploy.exporters.targets import TARGETS, find_target
-from qdeploy.schemes import Scheme
+from qdeploy.schemes import PRESETS, Scheme
 
 W4, W4_ASYM = Scheme("W4A16", 4, 128), Scheme("W4A16_ASYM", 4, 128, symmetric=False)
 W8, W8A8 = Scheme("W8A16", 8, 128), Scheme("W8A8", 8, None, activation_bits=8)
+W3, W2_ASYM = PRESETS["W3A16"], PRESETS["W2A16_ASYM"]
 
 
 def layer(scheme: Scheme, n: int = 4096, k: int = 4096) -> FusedLayer:
@@ -29,6 +30,10 @@ def layer(scheme: Scheme, n: int = 4096, k: int = 4096) -> FusedLayer:
         (W4_ASYM, "l40s", 4096, 4096, "MarlinLinearKernel"),
         (Scheme("W4A16", 4, 256), "a100", 4096, 4096, "TritonW4A16LinearKernel"),
         (W8, "b200", 4096, 4096, "MarlinLinearKernel"),
+        (W3, "a100", 4096, 4096, "HummingLinearKernel"),
+        (W2_ASYM, "h100", 960, 576, "HummingLinearKernel"),
+        (W3, "cpu-avx512", 4096, 4096, None),
+        (W2_ASYM, "cpu-avx2", 4096, 4096, None),
         (W4, "cpu-avx512", 4096, 4096, "CPUWNA16LinearKernel"),
         (W4_ASYM, "cpu-avx512", 32, 32, "CPUWNA16LinearKernel"),
         (W4, "cpu-avx512", 48, 64, None),
@@ -49,11 +54,19 @@ def test_kernel_per_scheme_and_device(scheme: Scheme, gpu: str, n: int, k: int, 
     assert bool(choice.reasons) == (kernel is None)
 
 
-def test_no_kernel_is_an_error_that_says_what_to_do() -> None:
-    (finding,) = check_kernels([layer(W8)], TARGETS["cpu-avx512"])
+@pytest.mark.parametrize(
+    ("scheme", "bits", "fix"),
+    [
+        (W8, "8-bit", "W4A16 or W8A8"),
+        (W3, "symmetric 3-bit", "W4A16"),
+        (W2_ASYM, "asymmetric 2-bit", "W4A16"),
+    ],
+)
+def test_no_kernel_is_an_error_that_says_what_to_do(scheme: Scheme, bits: str, fix: str) -> None:
+    (finding,) = check_kernels([layer(scheme)], TARGETS["cpu-avx512"])
     assert finding.severity == "error"
-    assert "8-bit" in finding.problem
-    assert "W8A8" in finding.fix
+    assert bits in finding.problem
+    assert finding.fix == f"Use {fix} there, or export for a GPU"
 
 
 def mixture(scheme: Scheme, hidden: int = 2048, inner: int = 768, count: int = 4) -> list[Layer]:

@@ -197,6 +197,53 @@ def test_the_manifest_holds_what_was_done(tiny_llama: Path, tmp_path: Path) -> N
         assert module.fingerprint == fingerprint(layers[module.name])
 
 
+def test_poor_calibration_is_told_and_recorded(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text [a].txt"
+    text.write_text("the same again and again. " * 100)
+    manifest = quantize(recipe(tiny_llama, calibration=CALIBRATION | {"source": str(text)}), tmp_path / "out")
+    few, short, one_sided = manifest["warnings"]
+    assert "128 calibration tokens are few for the 128 input columns of model.layers.0.mlp.down_proj" in few
+    assert "32 tokens are short" in short
+    assert "text [a].txt" in one_sided
+    told = capsys.readouterr().err
+    assert [line for line in told.splitlines() if line.startswith("Warning:")] == [
+        f"Warning: {warning}" for warning in manifest["warnings"]
+    ]
+
+
+def test_methods_that_see_no_data_are_not_warned_about_it(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = quantize(recipe(tiny_llama, method="rtn"), tmp_path / "out")
+    assert manifest["warnings"] == []
+    assert "Warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheme", ["W2A16", "W2A16_ASYM", "W3A16", "W3A16_ASYM"])
+def test_few_bits_are_read_back_and_gptq_loses_less_than_rounding(
+    tiny_llama: Path, tmp_path: Path, scheme: str
+) -> None:
+    errors = {}
+    for method in ("gptq", "rtn"):
+        output = tmp_path / method
+        quantize(recipe(tiny_llama, scheme=scheme, method=method), output)
+        errors[method] = output_error(tiny_llama, unpacked(output))
+    assert errors["gptq"] < errors["rtn"]
+
+
+@torch.no_grad()
+def output_error(folder: Path, layers: dict[str, Any]) -> float:
+    """How far the calibration text's logits move when the model takes the quantized weights."""
+    tokens = pipeline.load_calibration(recipe(folder).calibration, pipeline._tokenizer(folder)).tokens
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    before = model(tokens).logits
+    for name, layer in layers.items():
+        model.get_submodule(name).weight.data = layer.dequantize()
+    return float((model(tokens).logits - before).norm())
+
+
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
 def test_an_interrupted_run_resumes_to_the_same_bytes(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str

@@ -9,7 +9,8 @@ import yaml
 from qdeploy.errors import QDeployError, RecipeError, UnknownNameError, UsageError
 from qdeploy.methods.gptq import GPTQ
 from qdeploy.methods.rtn import RTN
-from qdeploy.recipe import Recipe, resolve_schemes
+from qdeploy.recipe import CalibrationConfig, Recipe, Source, resolve_schemes
+from qdeploy.schemes import PRESETS
 
 BLOCK = {
     f"model.layers.{i}.{name}": shape
@@ -53,7 +54,7 @@ def test_flags_and_yaml_give_the_same_recipe(tmp_path: Path) -> None:
     assert Recipe.from_flags("m", scheme="W4A16_ASYM", group_size="64", calibration=calibration) == flags
 
 
-@pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM", "W8A16", "W8A8"])
+@pytest.mark.parametrize("scheme", PRESETS)
 @pytest.mark.parametrize("group_size", [None, "channel", "auto"])
 def test_canonical_yaml_reads_back_equal(tmp_path: Path, scheme: str, group_size: str | None) -> None:
     recipe = Recipe.from_flags("m", scheme=scheme, group_size=group_size, method="rtn")
@@ -62,6 +63,41 @@ def test_canonical_yaml_reads_back_equal(tmp_path: Path, scheme: str, group_size
     assert Recipe.from_yaml(path) == recipe
     assert recipe.rules[0].scheme is not None
     assert recipe.rules[0].scheme.name == scheme
+
+
+def test_a_mixture_is_written_alike_in_flags_and_files(tmp_path: Path) -> None:
+    sources = ["builtin", "c4@2", "chats.jsonl@0.1"]
+    path = written(tmp_path, rule(), calibration={"source": sources})
+    recipe = Recipe.from_flags("m", method="rtn", calibration={"source": sources})
+    assert Recipe.from_yaml(path) == recipe
+    assert yaml.safe_load(recipe.to_yaml())["calibration"]["source"] == sources
+    assert [source.weight for source in recipe.calibration.source] == [1, 2, 0.1]
+    spelled = [{"name": "builtin"}, {"name": "c4", "weight": 2}, "chats.jsonl@0.1"]
+    assert Recipe.from_flags("m", method="rtn", calibration={"source": spelled}) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "weight"),
+    [
+        ("c4", "c4", 1),
+        ("c4@2", "c4", 2),
+        ("a@2/b.txt", "a@2/b.txt", 1),
+        ("a@2.txt", "a@2.txt", 1),
+        ("a@b.jsonl@1e-3", "a@b.jsonl", 0.001),
+        ("@2", "@2", 1),
+        ("c4@1.0000001", "c4", 1.0000001),
+    ],
+)
+def test_a_weight_is_never_mistaken_for_a_part_of_a_path(text: str, name: str, weight: float) -> None:
+    source = Source.model_validate(text)
+    assert (source.name, source.weight) == (name, weight)
+    assert Source.model_validate(str(source)) == source
+
+
+def test_one_source_is_written_as_it_always_was() -> None:
+    """Recipes that name one text keep their hash."""
+    dumped = CalibrationConfig().model_dump(mode="json")
+    assert dumped == {"source": "builtin", "samples": 128, "sequence_length": 512, "seed": 0}
 
 
 def test_the_hash_changes_with_every_knob() -> None:
@@ -165,6 +201,10 @@ def test_rules_that_never_apply_are_errors(tmp_path: Path) -> None:
         ({"group_size": "0"}, UsageError, "Group size '0'"),
         ({"scheme": "W8A8", "group_size": "64"}, UsageError, "of group: 64. Use group: channel"),
         ({"scheme": "W8A8", "symmetric": False}, UsageError, "of symmetric: false. Use symmetric: true"),
+        ({"calibration": {"source": []}}, RecipeError, r"calibration\.source: give at least one"),
+        ({"calibration": {"source": ["c4@0"]}}, RecipeError, r"source\.0\.weight: .*greater than 0.*got 0"),
+        ({"calibration": {"source": "c4@-1"}}, RecipeError, r"source\.0\.weight: .*greater than 0.*got -1"),
+        ({"calibration": {"source": "c4@nan"}}, RecipeError, r"source\.0\.weight: .*finite.*got nan"),
         ({"calibration": {"samples": 0}}, RecipeError, r"calibration\.samples: .*greater than or equal to 1"),
     ],
 )

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from qdeploy.calibration import builtin_text, load
+from qdeploy.calibration import load
 from qdeploy.errors import CalibrationError, UnknownNameError
-from qdeploy.recipe import CalibrationConfig
+from qdeploy.recipe import CalibrationConfig, Source
 from tests.conftest import byte_tokenizer
 
 TEMPLATE = (
@@ -40,7 +40,9 @@ def with_bos() -> Any:
 
 
 def config(source: Path | str, samples: int = 4, length: int = 16, seed: int = 0) -> CalibrationConfig:
-    return CalibrationConfig(source=str(source), samples=samples, sequence_length=length, seed=seed)
+    return CalibrationConfig(
+        source=(Source(name=str(source)),), samples=samples, sequence_length=length, seed=seed
+    )
 
 
 def text_file(folder: Path, characters: int) -> Path:
@@ -61,7 +63,7 @@ def test_windows_of_a_text_are_contiguous_and_full(tmp_path: Path, plain: Any) -
     assert found.tokens.shape == (4, 16)
     assert found.tokens.dtype == torch.int64
     assert plain.decode(found.tokens.flatten()) == text.read_text()
-    assert (found.documents, found.bos, found.source) == (1, False, str(text))
+    assert (found.parts[0].documents, found.bos, found.source) == (1, False, str(text))
 
 
 def test_samples_are_drawn_by_seed_and_hashed(tmp_path: Path, plain: Any) -> None:
@@ -77,7 +79,7 @@ def test_samples_are_drawn_by_seed_and_hashed(tmp_path: Path, plain: Any) -> Non
 def test_documents_are_packed_without_padding_and_read_only_as_needed(tmp_path: Path, plain: Any) -> None:
     path = jsonl_file(tmp_path, [{"text": f"<{i:02}>"} for i in range(50)])
     found = load(config(path), plain)
-    assert found.documents == 16
+    assert found.parts[0].documents == 16
     packed = plain.decode(found.tokens.flatten())
     assert sorted(packed[i : i + 4] for i in range(0, 64, 4)) != [f"<{i:02}>" for i in range(16)]
     assert len({packed[i : i + 4] for i in range(0, 64, 4)}) == 16
@@ -111,15 +113,6 @@ def test_parquet_text_is_read(tmp_path: Path, plain: Any) -> None:
     path = tmp_path / "text.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["abcdefgh"] * 8, "other": [1] * 8}), path)
     assert plain.decode(load(config(path, length=8), plain).tokens[0]) == "abcdefgh"
-
-
-def test_builtin_parts_are_english_and_disjoint(plain: Any) -> None:
-    calibration, evaluation = builtin_text("calibration"), builtin_text("evaluation")
-    assert len(evaluation) == 120_000
-    assert len(calibration) > 200_000
-    assert evaluation[:200] not in calibration
-    assert " the " in calibration
-    assert load(config("builtin"), plain).tokens.shape == (4, 16)
 
 
 def test_too_short_a_text_says_how_much_there_is_and_what_fits(tmp_path: Path, plain: Any) -> None:

@@ -22,6 +22,7 @@ from qdeploy.schemes import PRESETS, Scheme
 
 W4 = Scheme("W4A16", 4, 32)
 LAYERS = 14
+ASYMMETRIC = "transformers with CompressedTensorsConfig(dequantize=True)"
 
 
 def manifest(modules: list[str]) -> dict[str, Any]:
@@ -40,7 +41,12 @@ def manifest(modules: list[str]) -> dict[str, Any]:
             "samples": 16,
             "sequence_length": 128,
             "seed": 7,
+            "parts": [
+                {"source": "novel.txt", "samples": 12, "documents": 1, "sha256": "a" * 64},
+                {"source": "c4", "samples": 4, "documents": 9, "sha256": "b" * 64},
+            ],
         },
+        "warnings": ["16 samples [of novel.txt] are few."],
         "model": {
             "source": "tiny",
             "sha256": "d" * 64,
@@ -105,7 +111,8 @@ def test_json_accounts_for_every_byte(packed: Path, tiny_model: Callable[[str], 
 def test_table_lists_the_worst_layers_first(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     text = run(packed)
-    assert "16 × 128 tokens of novel.txt, seed 7" in text
+    assert "16 × 128 tokens of novel.txt (12), c4 (4), seed 7" in text
+    assert "16 samples [of novel.txt] are few." in text
     assert f"Worst 10 of {LAYERS} layers" in text
     errors = [line.split("│")[3].strip() for line in text.splitlines() if "gptq" in line]
     assert errors == [f"{i / 1000:.3g}" for i in range(LAYERS - 1, LAYERS - 11, -1)]
@@ -129,17 +136,14 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     [
         (
             {PRESETS["W4A16_ASYM"]},
-            [
-                "vLLM on CUDA",
-                "vLLM on CPU",
-                "transformers with CompressedTensorsConfig(dequantize=True)",
-            ],
+            ["vLLM on CUDA", "vLLM on CPU", ASYMMETRIC],
         ),
         ({W4}, ["vLLM on CUDA", "vLLM on CPU", "transformers"]),
         ({PRESETS["W8A16"]}, ["vLLM on CUDA", "transformers"]),
         ({PRESETS["W8A8"], W4}, ["vLLM on CUDA", "vLLM on CPU", "transformers"]),
         ({PRESETS["W8A8"], PRESETS["W8A16"]}, ["vLLM on CUDA", "transformers"]),
-        ({Scheme("W3A16", 3, 128)}, ["transformers"]),
+        ({PRESETS["W3A16"], PRESETS["W2A16"]}, ["vLLM on CUDA", "transformers"]),
+        ({Scheme("W8A16_ASYM", 8, 128, symmetric=False)}, ["vLLM on CUDA", ASYMMETRIC]),
     ],
 )
 def test_an_engine_must_run_every_scheme(schemes: set[Scheme], engines: list[str]) -> None:

@@ -45,6 +45,35 @@ def test_quantize_writes_the_checkpoint_and_prints_the_manifest(tiny_llama: Path
     assert manifest["recipe_sha256"] == expected.sha256()
 
 
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [
+        ("W4A16", "as it is by vLLM on CUDA, vLLM on CPU, transformers:"),
+        ("W3A16", "as it is by vLLM on CUDA, transformers:"),
+        ("W2A16_ASYM", "as it is by vLLM on CUDA, transformers with"),
+    ],
+)
+def test_the_summary_names_the_engines(tiny_llama: Path, tmp_path: Path, scheme: str, words: str) -> None:
+    options = ["--scheme", scheme, "--group-size", "32", "--method", "rtn", "-o", str(tmp_path / "out")]
+    shown = output_of("quantize", str(tiny_llama), *options)
+    assert words in " ".join(shown.replace("│", " ").split())
+
+
+def test_calibration_given_several_times_is_a_mixture(tiny_llama: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("never twice the same. " * 100)
+    options = ["--calibration", str(text), "--calibration", "builtin-prose@3", "--json"]
+    shown = output_of(
+        "quantize", str(tiny_llama), *SMALL, "--samples", "8", *options, "-o", str(tmp_path / "out")
+    )
+    found = json.loads(shown)["calibration"]
+    assert found["source"] == f"{text}, builtin-prose@3"
+    assert [(part["source"], part["samples"]) for part in found["parts"]] == [
+        ("builtin-prose", 6),
+        (str(text), 2),
+    ]
+
+
 def test_the_summary_shows_error_size_and_where_it_is_served(tiny_llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shown = output_of("quantize", str(tiny_llama), *SMALL, "--method", "rtn", "-o", str(out))

@@ -25,7 +25,10 @@ SCHEMES = [
     Scheme("W4A16", 4, None),
     Scheme("W4A16_ASYM", 4, 32, symmetric=False),
     Scheme("W4A16_ASYM", 4, None, symmetric=False),
-    Scheme("W3A16", 3, 32, symmetric=False),
+    Scheme("W3A16", 3, 32),
+    Scheme("W3A16_ASYM", 3, 32, symmetric=False),
+    Scheme("W2A16", 2, 64),
+    Scheme("W2A16_ASYM", 2, None, symmetric=False),
     Scheme("W8A16", 8, 64),
     Scheme("W8A16", 8, 64, symmetric=False),
     PRESETS["W8A8"],
@@ -60,17 +63,16 @@ def test_compressed_tensors_decodes_to_our_dequantized_weight(scheme: Scheme) ->
     assert torch.equal(decoded.float(), q.dequantize())
 
 
-def test_unpack_reads_what_compressed_tensors_packs() -> None:
-    scheme = Scheme("W4A16_ASYM", 4, 32, symmetric=False)
-    q = random_linear(scheme, n=40)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("n", "k"), [(40, 128), (33, 96)])
+def test_our_words_are_those_of_compressed_tensors(bits: int, n: int, k: int) -> None:
+    scheme = Scheme(f"W{bits}A16_ASYM", bits, 32, symmetric=False)
+    q = random_linear(scheme, n, k)
     assert q.zeros is not None
-    tensors = {
-        "weight_packed": pack_to_int32((q.codes.short() - 8).to(torch.int8), 4),
-        "weight_zero_point": pack_to_int32((q.zeros.short() - 8).to(torch.int8), 4, packed_dim=0),
-        "weight_scale": q.scales,
-        "weight_shape": torch.tensor([40, 128]),
-    }
-    assert torch.equal(compressed_tensors.unpack(tensors, scheme).dequantize(), q.dequantize())
+    ours, zero = compressed_tensors.pack(q), scheme.zero
+    codes, zeros = ((part.short() - zero).to(torch.int8) for part in (q.codes, q.zeros))
+    assert torch.equal(ours["weight_packed"], pack_to_int32(codes, bits))
+    assert torch.equal(ours["weight_zero_point"], pack_to_int32(zeros, bits, packed_dim=0))
 
 
 def test_unpack_names_the_tensor_that_does_not_fit() -> None:

@@ -42,6 +42,7 @@ def schemes_of(folder: Path, block: Any) -> dict[str, Scheme]:
         [W4_ASYM, W4_ASYM, W4_ASYM],
         [W8A8, W8A8, W8A8],
         [W8A8, W4, W4],
+        [PRESETS["W3A16"], PRESETS["W3A16_ASYM"], PRESETS["W2A16_ASYM"]],
         [PRESETS["W8A16"], W4_ASYM, replace(W4, group_size=32)],
     ],
 )
