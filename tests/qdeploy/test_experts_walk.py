@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from qdeploy import pipeline, walk
+from qdeploy import pipeline
 from qdeploy.formats.compressed_tensors import module_schemes, read_linear
 from qdeploy.formats.dequantize import dequantized_model
-from qdeploy.modeling import activations
+from qdeploy.memory import Budget
 from qdeploy.modeling.checkpoint import SINGLE, CheckpointReader
 from qdeploy.module_names import expert_of
 from qdeploy.pipeline import quantize
@@ -92,13 +92,9 @@ def test_tokens_are_counted_by_expert(tiny_model: Callable[[str], Path], tmp_pat
 
 
 @families
-def test_short_memory_changes_nothing(
-    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
-) -> None:
+def test_short_memory_changes_nothing(tiny_model: Callable[[str], Path], tmp_path: Path, family: str) -> None:
     quantize(recipe(tiny_model(family)), tmp_path / "ample")
-    monkeypatch.setattr(walk, "MEMORY_SHARE", 0)
-    monkeypatch.setattr(activations, "MEMORY_SHARE", 0)
-    quantize(recipe(tiny_model(family)), tmp_path / "short")
+    quantize(recipe(tiny_model(family)), tmp_path / "short", limits=Budget(1), force=True)
     ample, short = (
         {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.safetensors")}
         for name in ("ample", "short")
