@@ -32,8 +32,11 @@ UNITS = {"": 1, "b": 1} | {
 
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGE = 1 << 20
-"""Bytes from which an allocation is the system's own business."""
+LARGEST, KEPT = 1 << 22, 1 << 22
+"""Bytes up to which a tensor comes from the heap; bytes at the heap's end that are kept when freed.
+
+On SmolLM2-135M, 32 × 512 tokens, one run took 56 s and 0.73 GiB with 1 MiB for both, 46 s and 0.81 GiB with
+4 MiB, 39 s and 0.90 GiB with all in the heap; but there, four times the layers took 14 % more memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +122,21 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def return_large_blocks() -> None:
-    """Make glibc give every freed tensor back to the system at once, for the rest of the process.
+def keep_freed_memory() -> None:
+    """Let glibc keep freed tensors of up to LARGEST bytes for the next ones, for the rest of the process.
 
-    By default it learns to keep blocks of up to 32 MiB, in an arena for every thread. Forwards that take
-    turns in threads then each keep the largest tensors they ever had: twice the memory that is in use.
+    By default it hands every tensor back and spends longer on clearing the next one's pages than some
+    products take; then it learns to keep them, and with tensors of all sizes its heap grows from block to
+    block. Weights and what is computed from them stay in the heap; activations, much larger, come and go.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGE)
-        mallopt(M_TRIM_THRESHOLD, LARGE)
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+def return_freed_memory() -> None:
+    """Give what was freed back to the system, wherever it lies in the heap."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -25,7 +25,7 @@ from qdeploy.distributed import ALONE, Group, refuse_idle
 from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError
 from qdeploy.estimate import estimate
 from qdeploy.files import read_json
-from qdeploy.memory import Budget, budget, return_large_blocks
+from qdeploy.memory import Budget, budget, keep_freed_memory
 from qdeploy.methods.base import needs_hessian
 from qdeploy.modeling.blocks import Block, find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -85,7 +85,7 @@ def quantize(
     if _needs_data(task.plan):
         refuse_idle(group, recipe.calibration.samples)
     limits = limits or budget()
-    return_large_blocks()
+    keep_freed_memory()
     if not group.leads:
         return _follow(task, limits)
     manifest = None if restart else _finished(output, task)

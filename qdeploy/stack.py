@@ -16,7 +16,7 @@ from qdeploy.calibration import CalibrationSet
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.distributed import Group
 from qdeploy.formats.compressed_tensors import pack, unpack
-from qdeploy.memory import Budget
+from qdeploy.memory import Budget, return_freed_memory
 from qdeploy.methods.base import needs_hessian
 from qdeploy.modeling.activations import Activations
 from qdeploy.modeling.blocks import Block
@@ -112,6 +112,7 @@ class Stack:
             )
             self._write(block, solved, start)
         release(self.model, block.parameters)
+        return_freed_memory()
 
     def _without_data(self, block: Block) -> None:
         if block.name in self.finished:
@@ -120,6 +121,7 @@ class Stack:
         materialize(self.model, block.parameters, self.reader, self.device)
         self._write(block, quantize_without_data(block, self.plan, group=self.group), start)
         release(self.model, block.parameters)
+        return_freed_memory()
 
     def _restore(self, block: Block) -> None:
         """Put the weights of a finished shard in place."""

@@ -1,8 +1,8 @@
 """Where the time of a run goes.
 
 A part inside another is not counted in the outer one, so parts add up to the run less what is in none.
-Threads that take turns (see `halting`) may open them; threads that run at the same time may not: what they
-overlap is time that nobody waits for.
+Computations that take turns (see `halting`) may open them; threads that run at the same time may not: what
+they overlap is time that nobody waits for.
 """
 
 from __future__ import annotations

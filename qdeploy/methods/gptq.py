@@ -11,7 +11,10 @@ SmolLM2-135M-Instruct (blocks 0, 10, 29; 4 bits symmetric, group 64; 16 × 512 t
     round to nearest                    0.00647                0.00654           0.00660
     damp 0.01, act_order                0.00076                0.00132           0.00411
     + grid                              0.00071                0.00118           0.00294
-    + shrinkage 0.3 (default)           0.00089                0.00123           0.00246
+    + shrinkage 0.3                     0.00089                0.00123           0.00246
+
+The grid was weighted by diag H there. Weighted by 1/U_jj² (default), which is what an error costs once the
+columns after it have made up for it, the error falls by a further 2 to 4 % on every text, seen or unseen.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ class GPTQ:
         bool, Field(description="Round the most strongly driven columns first (GPTQ reference: --act-order).")
     ] = True
     grid: Annotated[
-        bool, Field(description="Search scales for the least error weighted by diag H, not span the range.")
+        bool, Field(description="Search scales for the least error that other columns cannot make up for.")
     ] = True
 
 
@@ -70,7 +73,7 @@ def gptq(config: GPTQ, problem: LinearProblem) -> Solution:
     if factor is None:
         return _fallback(config, problem, _unusable(config, hessian))
     if config.grid:
-        grid = search(problem.weight, problem.scheme, hessian.diagonal)
+        grid = search(problem.weight, problem.scheme, factor.importance)
     else:
         grid = fit(problem.weight, problem.scheme)
     codes = round_columns(problem.weight, grid, factor)

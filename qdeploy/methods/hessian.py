@@ -35,6 +35,13 @@ class Factor:
     order: Tensor
     damp: float
 
+    @property
+    def importance(self) -> Tensor:
+        """What an error costs that later columns make up for as well as they can: 1/U_jj², float32 [K]."""
+        costs = torch.empty_like(self.upper.diagonal())
+        costs[self.order] = self.upper.diagonal().square().reciprocal()
+        return costs
+
 
 class Hessian:
     """H = (2/n) Σ xᵀx over n tokens, in float32; shared by all linears that read the same input."""

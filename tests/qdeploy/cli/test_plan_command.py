@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from qdeploy import shortage
 from qdeploy.cli.plan import plan
+from tests.conftest import save_tiny
 
 runner = CliRunner()
 app = typer.Typer()
@@ -48,12 +49,12 @@ def test_json_holds_the_same_figures(tiny_llama: Path, tmp_path: Path) -> None:
     assert found["problems"] == []
 
 
-def test_blocks_that_are_not_run_count_by_their_weights(tiny_family: Path, tmp_path: Path) -> None:
-    found = json.loads(output_of(str(tiny_family), *SMALL, "--json", "-o", str(tmp_path / "out")))
+def test_blocks_that_are_not_run_count_by_their_weights(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "deep", "llama", num_hidden_layers=5)
+    found = json.loads(output_of(str(folder), *SMALL, "--json", "-o", str(tmp_path / "out")))
     seconds = found["seconds"]
-    number = json.loads((tiny_family / "config.json").read_text())["num_hidden_layers"]
-    timed = len(seconds["blocks"])
-    expected = seconds["preparation"] + sum(seconds["blocks"]) * number / timed
+    assert len(seconds["blocks"]) == 2
+    expected = seconds["preparation"] + sum(seconds["blocks"]) * 5 / 2
     assert seconds["total"] == pytest.approx(expected)
 
 
