@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from qdeploy.assignment import FUSED
 from qdeploy.checkpoint.companions import companions
 from qdeploy.formats import bits
 from qdeploy.memory import Budget
@@ -22,7 +23,7 @@ from qdeploy.methods.base import needs_hessian
 from qdeploy.modeling.activations import footprint, micro_batches, states_bytes
 from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.checkpoint import CheckpointReader
-from qdeploy.recipe import FUSED, Recipe
+from qdeploy.recipe import Recipe
 from qdeploy.schemes import Scheme
 from qdeploy.walk import Plan
 

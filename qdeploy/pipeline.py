@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qdeploy import __version__, account
+from qdeploy.assignment import resolve_schemes
 from qdeploy.calibration import CalibrationSet
 from qdeploy.calibration import load as load_calibration
 from qdeploy.calibration.adequacy import concerns
@@ -32,7 +33,7 @@ from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.hub import resolve_model
 from qdeploy.modeling.skeleton import build_skeleton
 from qdeploy.progress import console, warn
-from qdeploy.recipe import Recipe, resolve_schemes
+from qdeploy.recipe import Recipe
 from qdeploy.shortage import refuse_what_cannot_fit
 from qdeploy.stack import REST, Stack
 from qdeploy.stopwatch import measuring

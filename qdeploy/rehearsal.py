@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from qdeploy.assignment import resolve_schemes
 from qdeploy.calibration import CalibrationSet
 from qdeploy.checkpoint.tensor_file import write_tensors
 from qdeploy.estimate import Estimate, estimate
@@ -24,7 +25,7 @@ from qdeploy.modeling.hub import resolve_model
 from qdeploy.modeling.inputs import BlockCall, enter
 from qdeploy.modeling.skeleton import build_skeleton, materialize, release
 from qdeploy.pipeline import calibration_set, shapes
-from qdeploy.recipe import Recipe, resolve_schemes
+from qdeploy.recipe import Recipe
 from qdeploy.shortage import problems_with
 from qdeploy.walk import Plan, Solved, quantize_with_data, quantize_without_data
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qdeploy import shortage
+from qdeploy.assignment import resolve_schemes
 from qdeploy.checkpoint.companions import companions
 from qdeploy.errors import ResourceError
 from qdeploy.estimate import Estimate, estimate, layer_kinds
@@ -18,7 +19,7 @@ from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.skeleton import build_skeleton
 from qdeploy.pipeline import quantize, shapes
-from qdeploy.recipe import Recipe, resolve_schemes
+from qdeploy.recipe import Recipe
 from qdeploy.shortage import problems_with, refuse_what_cannot_fit
 
 AMPLE = Budget(10**9)

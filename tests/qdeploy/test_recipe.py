@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
+from qdeploy.assignment import resolve_schemes
 from qdeploy.errors import QDeployError, RecipeError, UnknownNameError, UsageError
 from qdeploy.methods.gptq import GPTQ
 from qdeploy.methods.rtn import RTN
-from qdeploy.recipe import CalibrationConfig, Recipe, Source, resolve_schemes
+from qdeploy.recipe import CalibrationConfig, Recipe, Source
 from qdeploy.schemes import PRESETS
 
 BLOCK = {

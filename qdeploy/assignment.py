@@ -1,0 +1,90 @@
+"""Which layer gets which scheme and method: a recipe's rules applied to the names of a model's layers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qdeploy.errors import RecipeError
+from qdeploy.module_names import expert_of
+from qdeploy.recipe import Recipe, Rule
+from qdeploy.schemes import Scheme
+
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Siblings that engines run as one matrix, and so must be stored alike."""
+
+
+def resolve_schemes(recipe: Recipe, linears: Mapping[str, tuple[int, int]]) -> dict[str, tuple[Scheme, Any]]:
+    """Decide for each linear layer.
+
+    Args:
+        recipe: the rules.
+        linears: module name → (output, input) features.
+
+    Returns:
+        Module name → (scheme, config of its method), in the order of `linears`; layers that stay in 16 bit
+        are left out.
+
+    Raises:
+        UsageError: a group size does not divide some layer.
+        RecipeError: a rule never applies, nothing is quantized, or fused siblings differ.
+    """
+    chosen = {name: recipe.rule_for(name, "Linear") for name in linears}
+    resolved: dict[str, tuple[Scheme, Any]] = {}
+    for rule in recipe.rules:
+        names = [name for name, found in chosen.items() if found is rule]
+        _check_applies(rule, names, linears)
+        if rule.scheme is not None:
+            scheme = rule.scheme.resolve({name: linears[name][1] for name in names})
+            resolved.update(dict.fromkeys(names, (scheme, rule.stages[-1].config)))
+    if not resolved:
+        raise RecipeError("The recipe quantizes no layer. Add a rule with match: Linear and a scheme.")
+    _check_fused(linears, resolved)
+    _check_experts(linears, resolved)
+    return {name: resolved[name] for name in linears if name in resolved}
+
+
+def _check_applies(rule: Rule, names: Sequence[str], linears: Mapping[str, Any]) -> None:
+    if names:
+        return
+    hidden = sum(rule.matches(name, "Linear") for name in linears)
+    if hidden:
+        raise RecipeError(
+            f"Rule {rule.match!r} never applies: earlier rules match all of its {hidden} layers. Move it up."
+        )
+    near = difflib.get_close_matches(rule.match, linears, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else f" Layers have names like {next(iter(linears), '')!r}."
+    raise RecipeError(f"Rule {rule.match!r} matches no layer of the model.{hint}")
+
+
+def _check_fused(linears: Mapping[str, Any], resolved: Mapping[str, tuple[Scheme, Any]]) -> None:
+    for name in linears:
+        parent, _, leaf = name.rpartition(".")
+        for siblings in FUSED:
+            if leaf != siblings[0]:
+                continue
+            found = {
+                s: resolved.get(f"{parent}.{s}", (None,))[0] for s in siblings if f"{parent}.{s}" in linears
+            }
+            if len(set(found.values())) > 1:
+                stored = ", ".join(f"{s}: {v.describe() if v else '16 bit'}" for s, v in found.items())
+                raise RecipeError(
+                    f"{parent}: engines run {', '.join(found)} as one matrix, so they need one scheme; got "
+                    f"{stored}. Give them one rule."
+                )
+
+
+def _check_experts(linears: Mapping[str, Any], resolved: Mapping[str, tuple[Scheme, Any]]) -> None:
+    stored: dict[str, dict[Scheme | None, str]] = {}
+    for name in linears:
+        experts = expert_of(name)
+        if experts is not None:
+            stored.setdefault(experts[0], {}).setdefault(resolved.get(name, (None,))[0], name)
+    for block, found in stored.items():
+        if len(found) > 1:
+            told = ", ".join(f"{n}: {s.describe() if s else '16 bit'}" for s, n in found.items())
+            raise RecipeError(
+                f"{block}: engines run all experts of a block at once, so they need one scheme; got {told}. "
+                "Give them one rule."
+            )
