@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from qdeploy.modeling.skeleton import build_skeleton
 from qdeploy.progress import console, warn
 from qdeploy.recipe import Recipe
 from qdeploy.shortage import refuse_what_cannot_fit
-from qdeploy.stack import REST, Stack
+from qdeploy.stack import REST, Stack, Task
 from qdeploy.stopwatch import measuring
 from qdeploy.walk import Plan
 
@@ -82,7 +81,7 @@ def quantize(
     reader = CheckpointReader(resolve_model(recipe.model))
     model = build_skeleton(reader)
     blocks = find_blocks(model)
-    task = _Task(recipe, reader, model, blocks, resolve_schemes(recipe, shapes(blocks)), group)
+    task = Task(recipe, reader, model, blocks, resolve_schemes(recipe, shapes(blocks)), group)
     if _needs_data(task.plan):
         refuse_idle(group, recipe.calibration.samples)
     limits = limits or budget()
@@ -98,34 +97,7 @@ def quantize(
     return group.share(_lead(task, output, limits, restart=restart))
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What is to be done, the same in every process."""
-
-    recipe: Recipe
-    reader: CheckpointReader
-    model: Any
-    blocks: list[Block]
-    plan: Plan
-    group: Group
-
-    def calibration(self) -> CalibrationSet | None:
-        return calibration_set(self.recipe, self.plan, self.model, self.reader)
-
-    def identity(self, calibration: CalibrationSet | None) -> Identity:
-        return Identity(
-            qdeploy=__version__,
-            recipe=self.recipe.model_dump(mode="json"),
-            model=self.reader.sha256,
-            calibration=calibration.sha256 if calibration else None,
-        )
-
-    def walk(self, writer: ShardWriter | None, start: Start, limits: Budget) -> None:
-        parts = (self.recipe, self.reader, self.model, self.blocks, self.plan, self.group)
-        Stack(*parts, writer, *start, limits).run()
-
-
-def _lead(task: _Task, output: Path, limits: Budget, *, restart: bool) -> dict[str, Any]:
+def _lead(task: Task, output: Path, limits: Budget, *, restart: bool) -> dict[str, Any]:
     """The process that writes."""
     start, keys = time.monotonic(), [REST, *(block.name for block in task.blocks)]
     with (
@@ -133,14 +105,14 @@ def _lead(task: _Task, output: Path, limits: Budget, *, restart: bool) -> dict[s
         ShardWriter(output, keys, restart=restart) as writer,
         _resumable(writer, task.blocks),
     ):
-        calibration = task.calibration()
+        calibration = _calibration(task)
         warnings = concerns(calibration, _widest(task)) if calibration else []
         for warning in warnings:
             warn(warning)
-        _claim(writer, task.identity(calibration))
+        _claim(writer, _identity(task, calibration))
         earlier = _seconds(writer, task.blocks)
         finished = frozenset(filter(writer.done, keys))
-        task.walk(writer, task.group.share((calibration, writer.partial, finished)), limits)
+        Stack(task, writer, *task.group.share((calibration, writer.partial, finished)), limits).run()
         modules = [note for block in task.blocks for note in writer.notes(block.name)["modules"]]
         totals = account.totals(task.reader, writer, earlier + time.monotonic() - start, split)
         manifest = account.manifest(
@@ -151,15 +123,15 @@ def _lead(task: _Task, output: Path, limits: Budget, *, restart: bool) -> dict[s
     return written
 
 
-def _follow(task: _Task, limits: Budget) -> dict[str, Any]:
+def _follow(task: Task, limits: Budget) -> dict[str, Any]:
     """Every other process."""
     start: Start | str = task.group.share(None)
     if not isinstance(start, str):
-        task.walk(None, start, limits)
+        Stack(task, None, *start, limits).run()
     return dict(task.group.share(None))
 
 
-def _finished(output: Path, task: _Task) -> dict[str, Any] | None:
+def _finished(output: Path, task: Task) -> dict[str, Any] | None:
     """The manifest in `output` if that is what this very run would make.
 
     A process may be killed when all is done but its exit; whoever then gives the same command again, as
@@ -171,9 +143,9 @@ def _finished(output: Path, task: _Task) -> dict[str, Any] | None:
         return None
     if made is None or made.recipe != task.recipe.model_dump(mode="json"):
         return None
-    calibration = task.calibration()
+    calibration = _calibration(task)
     complete = all((output / file).is_file() for file in made.files)
-    if not complete or task.identity(calibration) != Identity.of(made):
+    if not complete or _identity(task, calibration) != Identity.of(made):
         return None
     remove_leftovers(output)
     console.print(f"{output} is finished, nothing is left to do.", highlight=False)
@@ -205,7 +177,7 @@ def shapes(blocks: Sequence[Block]) -> dict[str, tuple[int, int]]:
     }
 
 
-def _widest(task: _Task) -> tuple[str, int]:
+def _widest(task: Task) -> tuple[str, int]:
     """Name and input columns of the widest layer whose method looks at data."""
     columns = {
         name: columns
@@ -246,6 +218,19 @@ def _tokenizer(folder: Path) -> Any:
             f"{folder} has no tokenizer that transformers can load ({str(error).splitlines()[0]}). "
             "Add the model's tokenizer.json and tokenizer_config.json."
         ) from error
+
+
+def _calibration(task: Task) -> CalibrationSet | None:
+    return calibration_set(task.recipe, task.plan, task.model, task.reader)
+
+
+def _identity(task: Task, calibration: CalibrationSet | None) -> Identity:
+    return Identity(
+        qdeploy=__version__,
+        recipe=task.recipe.model_dump(mode="json"),
+        model=task.reader.sha256,
+        calibration=calibration.sha256 if calibration else None,
+    )
 
 
 def _claim(writer: ShardWriter, identity: Identity) -> None:

@@ -32,9 +32,21 @@ REST = "rest"
 """Key of the shard with what is in no block: embeddings, final norm, head."""
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is to be done, the same in every process; `model` has no weights."""
+
+    recipe: Recipe
+    reader: CheckpointReader
+    model: Any
+    blocks: list[Block]
+    plan: Plan
+    group: Group
+
+
 @dataclass
 class Stack:
-    """One walk in one process: what `quantize` has gathered.
+    """One walk in one process.
 
     Attributes:
         writer: None in a process that does not write.
@@ -43,12 +55,7 @@ class Stack:
         budget: what activations may take.
     """
 
-    recipe: Recipe
-    reader: CheckpointReader
-    model: Any
-    blocks: list[Block]
-    plan: Plan
-    group: Group
+    task: Task
     writer: ShardWriter | None
     calibration: CalibrationSet | None
     partial: Path
@@ -56,7 +63,7 @@ class Stack:
     budget: Budget
 
     def __post_init__(self) -> None:
-        self.device = self.group.device
+        self.device = self.task.group.device
 
     @torch.no_grad()
     def run(self) -> None:
@@ -65,10 +72,10 @@ class Stack:
             with part("write"):
                 self.writer.add_shard(REST, self._rest())
         last = self._last_with_data()
-        with progress("Quantizing", len(self.blocks)) as task:
+        with progress("Quantizing", len(self.task.blocks)) as task:
             task.note("embedding the calibration samples")
             calls, activations = self._start() if last is not None else ([], None)
-            for position, block in enumerate(self.blocks):
+            for position, block in enumerate(self.task.blocks):
                 task.note(block.name)
                 if activations is None or last is None or position > last:
                     self._without_data(block)
@@ -80,58 +87,68 @@ class Stack:
         """Position of the last unfinished block that needs its inputs; no block runs after it."""
         wanting = [
             position
-            for position, block in enumerate(self.blocks)
+            for position, block in enumerate(self.task.blocks)
             if block.name not in self.finished
-            and any(needs_hessian(self.plan[name][1]) for name in block.linears() if name in self.plan)
+            and any(
+                needs_hessian(self.task.plan[name][1]) for name in block.linears() if name in self.task.plan
+            )
         ]
         return wanting[-1] if wanting else None
 
     def _start(self) -> tuple[list[BlockCall], Activations]:
         assert self.calibration is not None
         tokens = self.calibration.tokens
-        own = tokens[self.group.part(len(tokens))]
+        own = tokens[self.task.group.part(len(tokens))]
         with part("forward"):
-            return enter(self.model, self.blocks, own, self.reader, self.device, self.partial, self.budget)
+            return enter(
+                self.task.model,
+                self.task.blocks,
+                own,
+                self.task.reader,
+                self.device,
+                self.partial,
+                self.budget,
+            )
 
     def _with_data(self, call: BlockCall, activations: Activations, *, is_last: bool) -> None:
         start = time.monotonic()
         block = call.block
-        materialize(self.model, block.parameters, self.reader, self.device)
+        materialize(self.task.model, block.parameters, self.task.reader, self.device)
         if block.name in self.finished:
             self._restore(block)
             propagate(call, activations)
         else:
-            sequential = self.recipe.true_sequential
+            sequential = self.task.recipe.true_sequential
             solved = quantize_with_data(
                 call,
                 activations,
-                self.plan,
+                self.task.plan,
                 true_sequential=sequential,
                 outputs=not is_last,
-                group=self.group,
+                group=self.task.group,
             )
             self._write(block, solved, start)
-        release(self.model, block.parameters)
+        release(self.task.model, block.parameters)
         return_freed_memory()
 
     def _without_data(self, block: Block) -> None:
         if block.name in self.finished:
             return
         start = time.monotonic()
-        materialize(self.model, block.parameters, self.reader, self.device)
-        self._write(block, quantize_without_data(block, self.plan, group=self.group), start)
-        release(self.model, block.parameters)
+        materialize(self.task.model, block.parameters, self.task.reader, self.device)
+        self._write(block, quantize_without_data(block, self.task.plan, group=self.task.group), start)
+        release(self.task.model, block.parameters)
         return_freed_memory()
 
     def _restore(self, block: Block) -> None:
         """Put the weights of a finished shard in place."""
-        tensors = self.group.share(self.writer.load(block.name) if self.writer else None)
+        tensors = self.task.group.share(self.writer.load(block.name) if self.writer else None)
         for name, module in block.linears().items():
-            if name in self.plan:
+            if name in self.task.plan:
                 packed = {
                     key.removeprefix(f"{name}."): t for key, t in tensors.items() if _owner(key) == name
                 }
-                set_weight(module, unpack(packed, self.plan[name][0]).dequantize())
+                set_weight(module, unpack(packed, self.task.plan[name][0]).dequantize())
 
     @part("pack")
     def _write(self, block: Block, solved: Mapping[str, Solved], start: float) -> None:
@@ -144,19 +161,19 @@ class Stack:
                 packed = pack(solved[owner].solution.quantized)
                 tensors.update({f"{owner}.{suffix}": tensor.cpu() for suffix, tensor in packed.items()})
             else:
-                tensors[name] = self.reader.get(name)
-        notes = [note(name, found, self.plan) for name, found in solved.items()]
+                tensors[name] = self.task.reader.get(name)
+        notes = [note(name, found, self.task.plan) for name, found in solved.items()]
         seconds = round(time.monotonic() - start, 3)
         with part("write"):
             self.writer.add_shard(block.name, tensors, {"modules": notes, "seconds": seconds})
 
     @part("load")
     def _rest(self) -> dict[str, Tensor]:
-        inside = {name for block in self.blocks for name in self._source_names(block.name)}
-        return {name: finite(name, self.reader) for name in self.reader.names if name not in inside}
+        inside = {name for block in self.task.blocks for name in self._source_names(block.name)}
+        return {name: finite(name, self.task.reader) for name in self.task.reader.names if name not in inside}
 
     def _source_names(self, block: str) -> list[str]:
-        return [name for name in self.reader.names if name.startswith(f"{block}.")]
+        return [name for name in self.task.reader.names if name.startswith(f"{block}.")]
 
 
 def _owner(tensor: str) -> str:

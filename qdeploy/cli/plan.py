@@ -15,17 +15,9 @@ if TYPE_CHECKING:
     from qdeploy.rehearsal import Outlook
 
 
+@options.with_recipe
 def plan(
-    model: options.Model = None,
-    scheme: options.SchemeName = None,
-    method: options.Method = None,
-    group_size: options.GroupSize = None,
-    symmetric: options.Symmetric = None,
-    calibration: options.Calibration = None,
-    samples: options.Samples = None,
-    sequence_length: options.SequenceLength = None,
-    seed: options.Seed = None,
-    recipe: options.RecipeFile = None,
+    asked: options.Asked,
     activation_memory: options.ActivationMemory = None,
     device_memory: options.DeviceMemory = None,
     output: Annotated[
@@ -56,18 +48,8 @@ def plan(
     from qdeploy.memory import budget
     from qdeploy.rehearsal import rehearse
 
-    flags = {
-        "scheme": scheme,
-        "method": method,
-        "group_size": group_size,
-        "symmetric": symmetric,
-        "calibration": calibration,
-        "samples": samples,
-        "sequence_length": sequence_length,
-        "seed": seed,
-    }
     limits = budget(activation_memory, device_memory)
-    found = rehearse(options.build_recipe(model, recipe, flags), output, limits)
+    found = rehearse(asked.recipe(), output, limits)
     if json:
         typer.echo(jsonlib.dumps(as_json(found), indent=2))
         return

@@ -21,18 +21,10 @@ SERVING = {
 """manifest's `serving` → words."""
 
 
+@options.with_recipe
 def quantize(
+    asked: options.Asked,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; must be new or empty.")],
-    model: options.Model = None,
-    scheme: options.SchemeName = None,
-    method: options.Method = None,
-    group_size: options.GroupSize = None,
-    symmetric: options.Symmetric = None,
-    calibration: options.Calibration = None,
-    samples: options.Samples = None,
-    sequence_length: options.SequenceLength = None,
-    seed: options.Seed = None,
-    recipe: options.RecipeFile = None,
     activation_memory: options.ActivationMemory = None,
     device_memory: options.DeviceMemory = None,
     force: Annotated[
@@ -89,19 +81,9 @@ def quantize(
     from qdeploy.pipeline import quantize as run
     from qdeploy.progress import console
 
-    flags = {
-        "scheme": scheme,
-        "method": method,
-        "group_size": group_size,
-        "symmetric": symmetric,
-        "calibration": calibration,
-        "samples": samples,
-        "sequence_length": sequence_length,
-        "seed": seed,
-    }
-    asked, limits = options.build_recipe(model, recipe, flags), budget(activation_memory, device_memory)
+    recipe, limits = asked.recipe(), budget(activation_memory, device_memory)
     with processes() as group:
-        manifest = run(asked, output, restart=restart, limits=limits, force=force, group=group)
+        manifest = run(recipe, output, restart=restart, limits=limits, force=force, group=group)
     if not group.leads:
         return
     for line in describe_fallbacks(manifest["modules"]):

@@ -17,17 +17,9 @@ def _recipe() -> None:
 
 
 @app.command()
+@options.with_recipe
 def show(
-    model: options.Model = None,
-    scheme: options.SchemeName = None,
-    method: options.Method = None,
-    group_size: options.GroupSize = None,
-    symmetric: options.Symmetric = None,
-    calibration: options.Calibration = None,
-    samples: options.Samples = None,
-    sequence_length: options.SequenceLength = None,
-    seed: options.Seed = None,
-    recipe: options.RecipeFile = None,
+    asked: options.Asked,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")] = False,
 ) -> None:
     """Print the complete recipe that a file or the flags of `qdeploy quantize` stand for.
@@ -43,15 +35,5 @@ def show(
 
         qdeploy recipe show --recipe recipe.yaml --json
     """
-    flags = {
-        "scheme": scheme,
-        "method": method,
-        "group_size": group_size,
-        "symmetric": symmetric,
-        "calibration": calibration,
-        "samples": samples,
-        "sequence_length": sequence_length,
-        "seed": seed,
-    }
-    found = options.build_recipe(model, recipe, flags)
+    found = asked.recipe()
     typer.echo(found.model_dump_json(indent=2) if json else found.to_yaml(), nl=json)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +64,23 @@ Samples = Annotated[int | None, typer.Option(help="Calibration sequences. Defaul
 SequenceLength = Annotated[int | None, typer.Option(help="Tokens in each of them. Default: 512.")]
 Seed = Annotated[int | None, typer.Option(help="Chooses the sequences. Default: 0.")]
 
+OPTIONS = tuple(
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    for name, annotation in {
+        "model": Model,
+        "scheme": SchemeName,
+        "method": Method,
+        "group_size": GroupSize,
+        "symmetric": Symmetric,
+        "calibration": Calibration,
+        "samples": Samples,
+        "sequence_length": SequenceLength,
+        "seed": Seed,
+        "recipe": RecipeFile,
+    }.items()
+)
+"""The options that make a recipe, in the order in which help lists them."""
+
 ActivationMemory = Annotated[
     str | None,
     typer.Option(
@@ -76,29 +97,57 @@ DeviceMemory = Annotated[
 ]
 
 
-def build_recipe(model: str | None, file: Path | None, flags: dict[str, Any]) -> Recipe:
-    """The recipe of a file or of flags, never of both.
+@dataclass(frozen=True)
+class Asked:
+    """What the user gave of the options that make a recipe.
 
-    Args:
+    Attributes:
         model: overrides the one in the file; needed without a file.
         file: YAML.
         flags: option name, with underscores, → value; None where the option was not given.
-
-    Raises:
-        UsageError: a file and flags, or neither a model nor a file.
-        RecipeError: the recipe is not valid.
     """
-    from qdeploy.recipe import CalibrationConfig, Recipe
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    if file is not None:
-        if given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UsageError(f"{file} decides what {names} would. Change the file, or leave --recipe out.")
-        return Recipe.from_yaml(file, model)
-    if model is None:
-        raise UsageError("No model. Give a folder or hub id, or --recipe with a file that names one.")
-    if "calibration" in given:
-        given["source"] = given.pop("calibration")
-    calibration = {name: given.pop(name) for name in CalibrationConfig.model_fields if name in given}
-    return Recipe.from_flags(model, **given, calibration=calibration)
+    model: str | None
+    file: Path | None
+    flags: dict[str, Any]
+
+    def recipe(self) -> Recipe:
+        """The recipe of a file or of flags, never of both.
+
+        Raises:
+            UsageError: a file and flags, or neither a model nor a file.
+            RecipeError: the recipe is not valid.
+        """
+        from qdeploy.recipe import CalibrationConfig, Recipe
+
+        given = {name: value for name, value in self.flags.items() if value is not None}
+        if self.file is not None:
+            if given:
+                names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+                raise UsageError(
+                    f"{self.file} decides what {names} would. Change the file, or leave --recipe out."
+                )
+            return Recipe.from_yaml(self.file, self.model)
+        if self.model is None:
+            raise UsageError("No model. Give a folder or hub id, or --recipe with a file that names one.")
+        if "calibration" in given:
+            given["source"] = given.pop("calibration")
+        calibration = {name: given.pop(name) for name in CalibrationConfig.model_fields if name in given}
+        return Recipe.from_flags(self.model, **given, calibration=calibration)
+
+
+def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Put the options that make a recipe before those of a command, which gets them as `asked`."""
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = [*OPTIONS, *(parameter for parameter in own if parameter.name != "asked")]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        flags = {option.name: given.pop(option.name) for option in OPTIONS}
+        command(Asked(flags.pop("model"), flags.pop("recipe"), flags), **given)
+
+    by_name = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    # typer reads both.
+    run.__signature__ = inspect.Signature(by_name)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in by_name}
+    return run
