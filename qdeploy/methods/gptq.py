@@ -26,16 +26,14 @@ from typing import Annotated
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from qdeploy.methods.base import LinearProblem, Solution, relative_error, rounder
+from qdeploy.methods.columns import Rounded, round_columns
+from qdeploy.methods.descent import descend
 from qdeploy.methods.grid import Grid, fit, search
 from qdeploy.methods.hessian import LARGEST_DAMP, Factor, Hessian
 from qdeploy.methods.rtn import RTN, round_to_nearest
 from qdeploy.quantized import QuantizedLinear
-
-LEAF = 16
-"""Columns that are rounded one at a time between matrix products."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -56,6 +54,9 @@ class GPTQ:
     grid: Annotated[
         bool, Field(description="Search scales for the least error that other columns cannot make up for.")
     ] = True
+    passes: Annotated[
+        int, Field(ge=0, le=100, description="How often each code is looked at again beside all others.")
+    ] = 3
 
 
 @rounder(GPTQ, needs_hessian=True)
@@ -72,14 +73,30 @@ def gptq(config: GPTQ, problem: LinearProblem) -> Solution:
     factor = hessian.factor(config.damp, shrinkage, config.act_order)
     if factor is None:
         return _fallback(config, problem, _unusable(config, hessian))
-    if config.grid:
-        grid = search(problem.weight, problem.scheme, factor.importance)
-    else:
-        grid = fit(problem.weight, problem.scheme)
-    codes = round_columns(problem.weight, grid, factor)
+    rounded = _round(config, problem, factor)
+    grid = rounded.grid
+    codes = descend(problem.weight, rounded.codes, grid, factor, config.passes)
     quantized = QuantizedLinear(codes, grid.scales, grid.zeros, grid.scheme)
     few = _too_few(config, problem.name, hessian) if shrinkage > config.shrinkage else None
     return Solution(quantized, relative_error(problem, quantized), damp=factor.damp, fallback=few)
+
+
+def _round(config: GPTQ, problem: LinearProblem, factor: Factor) -> Rounded:
+    """Round, search the grid again for what the weights then were, round again; each row keeps the better."""
+    weight, scheme = problem.weight, problem.scheme
+    if not config.grid:
+        return round_columns(weight, fit(weight, scheme), factor)
+    first = round_columns(weight, search(weight, scheme, factor.importance), factor)
+    second = round_columns(weight, search(first.targets, scheme, factor.importance), factor)
+    better = (second.losses < first.losses).unsqueeze(1)
+    a, b = first.grid, second.grid
+    zeros = None if a.zeros is None or b.zeros is None else torch.where(better, b.zeros, a.zeros)
+    return Rounded(
+        Grid(torch.where(better, b.scales, a.scales), zeros, scheme),
+        torch.where(better, second.codes, first.codes),
+        torch.where(better, second.targets, first.targets),
+        torch.minimum(first.losses, second.losses),
+    )
 
 
 def _shrinkage(config: GPTQ, hessian: Hessian) -> float:
@@ -111,46 +128,3 @@ def _unusable(config: GPTQ, hessian: Hessian) -> str:
         f"its Hessian is not positive definite ({hessian.dead} of {len(hessian.diagonal)} columns dead, "
         f"{hessian.tokens} tokens, damp {config.damp:g} retried up to {LARGEST_DAMP:g})"
     )
-
-
-def round_columns(weight: Tensor, grid: Grid, factor: Factor) -> Tensor:
-    """Codes uint8 [N, K] of `weight` float32 [N, K], columns rounded in the factor's order."""
-    order, columns = factor.order, weight.shape[1]
-    group = order // (columns // grid.scales.shape[1])
-    # Transposed, so that a column of W is contiguous.
-    w = weight.T[order].contiguous()
-    s, z = grid.scales.float().T[group], grid.offsets().T[group]
-    codes = _Rounding(w, factor.upper, s, z, grid.scheme.qmax).run()
-    return codes[torch.argsort(order)].T.contiguous()
-
-
-class _Rounding:
-    """The recursion over column ranges; all of W, E, S, Z are [K, N] in the order of rounding."""
-
-    def __init__(self, w: Tensor, u: Tensor, s: Tensor, z: Tensor, qmax: int) -> None:
-        self.w, self.u, self.s, self.z, self.qmax = w, u, s, z, qmax
-        self.e = torch.empty_like(w)
-        self.q = torch.empty_like(w, dtype=torch.uint8)
-
-    def run(self) -> Tensor:
-        self._range(0, len(self.w))
-        return self.q
-
-    def _range(self, start: int, end: int) -> None:
-        """The paper's lazy batch updates, at every scale: halves meet in one matrix product."""
-        if end - start <= LEAF:
-            for j in range(start, end):
-                self._column(start, j)
-            return
-        middle = (start + end) // 2
-        self._range(start, middle)
-        self.w[middle:end].addmm_(self.u[start:middle, middle:end].T, self.e[start:middle], alpha=-1)
-        self._range(middle, end)
-
-    def _column(self, start: int, j: int) -> None:
-        w = self.w[j]
-        if j > start:
-            w = w - self.u[start:j, j] @ self.e[start:j]
-        q = (w / self.s[j]).round_().add_(self.z[j]).clamp_(0, self.qmax)
-        self.q[j] = q
-        self.e[j] = (w - self.s[j] * (q - self.z[j])) / self.u[j, j]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qdeploy.methods import kernels
 from qdeploy.quantized import QuantizedLinear, portable_scales
 from qdeploy.schemes import Scheme
 
@@ -50,20 +51,15 @@ def _grouped(weight: Tensor, scheme: Scheme) -> Tensor:
     return weight.reshape(n, scheme.groups(k), -1)
 
 
-def fit(weight: Tensor, scheme: Scheme, share: float = 1.0) -> Grid:
-    """The grid that spans `share` times the range of each group of `weight` [N, K].
+def fit(weight: Tensor, scheme: Scheme) -> Grid:
+    """The grid that spans the range of each group of `weight` [N, K].
 
     Symmetric: 2·max|w| over 2^b − 1 steps, as in the GPTQ reference and compressed-tensors. Asymmetric: the
     range widened to include 0, which is then exactly representable. Scales are rounded to the precision in
     which they are stored before anything is computed from them.
     """
-    groups = _grouped(weight, scheme)
-    if scheme.symmetric:
-        return Grid(portable_scales(groups.abs().amax(-1) * (2 * share / scheme.qmax)), None, scheme)
-    lo, hi = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
-    scales = portable_scales((hi - lo) * (share / scheme.qmax))
-    zeros = (-share * lo / scales.float()).round().clamp(0, scheme.qmax)
-    return Grid(scales, zeros.to(torch.uint8), scheme)
+    scales, zeros = _spanning(weight, scheme, torch.ones(1, device=weight.device))
+    return _grid(scales[0], zeros[0], scheme)
 
 
 def search(weight: Tensor, scheme: Scheme, importance: Tensor | None = None) -> Grid:
@@ -74,25 +70,40 @@ def search(weight: Tensor, scheme: Scheme, importance: Tensor | None = None) -> 
         scheme: the number format.
         importance: float32 [K], weight of each column's error; None for all alike.
     """
-    best = fit(weight, scheme)
-    least = _error(best, weight, importance)
-    for share in torch.linspace(WIDEST, NARROWEST, STEPS).tolist():
-        grid = fit(weight, scheme, share)
-        error = _error(grid, weight, importance)
-        better = error < least
-        least = torch.where(better, error, least)
-        zeros = None
-        if best.zeros is not None and grid.zeros is not None:
-            zeros = torch.where(better, grid.zeros, best.zeros)
-        best = Grid(torch.where(better, grid.scales, best.scales), zeros, scheme)
-    return best
+    shares = torch.cat([torch.ones(1), torch.linspace(WIDEST, NARROWEST, STEPS)]).to(weight.device)
+    scales, zeros = _spanning(weight, scheme, shares)
+    if importance is None:
+        importance = torch.ones_like(weight[0])
+    if kernels.fit_for(weight):
+        best = torch.zeros(scales.shape[1:], dtype=torch.int64)
+        arrays = [tensor.contiguous().numpy() for tensor in (weight, importance, scales, zeros)]
+        kernels.over_rows(kernels.search_rows, len(weight), *arrays, scheme.qmax, best.numpy())
+    else:
+        best = least_errors(weight, importance, scales, zeros, scheme.qmax)
+    chosen = best.unsqueeze(0)
+    return _grid(scales.gather(0, chosen)[0], zeros.gather(0, chosen)[0], scheme)
 
 
-def _error(grid: Grid, weight: Tensor, importance: Tensor | None) -> Tensor:
-    """Weighted squared error of rounding to nearest, by group: [N, G]."""
-    groups = _grouped(weight, grid.scheme)
-    rounded = grid.codes(groups).sub_(grid.offsets().unsqueeze(-1)).mul_(grid.scales.float().unsqueeze(-1))
-    squares = rounded.sub_(groups).square_()
-    if importance is not None:
-        squares.mul_(importance.reshape(groups.shape[1:]))
-    return squares.sum(-1)
+def _spanning(weight: Tensor, scheme: Scheme, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and zeros, float32 [C, N, G], that span these shares [C] of each group's range."""
+    groups, share = _grouped(weight, scheme), shares[:, None, None]
+    if scheme.symmetric:
+        scales = portable_scales(groups.abs().amax(-1) * (2 * share / scheme.qmax)).float()
+        return scales, torch.full_like(scales, float(scheme.zero))
+    lo, hi = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
+    scales = portable_scales((hi - lo) * (share / scheme.qmax)).float()
+    return scales, (-share * lo / scales).round().clamp(0, scheme.qmax)
+
+
+def _grid(scales: Tensor, zeros: Tensor, scheme: Scheme) -> Grid:
+    return Grid(scales.to(torch.bfloat16), None if scheme.symmetric else zeros.to(torch.uint8), scheme)
+
+
+def least_errors(weight: Tensor, importance: Tensor, scales: Tensor, zeros: Tensor, qmax: int) -> Tensor:
+    """Which candidate is best, int64 [N, G], for a GPU; arguments as those of `kernels.search_rows`."""
+    groups = weight.reshape(*scales.shape[1:], -1)
+    cost, errors = importance.reshape(groups.shape[1:]), []
+    for s, z in zip(scales.unsqueeze(-1), zeros.unsqueeze(-1), strict=True):
+        rounded = (groups / s).round_().add_(z).clamp_(0, qmax).sub_(z).mul_(s)
+        errors.append(rounded.sub_(groups).square_().mul_(cost).sum(-1))
+    return torch.stack(errors).argmin(0)

@@ -1,0 +1,98 @@
+"""Rounding a matrix column by column, later ones making up for the errors of earlier ones: GPTQ's inner loop.
+
+W [N, K] and H⁻¹ = UᵀU as in `qdeploy.methods.gptq`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qdeploy.methods import kernels
+from qdeploy.methods.grid import Grid
+from qdeploy.methods.hessian import Factor
+
+LEAF = 16
+"""Columns that are rounded one at a time between matrix products."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Columns that were rounded one by one.
+
+    Attributes:
+        grid: the values that could be taken.
+        codes: uint8 [N, K].
+        targets: float32 [N, K], what each weight was when it was rounded.
+        losses: float32 [N], (w − q)H(w − q)ᵀ of each row, for the shrunk and damped H.
+    """
+
+    grid: Grid
+    codes: Tensor
+    targets: Tensor
+    losses: Tensor
+
+
+def round_columns(weight: Tensor, grid: Grid, factor: Factor) -> Rounded:
+    """Round the columns of `weight` float32 [N, K] in the factor's order."""
+    if not kernels.fit_for(weight):
+        return round_on_device(weight, grid, factor)
+    rounded = Rounded(
+        grid,
+        torch.empty_like(weight, dtype=torch.uint8),
+        torch.empty_like(weight),
+        weight.new_empty(len(weight)),
+    )
+    tensors = (weight, factor.order, factor.upper.T, grid.scales.float(), grid.offsets())
+    arrays = [tensor.contiguous().numpy() for tensor in tensors]
+    results = [tensor.numpy() for tensor in (rounded.codes, rounded.targets, rounded.losses)]
+    kernels.over_rows(kernels.round_rows, len(weight), *arrays, grid.scheme.qmax, *results)
+    return rounded
+
+
+def round_on_device(weight: Tensor, grid: Grid, factor: Factor) -> Rounded:
+    """The same with one tensor operation for all rows at a time."""
+    order, columns = factor.order, weight.shape[1]
+    group = order // (columns // grid.scales.shape[1])
+    # Transposed, so that a column of W is contiguous.
+    w = weight.T[order].contiguous()
+    s, z = grid.scales.float().T[group], grid.offsets().T[group]
+    rounding = _Rounding(w, factor.upper, s, z, grid.scheme.qmax)
+    rounding.run()
+    back = torch.argsort(order)
+    return Rounded(
+        grid, rounding.q[back].T.contiguous(), rounding.w[back].T.contiguous(), rounding.e.square().sum(0)
+    )
+
+
+class _Rounding:
+    """The recursion over column ranges; all of W, E, S, Z are [K, N] in the order of rounding."""
+
+    def __init__(self, w: Tensor, u: Tensor, s: Tensor, z: Tensor, qmax: int) -> None:
+        self.w, self.u, self.s, self.z, self.qmax = w, u, s, z, qmax
+        self.e = torch.empty_like(w)
+        self.q = torch.empty_like(w, dtype=torch.uint8)
+
+    def run(self) -> None:
+        self._range(0, len(self.w))
+
+    def _range(self, start: int, end: int) -> None:
+        """The paper's lazy batch updates, at every scale: halves meet in one matrix product."""
+        if end - start <= LEAF:
+            for j in range(start, end):
+                self._column(start, j)
+            return
+        middle = (start + end) // 2
+        self._range(start, middle)
+        self.w[middle:end].addmm_(self.u[start:middle, middle:end].T, self.e[start:middle], alpha=-1)
+        self._range(middle, end)
+
+    def _column(self, start: int, j: int) -> None:
+        if j > start:
+            self.w[j] -= self.u[start:j, j] @ self.e[start:j]
+        w = self.w[j]
+        q = (w / self.s[j]).round_().add_(self.z[j]).clamp_(0, self.qmax)
+        self.q[j] = q
+        self.e[j] = (w - self.s[j] * (q - self.z[j])) / self.u[j, j]

@@ -1,0 +1,65 @@
+"""Machine code and tensor operations, which a GPU runs, do the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qdeploy.methods import grid as grids
+from qdeploy.methods.columns import round_columns, round_on_device
+from qdeploy.methods.descent import descend, descend_columns
+from qdeploy.methods.grid import search
+from qdeploy.methods.hessian import Factor
+from qdeploy.schemes import Scheme
+from tests.qdeploy.methods.problems import problem, scheme, weights
+
+SCHEMES = [scheme(bits, 32, symmetric) for bits in (2, 4) for symmetric in (True, False)]
+
+
+def factor_of(kind: Scheme) -> Factor:
+    hessian = problem(kind).hessian
+    assert hessian is not None
+    factor = hessian.factor(0.01, 0.3, True)
+    assert factor is not None
+    return factor
+
+
+@pytest.mark.parametrize("kind", SCHEMES, ids=str)
+def test_scales_are_the_same(kind: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
+    importance = factor_of(kind).importance
+    found = search(weights(), kind, importance)
+    monkeypatch.setattr(grids.kernels, "fit_for", lambda _: False)
+    expected = search(weights(), kind, importance)
+    assert (found.scales == expected.scales).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("kind", SCHEMES, ids=str)
+def test_codes_targets_and_losses_are_the_same(kind: Scheme) -> None:
+    factor = factor_of(kind)
+    grid = search(weights(), kind, factor.importance)
+    found, expected = (rounding(weights(), grid, factor) for rounding in (round_columns, round_on_device))
+    assert (found.codes == expected.codes).float().mean() > 0.99
+    same = (found.codes == expected.codes).all(1)
+    assert torch.allclose(found.targets[same], expected.targets[same], atol=1e-4)
+    assert torch.allclose(found.losses[same], expected.losses[same], rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", SCHEMES, ids=str)
+def test_descent_lowers_the_loss_and_is_the_same(kind: Scheme) -> None:
+    factor = factor_of(kind)
+    grid = search(weights(), kind, factor.importance)
+    first = round_columns(weights(), grid, factor).codes
+    found = descend(weights(), first, grid, factor, 1)
+    scales, zeros = grid.scales.float(), grid.offsets()
+
+    def delta(codes: torch.Tensor) -> torch.Tensor:
+        steps = (codes.float() - zeros.repeat_interleave(32, 1)) * scales.repeat_interleave(32, 1)
+        return weights() - steps
+
+    def loss(codes: torch.Tensor) -> float:
+        return float(((delta(codes) @ factor.damped) * delta(codes)).sum())
+
+    assert loss(found) < loss(first)
+    expected = first.clone()
+    descend_columns(factor, delta(first) @ factor.damped, scales, zeros, kind.qmax, expected)
+    assert (found == expected).float().mean() > 0.99
