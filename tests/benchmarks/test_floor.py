@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.floor import floor_flops, measure_rate, products
+from qdeploy.modeling.activations import BATCH_TOKENS
 from tests.conftest import SHARED
 
 
@@ -19,5 +20,6 @@ def test_the_floor_counts_every_linear_and_every_distinct_input(tiny_llama: Path
 def test_the_rate_is_measured_on_the_walks_own_products_too(tiny_llama: Path) -> None:
     shapes = products(tiny_llama)
     d, wide = SHARED["hidden_size"], SHARED["intermediate_size"]
-    assert {(4096, d, wide), (4096, wide, d), (d, 4096, d), (wide, 4096, wide)} <= set(shapes)
+    tokens = BATCH_TOKENS
+    assert {(tokens, d, wide), (tokens, wide, d), (d, tokens, d), (wide, tokens, wide)} <= set(shapes)
     assert measure_rate(shapes[-2:]).shape in shapes[-2:]

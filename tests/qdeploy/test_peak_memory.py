@@ -12,6 +12,10 @@ from tests.qdeploy.test_estimate import estimated
 
 HIDDEN, WIDE = 256, 1024
 CALIBRATION = {"samples": 16, "sequence_length": 256}
+ATTEMPTS = 2
+"""Runs of each model, of which the lesser peak counts: where tensors come to lie in the heap moves it."""
+JITTER = 8 << 20
+"""Bytes by which the peak of one and the same run may differ; so few that layers that stayed would show."""
 
 
 def llama(folder: Path, layers: int) -> Path:
@@ -27,12 +31,14 @@ def test_four_times_the_layers_take_no_more_memory(tiny_llama: Path, tmp_path: P
     limits = Budget(estimated(asked).least_budget)
     peaks = []
     for model in (few, many):
-        output = tmp_path / f"{model.name}-out" / "out"
-        found = measured(tiny_llama, model, tmp_path / "recipe.yaml", output, limits.memory)
-        peaks.append(found["peak"] - found["baseline"])
-    assert abs(peaks[1] - peaks[0]) < 0.05 * peaks[0]
+        found = []
+        for attempt in range(ATTEMPTS):
+            output = tmp_path / f"{model.name}-{attempt}" / "out"
+            found.append(measured(tiny_llama, model, tmp_path / "recipe.yaml", output, limits.memory))
+        peaks.append(min(run["peak"] - run["baseline"] for run in found))
+    assert peaks[1] - peaks[0] < JITTER
     needed = estimated(asked, limits)
     assert max(peaks) <= needed.embeddings + 2 * needed.block + needed.hessians + limits.memory
     # A budget that nothing is made of would prove nothing.
     assert min(peaks) > 0.5 * limits.memory
-    assert 6 * needed.block > 0.2 * peaks[0]  # layers that stayed would show
+    assert 6 * needed.block > 2 * JITTER  # layers that stayed would show

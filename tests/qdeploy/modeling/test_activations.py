@@ -48,4 +48,4 @@ def test_no_more_batches_halt_than_fit_and_no_fewer() -> None:
 def test_a_footprint_grows_with_the_micro_batch_not_with_the_samples() -> None:
     few, many = (footprint([64, 128], (samples, 512, 64)) for samples in (8, 800))
     assert few == many
-    assert few.running > few.halted > 4 * 4096 * 128
+    assert few.running > few.halted > 4 * activations.BATCH_TOKENS * 128
