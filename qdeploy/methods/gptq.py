@@ -15,6 +15,11 @@ SmolLM2-135M-Instruct (blocks 0, 10, 29; 4 bits symmetric, group 64; 16 × 512 t
 
 The grid was weighted by diag H there. Weighted by 1/U_jj² (default), which is what an error costs once the
 columns after it have made up for it, the error falls by a further 2 to 4 % on every text, seen or unseen.
+
+Searching the grid again for the weights as they were when they were rounded, and rounding again, took the KL
+to the 16-bit model (all blocks, 32 × 512 tokens of documentation) from 0.0988 to 0.0951 on unseen documentation,
+from 0.2326 to 0.2207 on WikiText-2 test, from 0.1122 to 0.1057 on Python code; on Penn Treebank it went from
+0.1752 to 0.1769. `passes` of coordinate descent come after: see `qdeploy.methods.descent`.
 """
 
 from __future__ import annotations
@@ -38,7 +43,7 @@ from qdeploy.quantized import QuantizedLinear
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class GPTQ:
-    """GPTQ with static groups: scales come from the original weights, so that no column order is stored."""
+    """GPTQ with static groups: all scales are known before a column is rounded, so no order is stored."""
 
     damp: Annotated[
         float,
