@@ -17,7 +17,7 @@ The grid was weighted by diag H there. Weighted by 1/U_jj² (default), which is 
 columns after it have made up for it, the error falls by a further 2 to 4 % on every text, seen or unseen.
 
 Searching the grid again for the weights as they were when they were rounded, and rounding again, took the KL
-to the 16-bit model (all blocks, 32 × 512 tokens of documentation) from 0.0988 to 0.0951 on unseen documentation,
+to the 16-bit model (all blocks, 32 × 512 tokens of documentation) from 0.0988 to 0.0951 on its unseen part,
 from 0.2326 to 0.2207 on WikiText-2 test, from 0.1122 to 0.1057 on Python code; on Penn Treebank it went from
 0.1752 to 0.1769. `passes` of coordinate descent come after: see `qdeploy.methods.descent`.
 """
