@@ -72,16 +72,16 @@ class Stack:
             with part("write"):
                 self.writer.add_shard(REST, self._rest())
         last = self._last_with_data()
-        with progress("Quantizing", len(self.task.blocks)) as task:
-            task.note("embedding the calibration samples")
+        with progress("Quantizing", len(self.task.blocks)) as shown:
+            shown.note("embedding the calibration samples")
             calls, activations = self._start() if last is not None else ([], None)
             for position, block in enumerate(self.task.blocks):
-                task.note(block.name)
+                shown.note(block.name)
                 if activations is None or last is None or position > last:
                     self._without_data(block)
                 else:
                     self._with_data(calls[position], activations, is_last=position == last)
-                task.advance()
+                shown.advance()
 
     def _last_with_data(self) -> int | None:
         """Position of the last unfinished block that needs its inputs; no block runs after it."""

@@ -20,7 +20,7 @@ CONTEXT.set_forkserver_preload(
     [
         "qdeploy.cli.main",
         "qdeploy.cli.quantize",
-        "qdeploy.methods.gptq",
+        "tests.warm",
         "qdeploy.pipeline",
         "rich.table",
         "transformers.models.auto.modeling_auto",

@@ -23,13 +23,11 @@ class Rounded:
     """Columns that were rounded one by one.
 
     Attributes:
-        grid: the values that could be taken.
         codes: uint8 [N, K].
         targets: float32 [N, K], what each weight was when it was rounded.
         losses: float32 [N], (w − q)H(w − q)ᵀ of each row, for the shrunk and damped H.
     """
 
-    grid: Grid
     codes: Tensor
     targets: Tensor
     losses: Tensor
@@ -40,7 +38,6 @@ def round_columns(weight: Tensor, grid: Grid, factor: Factor) -> Rounded:
     if not kernels.fit_for(weight):
         return round_on_device(weight, grid, factor)
     rounded = Rounded(
-        grid,
         torch.empty_like(weight, dtype=torch.uint8),
         torch.empty_like(weight),
         weight.new_empty(len(weight)),
@@ -62,9 +59,8 @@ def round_on_device(weight: Tensor, grid: Grid, factor: Factor) -> Rounded:
     rounding = _Rounding(w, factor.upper, s, z, grid.scheme.qmax)
     rounding.run()
     back = torch.argsort(order)
-    return Rounded(
-        grid, rounding.q[back].T.contiguous(), rounding.w[back].T.contiguous(), rounding.e.square().sum(0)
-    )
+    codes, targets = (found[back].T.contiguous() for found in (rounding.q, rounding.w))
+    return Rounded(codes, targets, rounding.e.square().sum(0))
 
 
 class _Rounding:

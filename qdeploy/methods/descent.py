@@ -39,6 +39,6 @@ def descend_columns(
     h, width = factor.damped, len(factor.damped) // scales.shape[1]
     for j in factor.order.tolist():
         s, z, old = scales[:, j // width], zeros[:, j // width], codes[:, j].float()
-        new = ((old - z + gradient[:, j] / (h[j, j] * s)).round() + z).clamp(0, qmax)
+        new = ((old - z + gradient[:, j] / h[j, j] / s).round() + z).clamp(0, qmax)
         codes[:, j] = new.to(torch.uint8)
         gradient.addr_(s * (new - old), h[j], alpha=-1)

@@ -31,9 +31,10 @@ from typing import Annotated
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from qdeploy.methods.base import LinearProblem, Solution, relative_error, rounder
-from qdeploy.methods.columns import Rounded, round_columns
+from qdeploy.methods.columns import round_columns
 from qdeploy.methods.descent import descend
 from qdeploy.methods.grid import Grid, fit, search
 from qdeploy.methods.hessian import LARGEST_DAMP, Factor, Hessian
@@ -78,30 +79,31 @@ def gptq(config: GPTQ, problem: LinearProblem) -> Solution:
     factor = hessian.factor(config.damp, shrinkage, config.act_order)
     if factor is None:
         return _fallback(config, problem, _unusable(config, hessian))
-    rounded = _round(config, problem, factor)
-    grid = rounded.grid
-    codes = descend(problem.weight, rounded.codes, grid, factor, config.passes)
+    grid, codes = _round(config, problem, factor)
+    codes = descend(problem.weight, codes, grid, factor, config.passes)
     quantized = QuantizedLinear(codes, grid.scales, grid.zeros, grid.scheme)
     few = _too_few(config, problem.name, hessian) if shrinkage > config.shrinkage else None
     return Solution(quantized, relative_error(problem, quantized), damp=factor.damp, fallback=few)
 
 
-def _round(config: GPTQ, problem: LinearProblem, factor: Factor) -> Rounded:
-    """Round, search the grid again for what the weights then were, round again; each row keeps the better."""
+def _round(config: GPTQ, problem: LinearProblem, factor: Factor) -> tuple[Grid, Tensor]:
+    """Round, search the grid again for what the weights then were, round again; each row keeps the better.
+
+    Returns:
+        The grid, and codes uint8 [N, K].
+    """
     weight, scheme = problem.weight, problem.scheme
     if not config.grid:
-        return round_columns(weight, fit(weight, scheme), factor)
-    first = round_columns(weight, search(weight, scheme, factor.importance), factor)
-    second = round_columns(weight, search(first.targets, scheme, factor.importance), factor)
+        grid = fit(weight, scheme)
+        return grid, round_columns(weight, grid, factor).codes
+    a = search(weight, scheme, factor.importance)
+    first = round_columns(weight, a, factor)
+    b = search(first.targets, scheme, factor.importance)
+    second = round_columns(weight, b, factor)
     better = (second.losses < first.losses).unsqueeze(1)
-    a, b = first.grid, second.grid
     zeros = None if a.zeros is None or b.zeros is None else torch.where(better, b.zeros, a.zeros)
-    return Rounded(
-        Grid(torch.where(better, b.scales, a.scales), zeros, scheme),
-        torch.where(better, second.codes, first.codes),
-        torch.where(better, second.targets, first.targets),
-        torch.minimum(first.losses, second.losses),
-    )
+    grid = Grid(torch.where(better, b.scales, a.scales), zeros, scheme)
+    return grid, torch.where(better, second.codes, first.codes)
 
 
 def _shrinkage(config: GPTQ, hessian: Hessian) -> float:

@@ -154,11 +154,15 @@ def _inverse_cholesky(h: Tensor) -> Tensor | None:
     Factorizing h from its last row up, h = RRᵀ with R upper triangular, gives U = R⁻¹ with one Cholesky and
     one triangular inverse instead of inverting h between two Choleskys.
     """
-    lower, info = torch.linalg.cholesky_ex(h.flip(0, 1))
+    h = h.flip(0, 1)
+    lower, info = torch.linalg.cholesky_ex(h)
     # What is left of a diagonal entry after cancellation may be noise that happens to be positive.
-    noise = NOISE * torch.finfo(h.dtype).eps * h.diagonal().flip(0)
+    noise = NOISE * torch.finfo(h.dtype).eps * h.diagonal()
     if info.item() or bool((lower.diagonal().square() <= noise).any()):
         return None
-    identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
-    upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+    # One matrix takes the place of the other: each is as large as the Hessian.
+    h = torch.eye(len(h), dtype=h.dtype, device=h.device)
+    lower = torch.linalg.solve_triangular(lower, h, upper=False)
+    del h
+    upper = lower.flip(0, 1)
     return upper if bool(torch.isfinite(upper).all()) else None

@@ -31,10 +31,12 @@ UNROLLED = 4
 """Columns whose errors are taken off a later one in a single pass over it."""
 
 FASTMATH = {"contract", "reassoc", "nsz"}
+"""What the compiler may assume. Not that a division is a product with the reciprocal: ties would differ."""
 
 
 def _compiled(kernel: Kernel) -> Kernel:
-    return cast(Kernel, numba.njit(nogil=True, cache=True, fastmath=FASTMATH)(kernel))
+    """Compile at the first call, in 3 s: numba's cache would be unpickled, and needs a folder to write."""
+    return cast(Kernel, numba.njit(nogil=True, fastmath=FASTMATH)(kernel))
 
 
 def fit_for(tensor: Tensor) -> bool:
@@ -189,7 +191,7 @@ def descend_rows(
         for j in order:
             s, z = scales[n, j // width], zeros[n, j // width]
             old = np.float32(codes[n, j])
-            new = min(max(np.rint(old - z + row[j] / (h[j, j] * s)) + z, lowest), highest)
+            new = min(max(np.rint(old - z + row[j] / h[j, j] / s) + z, lowest), highest)
             if new != old:
                 codes[n, j] = np.uint8(new)
                 step, hj = s * (new - old), h[j]

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qdeploy.methods.base import LinearProblem, needs_hessian, relative_error, solve
+from qdeploy.methods.base import LinearProblem, Solution, needs_hessian, relative_error, solve
 from qdeploy.methods.columns import round_columns
 from qdeploy.methods.gptq import GPTQ
 from qdeploy.methods.grid import search
-from qdeploy.methods.hessian import Hessian
+from qdeploy.methods.hessian import Factor, Hessian
 from qdeploy.methods.rtn import RTN
 from qdeploy.schemes import Scheme
 from tests.qdeploy.methods.problems import (
@@ -63,6 +63,27 @@ def test_columns_equal_the_paper_done_step_by_step() -> None:
         e = (w[:, j] - s * (codes[:, j] - 8)) / u[step, step]
         w[:, factor.order[step:]] -= e[:, None] * u[step, step:]
     assert (codes.to(torch.uint8) == found.codes).float().mean() > 0.999
+
+
+def losses(asked: LinearProblem, factor: Factor, found: Solution) -> torch.Tensor:
+    """(w − q)H(w − q)ᵀ of each row, for the H that GPTQ works with."""
+    delta = asked.weight - found.quantized.dequantize()
+    return ((delta @ factor.damped) * delta).sum(1)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_second_grid_and_passes_of_descent_each_lower_the_loss(symmetric: bool) -> None:
+    asked = problem(scheme(3, 32, symmetric), weights(96))
+    assert asked.hessian is not None
+    factor = asked.hessian.factor(0.01, GPTQ().shrinkage, True)
+    assert factor is not None
+    once = round_columns(asked.weight, search(asked.weight, asked.scheme, factor.importance), factor).losses
+    twice = losses(asked, factor, solve(GPTQ(passes=0), asked))
+    assert (twice <= 1.001 * once).all()
+    assert twice.sum() < 0.99 * once.sum()
+    descended = losses(asked, factor, solve(GPTQ(), asked))
+    assert (descended <= 1.001 * twice).all()
+    assert descended.sum() < 0.99 * twice.sum()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)

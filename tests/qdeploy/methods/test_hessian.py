@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from qdeploy.methods.hessian import Hessian
+from qdeploy.methods.hessian import CHUNK, STRIP, Hessian
 from tests.qdeploy.methods.problems import correlated_inputs, hessian_of
 
 
@@ -61,3 +61,9 @@ def test_a_hessian_of_broken_inputs_has_no_factor() -> None:
     x = correlated_inputs(k=16)
     x[3, 5] = torch.inf
     assert hessian_of(x).factor(0.01, 0.3, True) is None
+
+
+def test_all_chunks_and_strips_of_many_tokens_are_taken_in() -> None:
+    x = torch.randn(2 * CHUNK + 7, STRIP + 5, generator=torch.Generator().manual_seed(0))
+    expected = 2 * x.T @ x / len(x)
+    assert torch.allclose(hessian_of(x).matrix, expected, atol=1e-5)

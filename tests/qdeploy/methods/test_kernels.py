@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qdeploy.methods import grid as grids
+from qdeploy.methods import kernels
 from qdeploy.methods.columns import round_columns, round_on_device
 from qdeploy.methods.descent import descend, descend_columns
 from qdeploy.methods.grid import search
@@ -24,11 +24,33 @@ def factor_of(kind: Scheme) -> Factor:
     return factor
 
 
+@pytest.mark.parametrize("group", [40, None])
+def test_neither_tiles_nor_leaves_need_be_full_and_threads_change_nothing(group: int | None) -> None:
+    """Rows that are no multiple of a tile, columns that are none of a leaf."""
+    kind, weight = scheme(4, group), weights(2 * kernels.TILE + 9, 2 * kernels.LEAF + 16)
+    hessian = problem(kind, weight).hessian
+    factor = hessian.factor(0.01, 0.3, True) if hessian else None
+    assert factor is not None
+
+    def rounded(threads: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        grid = search(weight, kind, factor.importance)
+        first = round_columns(weight, grid, factor).codes
+        expected = round_on_device(weight, grid, factor).codes
+        assert (first == expected).float().mean() > 0.99
+        return descend(weight, first, grid, factor, 2)
+
+    try:
+        assert torch.equal(rounded(3), rounded(1))
+    finally:
+        torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize("kind", SCHEMES, ids=str)
 def test_scales_are_the_same(kind: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     importance = factor_of(kind).importance
     found = search(weights(), kind, importance)
-    monkeypatch.setattr(grids.kernels, "fit_for", lambda _: False)
+    monkeypatch.setattr(kernels, "fit_for", lambda _: False)
     expected = search(weights(), kind, importance)
     assert (found.scales == expected.scales).float().mean() > 0.99
 
