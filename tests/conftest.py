@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 torch.set_num_threads(1)
+# Shells have what they start in the background ignore Ctrl-C, and its children too: some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VOCABULARY = 320
 SHARED: dict[str, Any] = {
