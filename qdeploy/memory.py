@@ -32,11 +32,12 @@ UNITS = {"": 1, "b": 1} | {
 
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST, KEPT = 1 << 22, 1 << 22
+LARGEST, KEPT = 1 << 21, 1 << 21
 """Bytes up to which a tensor comes from the heap; bytes at the heap's end that are kept when freed.
 
-On SmolLM2-135M, 32 × 512 tokens, one run took 56 s and 0.73 GiB with 1 MiB for both, 46 s and 0.81 GiB with
-4 MiB, 39 s and 0.90 GiB with all in the heap; but there, four times the layers took 14 % more memory."""
+On SmolLM2-135M, 32 × 512 tokens, quantizing took 61 s and at most 0.95 GB with 1 MiB, 56 s and 0.98 GB with
+2 MiB, 55 s and 1.04 GB with 4 MiB. glibc's heap often has no place for an aligned tensor where one as large
+was freed: with 4 MiB, some layers of a wide synthetic model took 100 MB more than the others."""
 
 
 @dataclass(frozen=True, slots=True)

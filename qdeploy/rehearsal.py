@@ -23,7 +23,7 @@ from qdeploy.modeling.blocks import Block, find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.hub import resolve_model
 from qdeploy.modeling.inputs import BlockCall, enter
-from qdeploy.modeling.skeleton import build_skeleton, materialize, release
+from qdeploy.modeling.skeleton import build_skeleton, materialized
 from qdeploy.pipeline import calibration_set, shapes
 from qdeploy.recipe import Recipe
 from qdeploy.shortage import problems_with
@@ -123,19 +123,19 @@ class _Rehearsal:
         seconds = []
         for position, block in enumerate(self.blocks[:TIMED]):
             begun = time.monotonic()
-            materialize(self.model, block.parameters, self.reader, self.device)
-            if activations is None:
-                solved = quantize_without_data(block, self.plan)
-            else:
-                in_order = self.recipe.true_sequential
-                solved = quantize_with_data(
-                    calls[position], activations, self.plan, true_sequential=in_order, outputs=True
-                )
-            self._write(block, solved)
-            release(self.model, block.parameters)
+            with materialized(self.model, block, self.reader, self.device):
+                self._write(block, self._solved(block, calls[position] if calls else None, activations))
             seconds.append(time.monotonic() - begun)
         timed, weights = _weights(self.blocks[:TIMED]), _weights(self.blocks)
         return Timing(preparation, seconds, preparation + sum(seconds) * weights / timed)
+
+    def _solved(
+        self, block: Block, call: BlockCall | None, activations: Activations | None
+    ) -> dict[str, Solved]:
+        if call is None or activations is None:
+            return quantize_without_data(block, self.plan)
+        in_order = self.recipe.true_sequential
+        return quantize_with_data(call, activations, self.plan, true_sequential=in_order, outputs=True)
 
     def _enter(self, calibration: CalibrationSet | None) -> tuple[list[BlockCall], Activations | None]:
         if calibration is None:

@@ -22,7 +22,7 @@ from qdeploy.modeling.activations import Activations
 from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.inputs import BlockCall, enter
-from qdeploy.modeling.skeleton import finite, materialize, release
+from qdeploy.modeling.skeleton import finite, materialized
 from qdeploy.progress import progress
 from qdeploy.recipe import Recipe
 from qdeploy.stopwatch import part
@@ -111,33 +111,30 @@ class Stack:
             )
 
     def _with_data(self, call: BlockCall, activations: Activations, *, is_last: bool) -> None:
-        start = time.monotonic()
-        block = call.block
-        materialize(self.task.model, block.parameters, self.task.reader, self.device)
-        if block.name in self.finished:
-            self._restore(block)
-            propagate(call, activations)
-        else:
-            sequential = self.task.recipe.true_sequential
-            solved = quantize_with_data(
-                call,
-                activations,
-                self.task.plan,
-                true_sequential=sequential,
-                outputs=not is_last,
-                group=self.task.group,
-            )
-            self._write(block, solved, start)
-        release(self.task.model, block.parameters)
+        start, block, task = time.monotonic(), call.block, self.task
+        with materialized(task.model, block, task.reader, self.device):
+            if block.name in self.finished:
+                self._restore(block)
+                propagate(call, activations)
+            else:
+                sequential = task.recipe.true_sequential
+                solved = quantize_with_data(
+                    call,
+                    activations,
+                    task.plan,
+                    true_sequential=sequential,
+                    outputs=not is_last,
+                    group=task.group,
+                )
+                self._write(block, solved, start)
         return_freed_memory()
 
     def _without_data(self, block: Block) -> None:
         if block.name in self.finished:
             return
-        start = time.monotonic()
-        materialize(self.task.model, block.parameters, self.task.reader, self.device)
-        self._write(block, quantize_without_data(block, self.task.plan, group=self.task.group), start)
-        release(self.task.model, block.parameters)
+        start, task = time.monotonic(), self.task
+        with materialized(task.model, block, task.reader, self.device):
+            self._write(block, quantize_without_data(block, task.plan, group=task.group), start)
         return_freed_memory()
 
     def _restore(self, block: Block) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 from qdeploy.errors import disk_errors
 from qdeploy.memory import Budget
 
-BATCH_TOKENS = 4096
-"""Tokens of a micro-batch: enough for fast matrix products, few enough for an MLP's intermediate."""
+BATCH_TOKENS = 512
+"""Tokens of a micro-batch: enough for fast matrix products, few enough to stay in a processor's cache."""
 
 
 class Activations:

@@ -6,15 +6,18 @@ in float32: every bfloat16 and float16 weight is exact in it, and processors mul
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qdeploy.errors import CheckpointError
+from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.experts import split_experts
+from qdeploy.modeling.products import fast_products
 from qdeploy.stopwatch import part
 
 COMPUTE_DTYPE = torch.float32
@@ -85,6 +88,23 @@ def _check_parameters(model: nn.Module, reader: CheckpointReader) -> None:
             f"{reader.folder} does not hold the weights that its config.json describes: {len(wrong)} of "
             f"{len(expected)} differ, the first {wrong[0]}. Weights and config are of different models."
         )
+
+
+@contextmanager
+def materialized(
+    model: nn.Module, block: Block, reader: CheckpointReader, device: torch.device
+) -> Iterator[None]:
+    """The block with its weights as `materialize` loads them, for the time of a `with`.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite.
+    """
+    materialize(model, block.parameters, reader, device)
+    try:
+        with fast_products(block.linears().values(), device):
+            yield
+    finally:
+        release(model, block.parameters)
 
 
 @part("load")

@@ -1,0 +1,46 @@
+"""Linear layers that multiply in bfloat16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from qdeploy.modeling import products
+from qdeploy.modeling.products import fast_products
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_are_rounded_to_bfloat16_and_follow_a_change_of_the_weight(
+    monkeypatch: pytest.MonkeyPatch, bias: bool
+) -> None:
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda: True)
+    torch.manual_seed(0)
+    linear, x = nn.Linear(64, 32, bias=bias).requires_grad_(False), torch.randn(2, 8, 64)
+    with fast_products([linear], CPU):
+        for _ in range(2):
+            expected = x @ linear.weight.T + (linear.bias if bias else 0)
+            y = linear(x)
+            assert y.dtype == torch.float32
+            assert not torch.equal(y, expected)
+            assert (y - expected).norm() < 0.01 * expected.norm()
+            linear.weight = nn.Parameter(-2 * linear.weight, requires_grad=False)
+    assert torch.equal(linear(x), nn.functional.linear(x, linear.weight, linear.bias))
+
+
+def test_a_processor_without_such_products_stays_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda: False)
+    linear, x = nn.Linear(64, 32).requires_grad_(False), torch.randn(4, 64)
+    expected = linear(x)
+    with fast_products([linear], CPU):
+        assert torch.equal(linear(x), expected)
+
+
+def test_what_ends_badly_leaves_no_layer_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda: True)
+    linear = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match="inside"), fast_products([linear], CPU):
+        raise ValueError("inside")
+    assert "forward" not in linear.__dict__
