@@ -23,6 +23,7 @@ from qdeploy.methods.base import needs_hessian
 from qdeploy.modeling.activations import footprint, micro_batches, states_bytes
 from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.products import multiplies_bfloat16
 from qdeploy.recipe import Recipe
 from qdeploy.schemes import Scheme
 from qdeploy.walk import Plan
@@ -169,9 +170,10 @@ def _activations(recipe: Recipe, model: Any, blocks: Sequence[Block], limits: Bu
 
 
 def _block_bytes(block: Block, plan: Plan) -> int:
-    """Weights in float32, a byte for each code, and the packed codes."""
+    """Weights in float32, in bfloat16 where products are, a byte for each code, and the packed codes."""
     total = 4 * sum(parameter.numel() for parameter in block.module.parameters())
     for name, module in block.linears().items():
+        total += 2 * module.weight.numel() if multiplies_bfloat16() else 0
         if name in plan:
             total += module.weight.numel() + packed_bytes(tuple(module.weight.shape), plan[name][0])
     return total
