@@ -35,9 +35,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST, KEPT = 1 << 21, 1 << 21
 """Bytes up to which a tensor comes from the heap; bytes at the heap's end that are kept when freed.
 
-On SmolLM2-135M, 32 × 512 tokens, quantizing took 61 s and at most 0.95 GB with 1 MiB, 56 s and 0.98 GB with
-2 MiB, 55 s and 1.04 GB with 4 MiB. glibc's heap often has no place for an aligned tensor where one as large
-was freed: with 4 MiB, some layers of a wide synthetic model took 100 MB more than the others."""
+On SmolLM2-135M, 32 × 512 tokens, one run each took 61 s and at most 0.97 GB with 1 MiB, 56 s and 0.98 GB with
+1.9 MiB, 55 s and 1.04 GB with 4 MiB. With 4 MiB, some layers of a wide synthetic model took 100 MB more than
+others of the same run, as if the heap had no place for an aligned tensor where one as large was freed."""
 
 
 @dataclass(frozen=True, slots=True)
