@@ -2,8 +2,9 @@
 
 floor = (forward FLOPs of the blocks' linear layers + 2·K² per token for each distinct linear input) ÷ FLOP/s
 
-Attention's own products are left out, so that the floor is rather too low. A symmetric product needs only
-half of 2·K²: a run may come below the Hessians' part of it.
+FLOP/s in float32. Attention's own products are left out, so that the floor is rather too low. A symmetric
+product needs only half of 2·K², and forwards multiply in bfloat16 where the processor does that faster: a run
+may come below the floor.
 """
 
 from __future__ import annotations

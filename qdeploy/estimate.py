@@ -139,7 +139,9 @@ def estimate(
         libraries=psutil.Process().memory_info().rss + LATER,
         # In float32, and the largest of them as it is read.
         embeddings=4 * sum(outside) + 2 * max(outside, default=0) if with_data else 0,
-        block=_block_bytes(largest, plan),
+        block=_block_bytes(
+            largest, plan, bfloat16=with_data and limits.device is None and multiplies_bfloat16()
+        ),
         hessians=max(_hessian_bytes(block, plan, recipe.true_sequential) for block in blocks),
         solving=max(_solving_bytes(block, plan) for block in blocks),
         **(_activations(recipe, model, blocks, limits) if with_data else NO_ACTIVATIONS),
@@ -169,11 +171,11 @@ def _activations(recipe: Recipe, model: Any, blocks: Sequence[Block], limits: Bu
     }
 
 
-def _block_bytes(block: Block, plan: Plan) -> int:
+def _block_bytes(block: Block, plan: Plan, *, bfloat16: bool) -> int:
     """Weights in float32, in bfloat16 where products are, a byte for each code, and the packed codes."""
     total = 4 * sum(parameter.numel() for parameter in block.module.parameters())
     for name, module in block.linears().items():
-        total += 2 * module.weight.numel() if multiplies_bfloat16() else 0
+        total += 2 * module.weight.numel() if bfloat16 else 0
         if name in plan:
             total += module.weight.numel() + packed_bytes(tuple(module.weight.shape), plan[name][0])
     return total

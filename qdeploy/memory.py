@@ -128,7 +128,7 @@ def keep_freed_memory() -> None:
 
     By default it hands every tensor back and spends longer on clearing the next one's pages than some
     products take; then it learns to keep them, and with tensors of all sizes its heap grows from block to
-    block. Weights and what is computed from them stay in the heap; activations, much larger, come and go.
+    block. Tensors beyond LARGEST come and go.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:

@@ -1,8 +1,9 @@
 """Quantizing one block: its linear layers in the order in which they run, each on what it will really read.
 
 With true-sequential order (GPTQ, arXiv 2210.17323) o_proj is calibrated on what quantized q, k and v make of
-the text. Layers that read the same tensor share one Hessian. Activations are float32 throughout: the int8
-activations of W8A8 are quantized by the engine per token, and have no statistics to gather here.
+the text. Layers that read the same tensor share one Hessian. Activations are float32, though products may be
+rounded to bfloat16 (`qdeploy.modeling.products`): the int8 activations of W8A8 are quantized by the engine
+per token, and have no statistics to gather here.
 """
 
 from __future__ import annotations

@@ -1,13 +1,18 @@
 """The products of linear layers, in the number format that this processor multiplies fastest.
 
 With AVX512-BF16 or AMX it multiplies bfloat16 about twice as fast as float32 (SmolLM2-135M on two cores of an
-EPYC 9004: 360 against 180 GFLOP/s) and sums in float32. Engines do the same. What lies between the products,
+EPYC 9004: 360 against 180 GFLOP/s) and sums in float32. An engine that serves in bfloat16 does the same; the
+weights of float16 and float32 checkpoints are rounded for the products alone. What lies between the products,
 the residual stream above all, stays in float32; so do the weights that methods see.
+
+torch.autocast is about as fast, but its state is the thread's: from a forward that halts it would reach into the
+solving of its layers. It would round attention and routers, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -18,7 +23,7 @@ from torch import Tensor, nn
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for products of bfloat16."""
+    """Whether this processor, not a GPU, has instructions for products of bfloat16."""
     features = torch.cpu.get_capabilities()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
@@ -41,12 +46,13 @@ class _BFloat16Product:
 
     def __init__(self, linear: nn.Linear) -> None:
         self._linear = linear
-        self._source: Tensor | None = None
+        # Not the weight itself, which would then outlive its successor.
+        self._source: Callable[[], Tensor | None] = lambda: None
         self._weight = torch.empty(0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._source is not self._linear.weight:
-            self._source = self._linear.weight
-            self._weight = self._source.bfloat16()
+        if self._source() is not self._linear.weight:
+            self._source = weakref.ref(self._linear.weight)
+            self._weight = self._linear.weight.bfloat16()
         y = F.linear(x.bfloat16(), self._weight).float()
         return y if self._linear.bias is None else y.add_(self._linear.bias)

@@ -1,7 +1,7 @@
 """The model's own code without its weights.
 
 Modules are built on the meta device, which takes no memory, and filled from the checkpoint one part at a time
-in float32: every bfloat16 and float16 weight is exact in it, and processors multiply it fastest.
+in float32, in which every bfloat16 and float16 weight is exact.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qdeploy import estimate as estimating
 from qdeploy import shortage
 from qdeploy.assignment import resolve_schemes
 from qdeploy.checkpoint.companions import companions
@@ -79,7 +80,10 @@ def test_rounding_to_nearest_needs_no_activations(tiny_llama: Path) -> None:
     )
 
 
-def test_a_gpu_takes_over_all_but_the_hidden_states(tiny_llama: Path) -> None:
+def test_a_gpu_takes_over_all_but_the_hidden_states(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimating, "multiplies_bfloat16", lambda: False)  # a processor's own
     here, there = estimated(recipe(tiny_llama)), estimated(recipe(tiny_llama), Budget(10**9, 10**9))
     assert there.device == here.model_peak
     assert there.memory - there.libraries == here.states
@@ -156,3 +160,17 @@ def test_the_least_budget_is_enough_whatever_share_the_states_take(tiny_llama: P
         needed = estimated(asked, Budget(least))
         assert needed.running <= needed.limits.inside(needed.states)
         assert replace(needed, libraries=0).memory <= needed.block + needed.hessians + needed.solving + least
+
+
+def test_copies_in_bfloat16_count_where_a_processor_multiplies_them(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def block(bfloat16: bool, limits: Budget = AMPLE, **flags: Any) -> int:
+        monkeypatch.setattr(estimating, "multiplies_bfloat16", lambda: bfloat16)
+        return estimated(recipe(tiny_llama, **flags), limits).block
+
+    linears = find_blocks(build_skeleton(CheckpointReader(tiny_llama)))[0].linears().values()
+    assert block(True) - block(False) == 2 * sum(linear.weight.numel() for linear in linears)
+    on_gpu, without_data = Budget(10**9, device=10**9), {"method": "rtn"}
+    assert block(True, on_gpu) == block(False, on_gpu)
+    assert block(True, **without_data) == block(False, **without_data)

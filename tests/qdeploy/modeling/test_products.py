@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -19,8 +21,10 @@ def test_products_are_rounded_to_bfloat16_and_follow_a_change_of_the_weight(
     monkeypatch.setattr(products, "multiplies_bfloat16", lambda: True)
     torch.manual_seed(0)
     linear, x = nn.Linear(64, 32, bias=bias).requires_grad_(False), torch.randn(2, 8, 64)
+    used = []  # so that none is freed
     with fast_products([linear], CPU):
         for _ in range(2):
+            used.append(linear.weight)
             expected = x @ linear.weight.T + (linear.bias if bias else 0)
             y = linear(x)
             assert y.dtype == torch.float32
@@ -36,6 +40,16 @@ def test_a_processor_without_such_products_stays_in_float32(monkeypatch: pytest.
     expected = linear(x)
     with fast_products([linear], CPU):
         assert torch.equal(linear(x), expected)
+
+
+def test_a_replaced_weight_is_freed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda: True)
+    linear = nn.Linear(64, 32).requires_grad_(False)
+    with fast_products([linear], CPU):
+        linear(torch.randn(4, 64))
+        replaced = weakref.ref(linear.weight)
+        linear.weight = nn.Parameter(torch.zeros(32, 64), requires_grad=False)
+        assert replaced() is None
 
 
 def test_what_ends_badly_leaves_no_layer_changed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,17 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from qdeploy.errors import CheckpointError
+from qdeploy.modeling import products
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import SINGLE, CheckpointReader
 from qdeploy.modeling.experts import split_experts
-from qdeploy.modeling.skeleton import build_skeleton, materialize, materialize_buffers, release
+from qdeploy.modeling.skeleton import (
+    build_skeleton,
+    materialize,
+    materialize_buffers,
+    materialized,
+    release,
+)
 
 CPU = torch.device("cpu")
 
@@ -49,6 +56,23 @@ def test_parts_equal_the_model_that_transformers_loads(tiny_family: Path) -> Non
             assert torch.equal(skeleton.get_parameter(name), expected.get_parameter(name)), name
         release(skeleton, block.parameters)
     assert all(parameter.is_meta for parameter in skeleton.parameters())
+
+
+def test_a_block_has_weights_and_fast_products_for_the_time_of_a_with(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda: True)
+    reader = CheckpointReader(tiny_llama)
+    skeleton = build_skeleton(reader)
+    block = find_blocks(skeleton)[0]
+    name, linear = next(iter(block.linears().items()))
+    x = torch.randn(4, linear.in_features)
+    with pytest.raises(ValueError, match="inside"), materialized(skeleton, block, reader, CPU):
+        assert torch.equal(linear.weight, reader.get(f"{name}.weight").float())
+        assert torch.equal(linear(x), (x.bfloat16() @ linear.weight.bfloat16().T).float())
+        raise ValueError("inside")
+    assert all(parameter.is_meta for parameter in skeleton.parameters())
+    assert "forward" not in linear.__dict__
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
