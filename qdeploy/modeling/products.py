@@ -5,8 +5,8 @@ EPYC 9004: 360 against 180 GFLOP/s) and sums in float32. An engine that serves i
 weights of float16 and float32 checkpoints are rounded for the products alone. What lies between the products,
 the residual stream above all, stays in float32; so do the weights that methods see.
 
-Exact KL of GPTQ (SmolLM2-135M, 4 bits symmetric, group 64, default calibration, four texts, two seeds) is 0.970
-to 1.062 times that with float32 products, 1.016 on average; from seed to seed it is 0.938 to 1.053 times.
+Exact KL of GPTQ (SmolLM2-135M, 4 bits symmetric, group 64, default calibration, four texts, two seeds) is
+0.970 to 1.062 times that with float32 products, 1.016 on average; from seed to seed 0.938 to 1.053 times.
 
 torch.autocast is about as fast, but its state is the thread's: from a forward that halts it would reach into
 the solving of its layers. It would round attention and routers, too.
