@@ -20,13 +20,14 @@ from qdeploy.checkpoint.companions import companions
 from qdeploy.formats import bits
 from qdeploy.memory import Budget
 from qdeploy.methods.base import needs_hessian
-from qdeploy.modeling.activations import footprint, micro_batches, states_bytes
+from qdeploy.modeling.activations import footprint, micro_batches
 from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.followed import states_together
 from qdeploy.modeling.products import multiplies_bfloat16
 from qdeploy.recipe import Recipe
 from qdeploy.schemes import Scheme
-from qdeploy.walk import Plan
+from qdeploy.walk import Plan, needs_a_reference
 
 LATER = 64 << 20
 """What tokenizer, text and worker threads take once they are there: 50 to 70 MiB were seen."""
@@ -144,7 +145,11 @@ def estimate(
         ),
         hessians=max(_hessian_bytes(block, plan, recipe.true_sequential) for block in blocks),
         solving=max(_solving_bytes(block, plan) for block in blocks),
-        **(_activations(recipe, model, blocks, limits) if with_data else NO_ACTIVATIONS),
+        **(
+            _activations(recipe, model, blocks, limits, needs_a_reference(plan))
+            if with_data
+            else NO_ACTIVATIONS
+        ),
         output=sum(_stored_bytes(reader, plan)) + sum(p.stat().st_size for p in companions(reader.folder)),
         limits=limits,
     )
@@ -153,11 +158,13 @@ def estimate(
 NO_ACTIVATIONS = dict.fromkeys(("states", "spilled", "running", "halted", "halting", "batches"), 0)
 
 
-def _activations(recipe: Recipe, model: Any, blocks: Sequence[Block], limits: Budget) -> dict[str, int]:
+def _activations(
+    recipe: Recipe, model: Any, blocks: Sequence[Block], limits: Budget, reference: bool
+) -> dict[str, int]:
     asked = recipe.calibration
     width = model.get_input_embeddings().embedding_dim
     shape = (asked.samples, asked.sequence_length, width)
-    total, batches = states_bytes(shape), sum(1 for _ in micro_batches(*shape[:2]))
+    total, batches = states_together(shape, reference=reference), sum(1 for _ in micro_batches(*shape[:2]))
     resident = total if total <= limits.states else 0
     found = footprint([size for block in blocks for size in block.features], shape)
     halting = found.halting(batches, limits.inside(resident)) if recipe.true_sequential else 0

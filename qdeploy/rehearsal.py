@@ -23,11 +23,12 @@ from qdeploy.modeling.blocks import Block, find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.hub import resolve_model
 from qdeploy.modeling.inputs import BlockCall, enter
+from qdeploy.modeling.residual import Reference
 from qdeploy.modeling.skeleton import build_skeleton, materialized
 from qdeploy.pipeline import calibration_set, shapes
 from qdeploy.recipe import Recipe
 from qdeploy.shortage import problems_with
-from qdeploy.walk import Plan, Solved, quantize_with_data, quantize_without_data
+from qdeploy.walk import Plan, Solved, needs_a_reference, quantize_with_data, quantize_without_data
 
 TIMED = 2
 """Blocks that are run."""
@@ -114,11 +115,14 @@ class _Rehearsal:
 
     def __post_init__(self) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.reference: Reference | None = None
 
     @torch.no_grad()
     def run(self, calibration: CalibrationSet | None, start: float) -> Timing:
         """Time the first blocks; `start` is when the preparation began."""
         calls, activations = self._enter(calibration)
+        if activations is not None and needs_a_reference(self.plan):
+            self.reference = Reference(activations)
         preparation = time.monotonic() - start
         seconds = []
         for position, block in enumerate(self.blocks[:TIMED]):
@@ -135,13 +139,29 @@ class _Rehearsal:
         if call is None or activations is None:
             return quantize_without_data(block, self.plan)
         in_order = self.recipe.true_sequential
-        return quantize_with_data(call, activations, self.plan, true_sequential=in_order, outputs=True)
+        return quantize_with_data(
+            call,
+            activations,
+            self.plan,
+            true_sequential=in_order,
+            outputs=True,
+            reference=self.reference,
+        )
 
     def _enter(self, calibration: CalibrationSet | None) -> tuple[list[BlockCall], Activations | None]:
         if calibration is None:
             return [], None
         tokens = calibration.tokens
-        return enter(self.model, self.blocks, tokens, self.reader, self.device, self.folder, self.limits)
+        return enter(
+            self.model,
+            self.blocks,
+            tokens,
+            self.reader,
+            self.device,
+            self.folder,
+            self.limits,
+            needs_a_reference(self.plan),
+        )
 
     def _write(self, block: Block, solved: dict[str, Solved]) -> None:
         tensors = {

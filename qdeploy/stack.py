@@ -22,11 +22,20 @@ from qdeploy.modeling.activations import Activations
 from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.inputs import BlockCall, enter
+from qdeploy.modeling.residual import Reference
 from qdeploy.modeling.skeleton import finite, materialized
 from qdeploy.progress import progress
 from qdeploy.recipe import Recipe
 from qdeploy.stopwatch import part
-from qdeploy.walk import Plan, Solved, propagate, quantize_with_data, quantize_without_data, set_weight
+from qdeploy.walk import (
+    Plan,
+    Solved,
+    needs_a_reference,
+    propagate,
+    quantize_with_data,
+    quantize_without_data,
+    set_weight,
+)
 
 REST = "rest"
 """Key of the shard with what is in no block: embeddings, final norm, head."""
@@ -64,6 +73,7 @@ class Stack:
 
     def __post_init__(self) -> None:
         self.device = self.task.group.device
+        self.reference: Reference | None = None
 
     @torch.no_grad()
     def run(self) -> None:
@@ -75,6 +85,8 @@ class Stack:
         with progress("Quantizing", len(self.task.blocks)) as shown:
             shown.note("embedding the calibration samples")
             calls, activations = self._start() if last is not None else ([], None)
+            if activations is not None and needs_a_reference(self.task.plan):
+                self.reference = self._follow(activations)
             for position, block in enumerate(self.task.blocks):
                 shown.note(block.name)
                 if activations is None or last is None or position > last:
@@ -108,12 +120,20 @@ class Stack:
                 self.device,
                 self.partial,
                 self.budget,
+                needs_a_reference(self.task.plan),
             )
+
+    def _follow(self, activations: Activations) -> Reference:
+        assert self.calibration is not None
+        own = self.task.group.part(len(self.calibration.tokens))
+        return Reference(activations, own.start, self.task.group)
 
     def _with_data(self, call: BlockCall, activations: Activations, *, is_last: bool) -> None:
         start, block, task = time.monotonic(), call.block, self.task
         with materialized(task.model, block, task.reader, self.device):
             if block.name in self.finished:
+                if self.reference:
+                    self.reference.run(call, activations)
                 self._restore(block)
                 propagate(call, activations)
             else:
@@ -124,6 +144,7 @@ class Stack:
                     task.plan,
                     true_sequential=sequential,
                     outputs=not is_last,
+                    reference=self.reference,
                     group=task.group,
                 )
                 self._write(block, solved, start)

@@ -20,11 +20,14 @@ from torch import Tensor, nn
 
 from qdeploy.distributed import ALONE, Group
 from qdeploy.halting import Halting, halting
-from qdeploy.methods.base import LinearProblem, Solution, solve
+from qdeploy.methods.base import LinearProblem, Solution, needs_reference, solve
+from qdeploy.methods.correction import Lack
 from qdeploy.methods.hessian import Hessian
 from qdeploy.modeling.activations import Activations, footprint
 from qdeploy.modeling.blocks import Block, shared_inputs
+from qdeploy.modeling.followed import Followed
 from qdeploy.modeling.inputs import BlockCall, stopped
+from qdeploy.modeling.residual import Reference, Targets
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme
 from qdeploy.stopwatch import part
@@ -59,6 +62,7 @@ def quantize_with_data(
     *,
     true_sequential: bool,
     outputs: bool,
+    reference: Reference | None = None,
     group: Group = ALONE,
 ) -> dict[str, Solved]:
     """Solve the layers of a materialized block and put the quantized weights in place.
@@ -69,13 +73,18 @@ def quantize_with_data(
         plan: see `Plan`.
         true_sequential: let each layer see the quantized layers before it, not the 16-bit ones.
         outputs: replace `activations` with the quantized block's outputs.
+        reference: the 16-bit model's hidden states, for methods that want a target; run on.
         group: the processes that have the other samples.
     """
-    run = _Run(call, activations, plan, group)
-    if true_sequential:
-        run.solve_in_order(_halting(call.block, activations), outputs=outputs)
-        return run.solved
-    run.solve_together()
+    run = _Run(call, activations, plan, reference, group)
+    with run.targets.watching():
+        if true_sequential:
+            room = activations.budget.inside(
+                activations.resident_bytes + (reference.resident_bytes if reference else 0)
+            )
+            run.solve_in_order(_halting(call.block, activations, room), outputs=outputs)
+            return run.solved
+        run.solve_together()
     if outputs:
         propagate(call, activations)
     return run.solved
@@ -94,20 +103,68 @@ def set_weight(module: nn.Linear, weight: Tensor) -> None:
     module.weight = nn.Parameter(weight.to(module.weight.device), requires_grad=False)
 
 
+def needs_a_reference(plan: Plan) -> bool:
+    """Whether some method wants the 16-bit model to run beside the quantized one."""
+    return any(needs_reference(config) for _, config in plan.values())
+
+
+class _Inputs:
+    """What is learnt of the input that a group of layers shares, and of what their outputs lack."""
+
+    def __init__(self, group: Sequence[str], linears: Mapping[str, nn.Linear], targets: Targets) -> None:
+        self._linears, self._targets = linears, targets
+        columns, device = linears[group[0]].in_features, linears[group[0]].weight.device
+        self.hessian = Hessian(columns, device)
+        self.lacks = {
+            name: Lack(linears[name].out_features, columns, device) for name in group if name in targets
+        }
+
+    def add(self, x: Tensor) -> None:
+        """Take in the input [..., K] in the micro-batch that runs."""
+        self.hessian.add(x)
+        for name, lack in self.lacks.items():
+            target, samples = self._targets.target(name, x.device)
+            if len(target):
+                lack.add(target - self._linears[name].forward(x[samples]), x[samples])
+
+    def merge(self, group: Group) -> None:
+        """Take in what the other processes have seen."""
+        self.hessian.merge(group)
+        for lack in self.lacks.values():
+            lack.merge(group)
+
+
 class _Run:
     """One block being quantized: ways to get at the inputs of its layers, and what is solved so far."""
 
-    def __init__(self, call: BlockCall, activations: Activations, plan: Plan, processes: Group) -> None:
+    def __init__(
+        self,
+        call: BlockCall,
+        activations: Activations,
+        plan: Plan,
+        reference: Reference | None,
+        processes: Group,
+    ) -> None:
         self.call, self.activations, self.plan, self.processes = call, activations, plan, processes
         self.device = _device(call.block)
         self.linears = call.block.linears()
         self.solved: dict[str, Solved] = {}
+        self.targets = self._targets(reference)
         with part("forward"):
             seen = shared_inputs(call.block, lambda: call(activations[:1].to(self.device)))
         groups = processes.share(seen)
         called = {name for group in groups for name in group}
         self.groups = [group for group in groups if any(name in plan for name in group)]
         self.idle = [name for name in self.linears if name not in called]
+
+    def _targets(self, reference: Reference | None) -> Targets:
+        after = reference.run(self.call, self.activations) if reference else {}
+        asked = {
+            writer: held
+            for writer, held in after.items()
+            if writer.name in self.plan and needs_reference(self.plan[writer.name][1])
+        }
+        return Targets(self.call, self.activations, asked, reference.followed if reference else Followed(0))
 
     def solve_in_order(self, halting_batches: int, *, outputs: bool) -> None:
         """Group after group of layers, each seeing the quantized ones before it.
@@ -120,10 +177,10 @@ class _Run:
         again = batches[halting_batches:]
         with halting(self._forwards(batches[:halting_batches])) as forwards:
             for group in self.groups:
-                hessians = self._hessians([group])
-                self._advance(forwards, group, hessians[0])
-                self._take_in([group], hessians, again)
-                self._solve(group, hessians[0])
+                inputs = self._inputs(group)
+                self._advance(forwards, batches, group, inputs)
+                self._take_in([group], [inputs], again)
+                self._solve(group, inputs)
             self._solve(self.idle, None)
             if outputs:
                 self._end(forwards)
@@ -137,43 +194,52 @@ class _Run:
             forward.advance()
 
     @part("forward")
-    def _advance(self, forwards: Sequence[Halting], group: Sequence[str], hessian: Hessian) -> None:
-        """Let each forward go on to `group` and halt there."""
+    def _advance(
+        self,
+        forwards: Sequence[Halting],
+        batches: Iterable[slice],
+        group: Sequence[str],
+        inputs: _Inputs,
+    ) -> None:
+        """Let the forward of each micro-batch go on to `group` and halt there."""
 
         def observe(_: int, x: Tensor) -> None:
-            hessian.add(x)
+            inputs.add(x)
             Halting.halt()
 
         with self._watched([group], observe):
-            for forward in forwards:
+            for forward, samples in zip(forwards, batches, strict=False):
+                self.targets.at(samples)
                 forward.advance()
 
     def solve_together(self) -> None:
         """From one forward of the 16-bit block."""
-        hessians = self._hessians(self.groups)
-        self._take_in(self.groups, hessians, self.activations.batches())
-        for group, hessian in zip(self.groups, hessians, strict=True):
-            self._solve(group, hessian)
+        inputs = [self._inputs(group) for group in self.groups]
+        self._take_in(self.groups, inputs, self.activations.batches())
+        for group, seen in zip(self.groups, inputs, strict=True):
+            self._solve(group, seen)
         self._solve(self.idle, None)
 
     @part("forward")
     def _take_in(
-        self, groups: Sequence[Sequence[str]], hessians: Sequence[Hessian], batches: Iterable[slice]
+        self, groups: Sequence[Sequence[str]], inputs: Sequence[_Inputs], batches: Iterable[slice]
     ) -> None:
         """Add what the groups read to their Hessians; the block runs only as far as the last group."""
         for samples in batches:
+            self.targets.at(samples)
             with stopped() as stop:
 
                 def observe(group: int, x: Tensor, stop: Callable[[], None] = stop) -> None:
-                    hessians[group].add(x)
-                    if group == len(hessians) - 1:
+                    inputs[group].add(x)
+                    if group == len(inputs) - 1:
                         stop()
 
                 with self._watched(groups, observe):
                     self.call(self.activations[samples].to(self.device))
+            self.targets.forget()
 
-    def _hessians(self, groups: Sequence[Sequence[str]]) -> list[Hessian]:
-        return [Hessian(self.linears[group[0]].in_features, self.device) for group in groups]
+    def _inputs(self, group: Sequence[str]) -> _Inputs:
+        return _Inputs(group, self.linears, self.targets)
 
     @contextmanager
     def _watched(
@@ -204,21 +270,24 @@ class _Run:
         return [partial(forward, samples) for samples in batches]
 
     @part("solve")
-    def _solve(self, names: Iterable[str], hessian: Hessian | None) -> None:
-        if hessian is not None:
-            hessian.merge(self.processes)
+    def _solve(self, names: Iterable[str], inputs: _Inputs | None) -> None:
+        if inputs is not None:
+            inputs.merge(self.processes)
         for name in names:
             if name in self.plan:
-                self.solved[name] = _solve(name, self.linears[name], hessian, self.plan, self.processes)
+                self.solved[name] = _solve(name, self.linears[name], inputs, self.plan, self.processes)
                 set_weight(self.linears[name], self.solved[name].solution.quantized.dequantize())
 
 
-def _solve(name: str, module: nn.Linear, hessian: Hessian | None, plan: Plan, group: Group) -> Solved:
+def _solve(name: str, module: nn.Linear, inputs: _Inputs | None, plan: Plan, group: Group) -> Solved:
     """Each process solves its part of the rows; all get the whole."""
     scheme, config = plan[name]
     start = time.perf_counter()
     weight = module.weight.detach()
-    own = solve(config, LinearProblem(name, weight[group.part(len(weight))], hessian, scheme, group))
+    rows = group.part(len(weight))
+    hessian = inputs.hessian if inputs else None
+    lack = inputs.lacks[name].matrix(rows) if inputs and name in inputs.lacks else None
+    own = solve(config, LinearProblem(name, weight[rows], hessian, scheme, lack, group))
     solution = replace(own, quantized=_whole(own.quantized, len(weight), group))
     return Solved(solution, time.perf_counter() - start, hessian.tokens if hessian else None)
 
@@ -231,9 +300,8 @@ def _whole(part: QuantizedLinear, rows: int, group: Group) -> QuantizedLinear:
     )
 
 
-def _halting(block: Block, activations: Activations) -> int:
-    """How many micro-batches may halt inside the block within the budget."""
-    room = activations.budget.inside(activations.resident_bytes)
+def _halting(block: Block, activations: Activations, room: int) -> int:
+    """How many micro-batches may halt inside the block in `room` bytes."""
     batches = sum(1 for _ in activations.batches())
     return footprint(block.features, activations.shape).halting(batches, room)
 

@@ -29,6 +29,8 @@ class LinearProblem:
         weight: float32 [N, K], N output and K input features.
         hessian: second moment of the layer's inputs; None where the method needs none.
         scheme: the number format to end in; its group size divides K.
+        lack: M of `qdeploy.methods.correction`, float32 [N, K]; None where the method does not ask for it or
+            the layer does not write to the residual stream.
         group: the processes that hold the other rows. What a method decides for all rows together must come
             from H or from `group.totals`, which is called equally often in every process.
     """
@@ -37,6 +39,7 @@ class LinearProblem:
     weight: Tensor
     hessian: Hessian | None
     scheme: Scheme
+    lack: Tensor | None = None
     group: Group = ALONE
 
 
@@ -66,16 +69,22 @@ Rounder = Callable[[Config, LinearProblem], Solution]
 class _Method:
     round: Rounder[Any]
     needs_hessian: bool
+    needs_reference: Callable[[Any], bool]
 
 
 _METHODS: dict[type, _Method] = {}
 
 
-def rounder(config: type[Config], *, needs_hessian: bool) -> Callable[[Rounder[Config]], Rounder[Config]]:
+def rounder(
+    config: type[Config],
+    *,
+    needs_hessian: bool,
+    needs_reference: Callable[[Config], bool] = lambda _: False,
+) -> Callable[[Rounder[Config]], Rounder[Config]]:
     """Register the decorated function as the method that `config` configures."""
 
     def register(function: Rounder[Config]) -> Rounder[Config]:
-        _METHODS[config] = _Method(function, needs_hessian)
+        _METHODS[config] = _Method(function, needs_hessian, needs_reference)
         return function
 
     return register
@@ -84,6 +93,11 @@ def rounder(config: type[Config], *, needs_hessian: bool) -> Callable[[Rounder[C
 def needs_hessian(config: object) -> bool:
     """Whether the method wants the second moment of the layer's inputs."""
     return _METHODS[type(config)].needs_hessian
+
+
+def needs_reference(config: object) -> bool:
+    """Whether the method wants to know what outputs lack beside those of the 16-bit model."""
+    return _METHODS[type(config)].needs_reference(config)
 
 
 def solve(config: object, problem: LinearProblem) -> Solution:

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from qdeploy.methods.base import LinearProblem, Solution, relative_error, rounder
 from qdeploy.methods.columns import round_columns
+from qdeploy.methods.correction import corrected
 from qdeploy.methods.descent import descend
 from qdeploy.methods.grid import Grid, fit, search
 from qdeploy.methods.hessian import LARGEST_DAMP, Factor, Hessian
@@ -63,9 +64,13 @@ class GPTQ:
     passes: Annotated[
         int, Field(ge=0, le=100, description="How often each code is looked at again beside all others.")
     ] = 3
+    correction: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of the residual stream's errors that layers make up for."),
+    ] = 0.5
 
 
-@rounder(GPTQ, needs_hessian=True)
+@rounder(GPTQ, needs_hessian=True, needs_reference=lambda config: config.correction > 0)
 def gptq(config: GPTQ, problem: LinearProblem) -> Solution:
     """Quantize one layer.
 
@@ -79,6 +84,7 @@ def gptq(config: GPTQ, problem: LinearProblem) -> Solution:
     factor = hessian.factor(config.damp, shrinkage, config.act_order)
     if factor is None:
         return _fallback(config, problem, _unusable(config, hessian))
+    problem = replace(problem, weight=corrected(problem, factor, config.correction * _trust(hessian)))
     grid, codes = _round(config, problem, factor)
     codes = descend(problem.weight, codes, grid, factor, config.passes)
     quantized = QuantizedLinear(codes, grid.scales, grid.zeros, grid.scheme)
@@ -107,12 +113,16 @@ def _round(config: GPTQ, problem: LinearProblem, factor: Factor) -> tuple[Grid, 
 
 
 def _shrinkage(config: GPTQ, hessian: Hessian) -> float:
-    """How far H is shrunk: all the way with no token, as configured from as many tokens as columns on.
+    """How far H is shrunk: all the way with no token, as configured from as many tokens as columns on."""
+    return config.shrinkage + (1 - config.shrinkage) * (1 - _trust(hessian))
+
+
+def _trust(hessian: Hessian) -> float:
+    """From 0 with no token to 1 from as many tokens as columns on.
 
     What a covariance estimated from n tokens gets wrong goes with √(K/n); see the table in docs/experts.md.
     """
-    trust = math.sqrt(min(1.0, hessian.tokens / len(hessian.diagonal)))
-    return config.shrinkage + (1 - config.shrinkage) * (1 - trust)
+    return math.sqrt(min(1.0, hessian.tokens / len(hessian.diagonal)))
 
 
 def _too_few(config: GPTQ, name: str, hessian: Hessian) -> str:

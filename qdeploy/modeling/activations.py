@@ -27,18 +27,26 @@ class Activations:
         spill: folder on whose disk they are kept beyond the budget. The file has no name, so that it is gone
             when the process ends, however it ends.
         budget: what they may take.
+        together: bytes of these and of others that the same budget is for; by default there are no others.
 
     Raises:
         OutputError: the disk is full.
     """
 
-    def __init__(self, shape: tuple[int, int, int], spill: Path, budget: Budget) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], spill: Path, budget: Budget, together: int | None = None
+    ) -> None:
         self.shape, self.budget = shape, budget
+        self._spill, self._together = spill, together or states_bytes(shape)
         self._states: Tensor | _SpilledStates
-        if states_bytes(shape) <= budget.states:
+        if self._together <= budget.states:
             self._states = torch.empty(shape)
         else:
             self._states = _SpilledStates(shape, spill)
+
+    def like(self, samples: int) -> Activations:
+        """Others of that kind, for so many samples; they are kept where these are."""
+        return Activations((samples, *self.shape[1:]), self._spill, self.budget, self._together)
 
     @property
     def resident_bytes(self) -> int:
@@ -68,7 +76,9 @@ class _SpilledStates:
 
     def __getitem__(self, samples: slice) -> Tensor:
         start, stop, _ = samples.indices(self._shape[0])
-        states = torch.empty(stop - start, *self._shape[1:])
+        states = torch.empty(max(0, stop - start), *self._shape[1:])
+        if not len(states):
+            return states  # no bytes can be seen of it
         view, offset = states.numpy().data.cast("B"), self._offset(start)
         while view:
             count = os.preadv(self._file, [view], offset)

@@ -21,6 +21,7 @@ from qdeploy.memory import Budget
 from qdeploy.modeling.activations import Activations, micro_batches
 from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.followed import states_together
 from qdeploy.modeling.skeleton import materialize, materialize_buffers, release
 
 
@@ -64,11 +65,12 @@ def enter(
     device: torch.device,
     spill: Path,
     budget: Budget,
+    reference: bool = False,
 ) -> tuple[list[BlockCall], Activations]:
     """The call of every block and the hidden states that enter the first one, for tokens int64 [S, T].
 
     What lies before the blocks is in memory meanwhile, the output head is not. `spill` and `budget` are as in
-    `Activations`.
+    `Activations`, which a `Reference` is to share if there is one.
 
     Raises:
         CheckpointError: a weight is not finite, or the blocks do not form a plain stack.
@@ -80,7 +82,7 @@ def enter(
     materialize_buffers(model, device)
     materialize(model, names, reader, device)
     calls = record_calls(model, blocks, tokens, device)
-    activations = embed(model, blocks, tokens, device, spill, budget)
+    activations = embed(model, blocks, tokens, device, spill, budget, reference)
     release(model, names)
     return calls, activations
 
@@ -135,17 +137,25 @@ def _record(model: Any, blocks: Sequence[Block], tokens: Tensor) -> list[BlockCa
 
 
 def embed(
-    model: Any, blocks: Sequence[Block], tokens: Tensor, device: torch.device, spill: Path, budget: Budget
+    model: Any,
+    blocks: Sequence[Block],
+    tokens: Tensor,
+    device: torch.device,
+    spill: Path,
+    budget: Budget,
+    reference: bool = False,
 ) -> Activations:
     """The hidden states that enter the first block, for tokens int64 [S, T].
 
-    `spill` and `budget` are as in `Activations`.
+    `spill` and `budget` are as in `Activations`, which a `Reference` is to share if there is one.
     """
     activations: Activations | None = None
     for samples in micro_batches(*tokens.shape):
         states = _first_states(model, blocks, tokens[samples].to(device))
         if activations is None:
-            activations = Activations((len(tokens), *states.shape[1:]), spill, budget)
+            shape = (len(tokens), *states.shape[1:])
+            together = states_together(shape, reference=reference)
+            activations = Activations(shape, spill, budget, together)
         activations[samples] = states
     assert activations is not None, "no calibration samples"
     return activations

@@ -21,10 +21,11 @@ from qdeploy.formats.compressed_tensors import module_schemes, unpack
 from qdeploy.memory import Budget
 from qdeploy.methods.gptq import GPTQ
 from qdeploy.modeling import activations, products
-from qdeploy.modeling.activations import Activations, footprint, states_bytes
+from qdeploy.modeling.activations import Activations, footprint
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import SINGLE, CheckpointReader
 from qdeploy.modeling.experts import split_experts
+from qdeploy.modeling.followed import states_together
 from qdeploy.modeling.inputs import BlockCall
 from qdeploy.modeling.skeleton import build_skeleton, materialize
 from qdeploy.pipeline import quantize
@@ -36,6 +37,13 @@ CALIBRATION = {"samples": 4, "sequence_length": 32}
 
 def recipe(model: Path, **flags: Any) -> Recipe:
     return Recipe.from_flags(str(model), **({"group_size": "32", "calibration": CALIBRATION} | flags))
+
+
+def corrected(asked: Recipe, correction: float) -> Recipe:
+    """The same with GPTQ that makes up for so much of earlier errors."""
+    fields = asked.model_dump(mode="json")
+    fields["rules"][0]["stages"] = [{"gptq": {"correction": correction}}]
+    return Recipe.model_validate(fields)
 
 
 def all_tensors(folder: Path) -> dict[str, Tensor]:
@@ -112,7 +120,7 @@ def test_each_layer_is_solved_on_what_it_will_read(
     """The recorded error is that of the layer fed by the quantized layers before it."""
     monkeypatch.setattr(products, "multiplies_bfloat16", lambda: False)  # the model below is float32
     folder, output = tiny_model("qwen2"), tmp_path / "out"
-    asked = recipe(folder).model_copy(update={"true_sequential": true_sequential})
+    asked = corrected(recipe(folder), 0.0).model_copy(update={"true_sequential": true_sequential})
     manifest = quantize(asked, output)
     tokens = pipeline.load_calibration(asked.calibration, pipeline._tokenizer(folder)).tokens
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -142,15 +150,37 @@ def layer_error(model: Any, name: str, quantized: Tensor, tokens: Tensor) -> flo
     return float(lost / (inputs[0] @ layer.weight.T).square().sum())
 
 
+@torch.no_grad()
+def test_making_up_for_errors_brings_the_stream_back(tiny_llama: Path, tmp_path: Path) -> None:
+    """What leaves the blocks is nearer to the 16-bit model's, for the calibration text as a whole."""
+    asked = recipe(tiny_llama, scheme="W3A16", calibration={"samples": 32, "sequence_length": 64})
+    tokens = pipeline.load_calibration(asked.calibration, pipeline._tokenizer(tiny_llama)).tokens
+
+    def states(folder: Path) -> Tensor:
+        model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).model
+        model.norm = torch.nn.Identity()
+        for name, layer in unpacked(folder).items() if folder != tiny_llama else ():
+            model.get_submodule(name.removeprefix("model.")).weight.data = layer.dequantize()
+        return Tensor(model(tokens).last_hidden_state)
+
+    wanted, missed = states(tiny_llama), {}
+    for correction in (0.0, 0.5):
+        output = tmp_path / str(correction)
+        quantize(corrected(asked, correction), output)
+        missed[correction] = float((states(output) - wanted).norm())
+    assert missed[0.5] < 0.95 * missed[0.0]
+
+
 def test_no_budget_changes_a_byte(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activations, "BATCH_TOKENS", 32)
     shape = (4, 32, 64)
     one = footprint([64, 128], shape)
-    # All four micro-batches halt; two do; none does, and the hidden states are on the disk.
-    budgets = [10**9, states_bytes(shape) + one.running + 2 * one.halted, one.running]
-    rooms = [Budget(size).inside(states_bytes(shape) if i < 2 else 0) for i, size in enumerate(budgets)]
+    # All four micro-batches halt; two do; none does. Hidden states are in memory, then on the disk.
+    states = states_together(shape, reference=True)
+    budgets = [10**9, one.running + 2 * one.halted, one.running]
+    rooms = [Budget(size).inside(states if i < 1 else 0) for i, size in enumerate(budgets)]
     assert [one.halting(4, room) for room in rooms] == [4, 2, 0]
-    assert [states_bytes(shape) <= Budget(size).states for size in budgets] == [True, True, False]
+    assert [states <= Budget(size).states for size in budgets] == [True, False, False]
     written = []
     for size in budgets:
         manifest = quantize(recipe(tiny_llama), tmp_path / str(size), limits=Budget(size), force=True)
@@ -188,7 +218,15 @@ def test_the_manifest_holds_what_was_done(tiny_llama: Path, tmp_path: Path) -> N
     assert manifest.model.sha256 == CheckpointReader(tiny_llama).sha256
     assert manifest.model.parameters == sum(t.numel() for t in load_file(tiny_llama / SINGLE).values())
     assert 0 < manifest.totals.output_bytes < manifest.totals.source_bytes
-    assert set(manifest.totals.split) == {"load", "forward", "hessian", "solve", "pack", "write"}
+    assert set(manifest.totals.split) == {
+        "load",
+        "reference",
+        "forward",
+        "hessian",
+        "solve",
+        "pack",
+        "write",
+    }
     assert sum(manifest.totals.split.values()) < manifest.totals.seconds + 0.05  # seconds are rounded
     layers = unpacked(output)
     assert {module.name for module in manifest.modules} == set(layers)

@@ -26,11 +26,19 @@ def test_states_in_memory_and_on_disk_are_the_same(
         states[samples] = expected[samples]
     assert torch.equal(states[:], expected)
     assert torch.equal(states[1:2], expected[1:2])
+    assert states[2:2].shape == (0, 4, 3)
     states[2:4] = torch.zeros(4, 3)
     expected[2:4] = 0
     assert torch.equal(states[:], expected)
     assert [samples.stop - samples.start for samples in states.batches()] == [2, 2, 1]
     assert not list(tmp_path.iterdir())
+
+
+def test_others_that_share_a_budget_are_kept_in_the_same_place(tmp_path: Path) -> None:
+    alone = Activations(SHAPE, tmp_path, Budget(8 * states_bytes(SHAPE)))
+    shared = Activations(SHAPE, tmp_path, Budget(8 * states_bytes(SHAPE)), together=3 * states_bytes(SHAPE))
+    assert alone.resident_bytes == alone.like(5).resident_bytes == states_bytes(SHAPE)
+    assert shared.resident_bytes == shared.like(2).resident_bytes == 0
 
 
 def test_no_more_batches_halt_than_fit_and_no_fewer() -> None:
