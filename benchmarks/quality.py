@@ -1,10 +1,10 @@
-"""What four bits cost in accuracy, for us and for the peers, on the same calibration tokens."""
+"""What few bits cost in accuracy, for us and for the peers, on the same calibration tokens."""
 
 from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import texts
@@ -16,6 +16,14 @@ from benchmarks.table import table
 
 Scores = Mapping[str, float]
 OURS, ROUNDED = "qdeploy GPTQ", "round to nearest"
+FORMATS = {
+    "4 bits, symmetric": (4, True),
+    "4 bits, asymmetric": (4, False),
+    "3 bits, asymmetric": (3, False),
+    "2 bits, asymmetric": (2, False),
+}
+FOUR = "4 bits, symmetric"
+"""What the peers make."""
 DEFAULTS, BEST = "at its defaults", "at its best"
 
 
@@ -26,7 +34,7 @@ def quality(model: Path, work: Path, data: Path | None, done: Mapping[str, Run])
         data: folder with WikiText-2 and Penn Treebank; without it they are left out.
         done: package → the run of that peer at its defaults, where there is one already.
     """
-    print(f"\n## Quality of 4 bits, group {GROUP_SIZE}: KL divergence from the 16-bit model\n")
+    print(f"\n## Quality at group {GROUP_SIZE}: KL divergence from the 16-bit model\n")
     windows = {name: texts.windows(text, model) for name, text in texts.scored_texts(data).items()}
     scorer = Scorer(model, windows)
     scores: dict[str, Scores] = {}
@@ -48,12 +56,12 @@ def quality(model: Path, work: Path, data: Path | None, done: Mapping[str, Run])
 
 def _runs(calibration: Calibration, work: Path, done: Mapping[str, Run]) -> Iterator[tuple[str, Run]]:
     """Name and run of every row."""
-    for name, method in ((ROUNDED, "rtn"), (OURS, "gptq")):
-        for grid in ("symmetric", "asymmetric"):
-            folder = work / f"{method}-{grid}"
+    for form, (bits, symmetric) in FORMATS.items():
+        for name, method in ((ROUNDED, "rtn"), (OURS, "gptq")):
+            folder = work / f"{method}-{bits}-{symmetric}"
             yield (
-                f"{name}, {grid}",
-                run_qdeploy(calibration, folder, method=method, symmetric=grid == "symmetric"),
+                f"{name}, {form}",
+                run_qdeploy(calibration, folder, method=method, bits=bits, symmetric=symmetric),
             )
     for peer in PEERS:
         if peer.installed:
@@ -65,15 +73,16 @@ def _runs(calibration: Calibration, work: Path, done: Mapping[str, Run]) -> Iter
 
 
 def _ratios(scores: Mapping[str, Scores]) -> list[list[str]]:
-    """Rows that set our symmetric GPTQ against the best of each kind."""
-    ours = scores[f"{OURS}, symmetric"]
-    against = {
-        ROUNDED: [scores[f"{ROUNDED}, symmetric"]],
-        f"the better peer {DEFAULTS}": [kls for name, kls in scores.items() if DEFAULTS in name],
-        f"the better peer {BEST}": [kls for name, kls in scores.items() if BEST in name],
-    }
-    return [
-        [f"{OURS}, symmetric ÷ {name}", *(f"{ours[t] / min(kls[t] for kls in others):.2f}×" for t in ours)]
-        for name, others in against.items()
-        if others
-    ]
+    """Rows that set our GPTQ against rounding to nearest, and against the best of each kind of peer."""
+    rows = [_ratio(scores, f"{OURS}, {form}", ROUNDED, [scores[f"{ROUNDED}, {form}"]]) for form in FORMATS]
+    for kind in (DEFAULTS, BEST):
+        others = [kls for name, kls in scores.items() if kind in name]
+        if others:
+            rows.append(_ratio(scores, f"{OURS}, {FOUR}", f"the better peer {kind}", others))
+    return rows
+
+
+def _ratio(scores: Mapping[str, Scores], ours: str, name: str, others: Sequence[Scores]) -> list[str]:
+    """Our KL over the least of others, text by text."""
+    cells = (f"{kl / min(kls[text] for kls in others):.2f}×" for text, kl in scores[ours].items())
+    return [f"{ours} ÷ {name}", *cells]

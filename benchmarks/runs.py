@@ -57,7 +57,9 @@ def _sha256(tokens: Tensor) -> str:
     return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
 
 
-def run_qdeploy(calibration: Calibration, folder: Path, *, method: str, symmetric: bool = True) -> Run:
+def run_qdeploy(
+    calibration: Calibration, folder: Path, *, method: str, bits: int = 4, symmetric: bool = True
+) -> Run:
     """Run `qdeploy quantize` as users do; its output goes into `folder`.
 
     Raises:
@@ -66,7 +68,7 @@ def run_qdeploy(calibration: Calibration, folder: Path, *, method: str, symmetri
     folder.mkdir(parents=True)
     output = folder / "model"
     command = [sys.executable, "-m", "qdeploy", "quantize", str(calibration.model), "-o", str(output)]
-    command += ["--scheme", "W4A16", "--method", method, "--group-size", str(GROUP_SIZE)]
+    command += ["--scheme", f"W{bits}A16", "--method", method, "--group-size", str(GROUP_SIZE)]
     command += ["--symmetric" if symmetric else "--asymmetric", "--calibration", str(calibration.text)]
     command += ["--samples", str(calibration.samples), "--sequence-length", str(calibration.length)]
     usage = process.run(command, folder / "log.txt", folder)

@@ -14,7 +14,7 @@ from benchmarks.runs import GROUP_SIZE, SAMPLES, Calibration, Run, run_peer, run
 from benchmarks.table import gibibytes, table
 
 COUNTS = (SAMPLES, 4 * SAMPLES)
-PARTS = ("load", "forward", "hessian", "solve", "pack", "write")
+PARTS = ("load", "reference", "forward", "hessian", "solve", "pack", "write")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from qdeploy.checkpoint.companions import companions
 from qdeploy.formats import bits
 from qdeploy.memory import Budget
 from qdeploy.methods.base import needs_hessian
+from qdeploy.methods.temporaries import hessian_bytes, lack_bytes, solving_bytes
 from qdeploy.modeling.activations import footprint, micro_batches
 from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -31,12 +32,6 @@ from qdeploy.walk import Plan, needs_a_reference
 
 LATER = 64 << 20
 """What tokenizer, text and worker threads take once they are there: 50 to 70 MiB were seen."""
-
-SQUARES = 6
-"""Matrices [K, K] that are alive while a Hessian is factorized: itself, ordered, damped, factors."""
-
-COPIES = 6
-"""Float32 copies of a weight that are alive while its columns are rounded: target, error, scales …"""
 
 SHARED = {leaf: siblings[0] for siblings in FUSED for leaf in siblings}
 """Layer → the sibling with which it shares its input."""
@@ -136,6 +131,11 @@ def estimate(
         p.numel() for n, p in model.base_model.named_parameters(model.base_model_prefix) if n not in inside
     ]
     largest = max(blocks, key=lambda block: sum(p.numel() for p in block.module.parameters()))
+    width = model.get_input_embeddings().embedding_dim
+    solving = max(solving_bytes(block.linears(), plan) for block in blocks)
+    activations = NO_ACTIVATIONS
+    if with_data:
+        activations = _activations(recipe, width, blocks, limits, solving, reference=needs_a_reference(plan))
     return Estimate(
         libraries=psutil.Process().memory_info().rss + LATER,
         # In float32, and the largest of them as it is read.
@@ -143,13 +143,9 @@ def estimate(
         block=_block_bytes(
             largest, plan, bfloat16=with_data and limits.device is None and multiplies_bfloat16()
         ),
-        hessians=max(_hessian_bytes(block, plan, recipe.true_sequential) for block in blocks),
-        solving=max(_solving_bytes(block, plan) for block in blocks),
-        **(
-            _activations(recipe, model, blocks, limits, needs_a_reference(plan))
-            if with_data
-            else NO_ACTIVATIONS
-        ),
+        hessians=max(_hessian_bytes(block, plan, width, recipe.true_sequential) for block in blocks),
+        solving=solving,
+        **activations,
         output=sum(_stored_bytes(reader, plan)) + sum(p.stat().st_size for p in companions(reader.folder)),
         limits=limits,
     )
@@ -159,15 +155,14 @@ NO_ACTIVATIONS = dict.fromkeys(("states", "spilled", "running", "halted", "halti
 
 
 def _activations(
-    recipe: Recipe, model: Any, blocks: Sequence[Block], limits: Budget, reference: bool
+    recipe: Recipe, width: int, blocks: Sequence[Block], limits: Budget, solving: int, *, reference: bool
 ) -> dict[str, int]:
     asked = recipe.calibration
-    width = model.get_input_embeddings().embedding_dim
     shape = (asked.samples, asked.sequence_length, width)
     total, batches = states_together(shape, reference=reference), sum(1 for _ in micro_batches(*shape[:2]))
     resident = total if total <= limits.states else 0
     found = footprint([size for block in blocks for size in block.features], shape)
-    halting = found.halting(batches, limits.inside(resident)) if recipe.true_sequential else 0
+    halting = found.halting(batches, limits.inside(resident), solving) if recipe.true_sequential else 0
     return {
         "states": resident,
         "spilled": total - resident,
@@ -188,30 +183,18 @@ def _block_bytes(block: Block, plan: Plan, *, bfloat16: bool) -> int:
     return total
 
 
-def hessian_bytes(in_features: int) -> int:
-    """Bytes of one Hessian [K, K]."""
-    return 4 * in_features**2
+def _hessian_bytes(block: Block, plan: Plan, width: int, true_sequential: bool) -> int:
+    """With true-sequential order one Hessian at a time, otherwise one for each distinct input.
 
-
-def _hessian_bytes(block: Block, plan: Plan, true_sequential: bool) -> int:
-    """With true-sequential order one Hessian at a time, otherwise one for each distinct input."""
-    inputs = {
-        (name.rpartition(".")[0], SHARED.get(leaf, leaf)): hessian_bytes(module.in_features)
-        for name, module in block.linears().items()
-        if name in plan and needs_hessian(plan[name][1])
-        for leaf in [name.rpartition(".")[2]]
-    }
-    return max(inputs.values(), default=0) if true_sequential else sum(inputs.values())
-
-
-def _solving_bytes(block: Block, plan: Plan) -> int:
-    """Of the costliest layer: its Hessian's factorization, or the rounding of its columns."""
-    costs = [0]
+    Whatever puts out as much as hidden states are wide is taken to write to them.
+    """
+    inputs: dict[tuple[str, str], int] = {}
     for name, module in block.linears().items():
-        if name in plan:
-            squares = hessian_bytes(module.in_features) if needs_hessian(plan[name][1]) else 0
-            costs += [SQUARES * squares, 2 * squares + COPIES * 4 * module.weight.numel()]
-    return max(costs)
+        if name in plan and needs_hessian(plan[name][1]):
+            parent, _, leaf = name.rpartition(".")
+            lack = lack_bytes(module, plan[name][1]) if module.out_features == width else 0
+            inputs[parent, SHARED.get(leaf, leaf)] = hessian_bytes(module.in_features) + lack
+    return max(inputs.values(), default=0) if true_sequential else sum(inputs.values())
 
 
 def _stored_bytes(reader: CheckpointReader, plan: Plan) -> Iterator[int]:

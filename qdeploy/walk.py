@@ -23,6 +23,7 @@ from qdeploy.halting import Halting, halting
 from qdeploy.methods.base import LinearProblem, Solution, needs_reference, solve
 from qdeploy.methods.correction import Lack
 from qdeploy.methods.hessian import Hessian
+from qdeploy.methods.temporaries import solving_bytes
 from qdeploy.modeling.activations import Activations, footprint
 from qdeploy.modeling.blocks import Block, shared_inputs
 from qdeploy.modeling.followed import Followed
@@ -82,7 +83,7 @@ def quantize_with_data(
             room = activations.budget.inside(
                 activations.resident_bytes + (reference.resident_bytes if reference else 0)
             )
-            run.solve_in_order(_halting(call.block, activations, room), outputs=outputs)
+            run.solve_in_order(_halting(run, room), outputs=outputs)
             return run.solved
         run.solve_together()
     if outputs:
@@ -300,10 +301,11 @@ def _whole(part: QuantizedLinear, rows: int, group: Group) -> QuantizedLinear:
     )
 
 
-def _halting(block: Block, activations: Activations, room: int) -> int:
+def _halting(run: _Run, room: int) -> int:
     """How many micro-batches may halt inside the block in `room` bytes."""
-    batches = sum(1 for _ in activations.batches())
-    return footprint(block.features, activations.shape).halting(batches, room)
+    batches = sum(1 for _ in run.activations.batches())
+    found = footprint(run.call.block.features, run.activations.shape)
+    return found.halting(batches, room, solving_bytes(run.linears, run.plan))
 
 
 def _device(block: Block) -> torch.device:

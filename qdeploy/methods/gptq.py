@@ -19,7 +19,9 @@ columns after it have made up for it, the error falls by a further 2 to 4 % on e
 Searching the grid again for the weights as they were when they were rounded, and rounding again, took the KL
 to the 16-bit model (all blocks, 32 × 512 tokens of documentation) from 0.0988 to 0.0951 on its unseen part,
 from 0.2326 to 0.2207 on WikiText-2 test, from 0.1122 to 0.1057 on Python code; on Penn Treebank it went from
-0.1752 to 0.1769. `passes` of coordinate descent come after: see `qdeploy.methods.descent`.
+0.1752 to 0.1769. `passes` of coordinate descent come after: see `qdeploy.methods.descent`. Before all of it,
+layers that write to the residual stream are corrected for errors in it: see `qdeploy.methods.correction`, and
+docs/gptq.md for what that gained.
 """
 
 from __future__ import annotations

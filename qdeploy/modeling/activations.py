@@ -123,13 +123,15 @@ class Footprint:
     running: int
     halted: int
 
-    def halting(self, batches: int, room: int) -> int:
-        """How many of `batches` micro-batches may be halted in `room` bytes while another one runs."""
-        return (
-            batches
-            if self.together(batches, batches) <= room
-            else max(0, (room - self.running) // self.halted)
-        )
+    def halting(self, batches: int, room: int, solving: int) -> int:
+        """How many of `batches` micro-batches may be halted in `room` bytes.
+
+        While another one runs, and while a layer is solved, which takes `solving` bytes.
+        """
+        solved = solving + batches * self.halted
+        if max(solved, self.together(batches, batches)) <= room:
+            return batches
+        return max(0, (room - max(self.running, solving)) // self.halted)
 
     def together(self, batches: int, halting: int) -> int:
         """Bytes of `halting` out of `batches` micro-batches; where all halt, the last of them runs."""

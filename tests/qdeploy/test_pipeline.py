@@ -31,6 +31,7 @@ from qdeploy.modeling.skeleton import build_skeleton, materialize
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
 from qdeploy.schemes import Scheme
+from tests.qdeploy.test_estimate import estimated
 
 CALIBRATION = {"samples": 4, "sequence_length": 32}
 
@@ -175,12 +176,14 @@ def test_no_budget_changes_a_byte(tiny_llama: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(activations, "BATCH_TOKENS", 32)
     shape = (4, 32, 64)
     one = footprint([64, 128], shape)
-    # All four micro-batches halt; two do; none does. Hidden states are in memory, then on the disk.
+    # All four micro-batches halt; two do; none does, and the hidden states are on the disk.
     states = states_together(shape, reference=True)
-    budgets = [10**9, one.running + 2 * one.halted, one.running]
-    rooms = [Budget(size).inside(states if i < 1 else 0) for i, size in enumerate(budgets)]
-    assert [one.halting(4, room) for room in rooms] == [4, 2, 0]
-    assert [states <= Budget(size).states for size in budgets] == [True, False, False]
+    solving = estimated(recipe(tiny_llama)).solving
+    assert solving > one.running
+    budgets = [10**9, states + solving + 2 * one.halted, one.running]
+    rooms = [Budget(size).inside(states if i < 2 else 0) for i, size in enumerate(budgets)]
+    assert [one.halting(4, room, solving) for room in rooms] == [4, 2, 0]
+    assert [states <= Budget(size).states for size in budgets] == [True, True, False]
     written = []
     for size in budgets:
         manifest = quantize(recipe(tiny_llama), tmp_path / str(size), limits=Budget(size), force=True)

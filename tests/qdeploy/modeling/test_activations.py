@@ -43,14 +43,22 @@ def test_others_that_share_a_budget_are_kept_in_the_same_place(tmp_path: Path) -
 
 def test_no_more_batches_halt_than_fit_and_no_fewer() -> None:
     one = Footprint(running=100, halted=30)
-    assert one.halting(batches=4, room=190) == 4  # three wait, the fourth runs
-    assert one.halting(batches=4, room=189) == 2
-    assert one.halting(batches=4, room=130) == 1
-    assert one.halting(batches=4, room=99) == 0
+    assert one.halting(batches=4, room=190, solving=0) == 4  # three wait, the fourth runs
+    assert one.halting(batches=4, room=189, solving=0) == 2
+    assert one.halting(batches=4, room=130, solving=0) == 1
+    assert one.halting(batches=4, room=99, solving=0) == 0
     for room in range(100, 250):
-        found = one.halting(6, room)
+        found = one.halting(6, room, 0)
         assert one.together(6, found) <= room
         assert found == 6 or one.together(6, found + 1) > room or found == 5
+
+
+def test_those_that_halt_leave_room_for_solving() -> None:
+    one = Footprint(running=100, halted=30)
+    assert one.halting(batches=4, room=300, solving=180) == 4  # all four wait while a layer is solved
+    assert one.halting(batches=4, room=299, solving=180) == 3
+    assert one.halting(batches=4, room=299, solving=250) == 1
+    assert one.halting(batches=4, room=299, solving=1000) == 0
 
 
 def test_a_footprint_grows_with_the_micro_batch_not_with_the_samples() -> None:

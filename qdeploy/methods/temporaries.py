@@ -1,0 +1,42 @@
+"""Memory that solving a layer takes for a while, beside its weight and its Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from qdeploy.methods.base import needs_hessian, needs_reference
+from qdeploy.schemes import Scheme
+
+SQUARES = 6
+"""Matrices [K, K] that are alive while a Hessian is factorized: itself, ordered, damped, factors."""
+
+COPIES = 6
+"""Float32 copies of a weight that are alive while its columns are rounded: target, error, scales …"""
+
+CORRECTED = 2
+"""More of them where errors are made up for: what outputs lack, and the weight that results."""
+
+
+def hessian_bytes(in_features: int) -> int:
+    """Bytes of one Hessian [K, K]."""
+    return 4 * in_features**2
+
+
+def lack_bytes(linear: nn.Linear, config: object) -> int:
+    """Bytes of what is learnt about the errors that a layer could make up for."""
+    return 4 * linear.weight.numel() if needs_reference(config) else 0
+
+
+def solving_bytes(linears: Mapping[str, nn.Linear], plan: Mapping[str, tuple[Scheme, Any]]) -> int:
+    """Of the costliest layer in the plan: its Hessian's factorization, or the rounding of its columns."""
+    costs = [0]
+    for name, module in linears.items():
+        if name in plan:
+            _, config = plan[name]
+            squares = hessian_bytes(module.in_features) if needs_hessian(config) else 0
+            copies = COPIES + (CORRECTED if needs_reference(config) else 0)
+            costs += [SQUARES * squares, 2 * squares + copies * 4 * module.weight.numel()]
+    return max(costs)
