@@ -51,7 +51,7 @@ def test_columns_equal_the_paper_done_step_by_step() -> None:
     """Algorithm 1 without any batching, in float64, over more columns than one leaf."""
     asked = problem(scheme(4, 32))
     assert asked.hessian is not None
-    factor = asked.hessian.factor(0.01, GPTQ().shrinkage, True)
+    factor = asked.hessian.factor(GPTQ().damp, GPTQ().shrinkage, True)
     assert factor is not None
     grid = search(asked.weight, asked.scheme, factor.importance)
     found = round_columns(asked.weight, grid, factor)
@@ -75,7 +75,7 @@ def losses(asked: LinearProblem, factor: Factor, found: Solution) -> torch.Tenso
 def test_a_second_grid_and_passes_of_descent_each_lower_the_loss(symmetric: bool) -> None:
     asked = problem(scheme(3, 32, symmetric), weights(96))
     assert asked.hessian is not None
-    factor = asked.hessian.factor(0.01, GPTQ().shrinkage, True)
+    factor = asked.hessian.factor(GPTQ().damp, GPTQ().shrinkage, True)
     assert factor is not None
     once = round_columns(asked.weight, search(asked.weight, asked.scheme, factor.importance), factor).losses
     twice = losses(asked, factor, solve(GPTQ(passes=0), asked))
@@ -193,7 +193,9 @@ def test_error_is_relative_to_the_output_over_the_inputs() -> None:
 def test_few_tokens_are_trusted_less_and_reported() -> None:
     """From no off-diagonal at all to the configured shrinkage, with the root of tokens per column."""
     x = correlated_inputs(256)
-    for tokens, expected in ((4, 1 - 0.7 * 0.25), (16, 1 - 0.7 * 0.5), (64, 0.3), (256, 0.3)):
+    usual = GPTQ().shrinkage
+    for tokens, trust in ((4, 0.25), (16, 0.5), (64, 1.0), (256, 1.0)):
+        expected = usual + (1 - usual) * (1 - trust)
         hessian = hessian_of(x[:tokens])
         asked = replace(problem(scheme()), hessian=hessian)
         found = solve(GPTQ(), asked)
