@@ -3,8 +3,8 @@
 floor = (forward FLOPs of the blocks' linear layers + 2·K² per token for each distinct linear input) ÷ FLOP/s
 
 FLOP/s in float32. Attention's own products are left out, so that the floor is rather too low. A symmetric
-product needs only half of 2·K², and forwards multiply in bfloat16 where the processor does that faster: a run
-may come below the floor.
+product needs only half of 2·K², and runs multiply in bfloat16 where the processor does that faster: they may
+come below the floor.
 """
 
 from __future__ import annotations

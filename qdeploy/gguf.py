@@ -21,7 +21,7 @@ from qdeploy.files import read_json, write_json
 from qdeploy.progress import console
 
 MAGIC = b"GGUF"
-READABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
+READABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q6_K")
 """Tensor types that can be imported, by their ggml names."""
 
 

@@ -28,6 +28,7 @@ from qdeploy.modeling.activations import Activations, footprint
 from qdeploy.modeling.blocks import Block, shared_inputs
 from qdeploy.modeling.followed import Followed
 from qdeploy.modeling.inputs import BlockCall, stopped
+from qdeploy.modeling.products import product_dtype
 from qdeploy.modeling.residual import Reference, Targets
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme
@@ -115,9 +116,12 @@ class _Inputs:
     def __init__(self, group: Sequence[str], linears: Mapping[str, nn.Linear], targets: Targets) -> None:
         self._linears, self._targets = linears, targets
         columns, device = linears[group[0]].in_features, linears[group[0]].weight.device
-        self.hessian = Hessian(columns, device)
+        products = product_dtype(device)
+        self.hessian = Hessian(columns, device, products)
         self.lacks = {
-            name: Lack(linears[name].out_features, columns, device) for name in group if name in targets
+            name: Lack(linears[name].out_features, columns, device, products)
+            for name in group
+            if name in targets
         }
 
     def add(self, x: Tensor) -> None:

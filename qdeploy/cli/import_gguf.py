@@ -19,7 +19,7 @@ def import_gguf(
 
     Weights are decoded to bfloat16; tokenizer, chat template and generation config come along. What the
     file's own quantization lost stays lost: start from the original model where you can get it. Tensors may
-    be F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K or Q6_K. The whole model must fit in memory.
+    be F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q8_0, Q4_K or Q6_K. The whole model must fit in memory.
 
     Needs the extra: pip install 'qdeploy\\[gguf]'.
 

@@ -51,7 +51,8 @@ def quantize(
 
     Several processes share the work under torchrun, one for each GPU; on CPUs one for each socket, with
     OMP_NUM_THREADS set to its cores (torchrun's default is 1). All of them must see the model and the output
-    folder under the same paths; their result differs from one process's by float32 rounding.
+    folder under the same paths; their result differs from one process's by rounding alone, more so where
+    samples are shorter than 512 tokens.
 
     A layer that GPTQ cannot solve is rounded to nearest, and listed in the summary and in qdeploy.json; so
     are experts that too few calibration tokens reached, whose statistics are trusted less. For different

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qdeploy.distributed import Group
 from qdeploy.methods.base import LinearProblem
-from qdeploy.methods.hessian import Factor
+from qdeploy.methods.hessian import Factor, add_product
 from qdeploy.stopwatch import part
 
 RIDGE = 0.5
@@ -26,17 +26,29 @@ RIDGE = 0.5
 
 
 class Lack:
-    """M = (2/n) Σ rxᵀ over n tokens, float32 [N, K]: what a layer's output lacks, by what it reads."""
+    """M = (2/n) Σ rxᵀ over n tokens, float32 [N, K]: what a layer's output lacks, by what it reads.
 
-    def __init__(self, out_features: int, in_features: int, device: torch.device | str = "cpu") -> None:
-        self.tokens = 0
+    Args:
+        out_features, in_features: N and K.
+        device: where it is.
+        products: as of `Hessian`.
+    """
+
+    def __init__(
+        self,
+        out_features: int,
+        in_features: int,
+        device: torch.device | str = "cpu",
+        products: torch.dtype = torch.float32,
+    ) -> None:
+        self.tokens, self._products = 0, products
         self._sum = torch.zeros(out_features, in_features, device=device)
 
     @part("hessian")
     def add(self, r: Tensor, x: Tensor) -> None:
         """Take in what outputs [..., N] lack for inputs [..., K]."""
-        r, x = r.flatten(0, -2).to(self._sum), x.flatten(0, -2).to(self._sum)
-        self._sum.addmm_(r.T, x)
+        r, x = (rows.flatten(0, -2).to(self._sum.device, self._products) for rows in (r, x))
+        add_product(self._sum, r.T, x)
         self.tokens += len(x)
 
     def merge(self, group: Group) -> None:

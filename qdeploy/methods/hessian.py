@@ -49,10 +49,22 @@ class Factor:
 
 
 class Hessian:
-    """H = (2/n) Σ xᵀx over n tokens, in float32; shared by all linears that read the same input."""
+    """H = (2/n) Σ xᵀx over n tokens, summed in float32; shared by all linears that read the same input.
 
-    def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
-        self.tokens = 0
+    Args:
+        in_features: K.
+        device: where it is.
+        products: the number format of the inputs in xᵀx, and of its entries for CHUNK tokens; see
+            `qdeploy.modeling.products`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        device: torch.device | str = "cpu",
+        products: torch.dtype = torch.float32,
+    ) -> None:
+        self.tokens, self._products = 0, products
         self._sum = torch.zeros(in_features, in_features, device=device)
         self._mirrored = True
         self._factors: dict[tuple[float, float, bool], Factor | None] = {}
@@ -60,11 +72,11 @@ class Hessian:
     @part("hessian")
     def add(self, x: Tensor) -> None:
         """Take in a batch of inputs [..., K] of any floating type."""
-        rows = x.reshape(-1, x.shape[-1]).to(self._sum.device, torch.float32)
+        rows = x.reshape(-1, x.shape[-1]).to(self._sum.device, self._products)
         for chunk in torch.split(rows, CHUNK):
             for start in range(0, len(self._sum), STRIP):
                 strip = slice(start, start + STRIP)
-                self._sum[strip, start:].addmm_(chunk[:, strip].T, chunk[:, start:])
+                add_product(self._sum[strip, start:], chunk[:, strip].T, chunk[:, start:])
         self._mirrored = False
         self.tokens += len(rows)
         self._factors.clear()
@@ -138,6 +150,14 @@ class Hessian:
             if upper is not None:
                 return Factor(upper.float(), order, tried, damped.float())
         return None
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += ab, of a and b in float32 or bfloat16, total in float32."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(a @ b)
 
 
 def _attempts(damp: float) -> Iterator[tuple[float, torch.dtype]]:

@@ -25,9 +25,12 @@ from qdeploy.cli.main import build, main
 from qdeploy.distributed import Group, processes
 from qdeploy.errors import QuantizationError
 from qdeploy.methods.hessian import STRIP, Hessian
+from qdeploy.modeling.activations import BATCH_TOKENS
 from tests.qdeploy.processes import Ended, together
 from tests.qdeploy.test_pipeline import shard_bytes, unpacked
 
+LENGTH = BATCH_TOKENS
+"""One sample is a micro-batch, however they are shared: bfloat16 products are rounded by micro-batch."""
 SAMPLES = 5  # shared unevenly
 
 
@@ -46,7 +49,7 @@ class Command:
     @property
     def arguments(self) -> list[str]:
         source = [str(self.model), "--calibration", str(self.text), "--samples", str(self.samples)]
-        shape = ["--sequence-length", "32", "--group-size", "32", "--method", self.method]
+        shape = ["--sequence-length", str(LENGTH), "--group-size", "32", "--method", self.method]
         return ["quantize", *source, *shape, "--json", "-o", str(self.output)]
 
     def __call__(self, rank: int) -> None:
@@ -84,7 +87,7 @@ def command(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Comma
     """Quantizes the tiny Llama into `two`."""
     folder = tmp_path_factory.mktemp("distributed")
     text = folder / "text.txt"
-    text.write_text("".join(f"{n} times {n} is {n * n}, and a little more. " for n in range(60)))
+    text.write_text("".join(f"{n} times {n} is {n * n}, and a little more. " for n in range(120)))
     return Command(tiny_llama, text, folder / "two")
 
 

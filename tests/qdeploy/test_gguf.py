@@ -49,6 +49,12 @@ def decode_q4_1(blocks: Array) -> Array:
     return half(blocks, 0) * nibbles(blocks[:, 4:]) + half(blocks, 2)
 
 
+def decode_q5_0(blocks: Array) -> Array:
+    word = np.ascontiguousarray(blocks[:, 2:6]).view("<u4")
+    fifth = (word >> np.arange(32, dtype=np.uint32) & 1).astype(np.float32)
+    return half(blocks, 0) * (nibbles(blocks[:, 6:]) + 16 * fifth - 16)
+
+
 def decode_q8_0(blocks: Array) -> Array:
     return half(blocks, 0) * blocks[:, 2:].view(np.int8).astype(np.float32)
 
@@ -89,6 +95,7 @@ def decode_bf16(raw: Array) -> Array:
 BLOCKS: dict[BlockType, tuple[int, Callable[[Array], Array]]] = {
     BlockType.Q4_0: (18, decode_q4_0),
     BlockType.Q4_1: (20, decode_q4_1),
+    BlockType.Q5_0: (22, decode_q5_0),
     BlockType.Q8_0: (34, decode_q8_0),
     BlockType.Q4_K: (144, decode_q4_k),
     BlockType.Q6_K: (210, decode_q6_k),
@@ -156,9 +163,9 @@ def test_the_command_prints_a_summary(tmp_path: Path) -> None:
 
 
 def test_types_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    write_tiny_gguf(tmp_path / "tiny.gguf", BlockType.Q5_0)
+    write_tiny_gguf(tmp_path / "tiny.gguf", BlockType.Q5_1)
     with pytest.raises(
-        CheckpointError, match=r"holds 7 tensors of type Q5_0\. Types that can be imported: F32"
+        CheckpointError, match=r"holds 7 tensors of type Q5_1\. Types that can be imported: F32"
     ):
         import_gguf(tmp_path / "tiny.gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -67,3 +67,16 @@ def test_all_chunks_and_strips_of_many_tokens_are_taken_in() -> None:
     x = torch.randn(2 * CHUNK + 7, STRIP + 5, generator=torch.Generator().manual_seed(0))
     expected = 2 * x.T @ x / len(x)
     assert torch.allclose(hessian_of(x).matrix, expected, atol=1e-5)
+
+
+def test_products_of_bfloat16_are_summed_in_float32() -> None:
+    """Each micro-batch's product is rounded; what they add up to is not."""
+    x = torch.randn(64 * 64, 24, generator=torch.Generator().manual_seed(0)) + 1
+    exact, rounded = Hessian(24), Hessian(24, products=torch.bfloat16)
+    for batch in x.split(64):
+        exact.add(batch)
+        rounded.add(batch)
+    error = (rounded.matrix - exact.matrix).abs() / exact.matrix.abs()
+    assert 0 < error.max() < 2**-9  # a sum in bfloat16 would be off by more
+    assert torch.equal(rounded.matrix, rounded.matrix.T)
+    assert rounded.factor(0.01, 0.0, True) is not None
