@@ -14,10 +14,12 @@ from torch import nn
 from qdeploy.calibration import CalibrationSet
 from qdeploy.checkpoint.manifest import Calibration, CalibrationPart, Manifest, Model, Module, Totals
 from qdeploy.checkpoint.writer import ShardWriter
+from qdeploy.distributed import Group
 from qdeploy.fingerprint import fingerprint
 from qdeploy.formats.compressed_tensors import quantization_config
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.experts import matrices
+from qdeploy.modeling.products import product_dtype
 from qdeploy.provenance import provenance
 from qdeploy.recipe import Recipe
 from qdeploy.walk import Plan, Solved
@@ -68,11 +70,16 @@ def manifest(
     warnings: list[str],
     modules: Sequence[Mapping[str, Any]],
     totals: Totals,
-    processes: int,
+    group: Group,
 ) -> dict[str, Any]:
     """The content of qdeploy.json."""
     content = Manifest(
-        provenance={**provenance(), "processes": processes},
+        provenance={
+            **provenance(),
+            "processes": group.world,
+            # On this machine; an interrupted run may have been on another.
+            "products": str(product_dtype(group.device)).removeprefix("torch."),
+        },
         recipe=recipe.model_dump(mode="json"),
         recipe_sha256=recipe.sha256(),
         calibration=_seen(calibration) if calibration else None,

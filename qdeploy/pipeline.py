@@ -116,7 +116,7 @@ def _lead(task: Task, output: Path, limits: Budget, *, restart: bool) -> dict[st
         modules = [note for block in task.blocks for note in writer.notes(block.name)["modules"]]
         totals = account.totals(task.reader, writer, earlier + time.monotonic() - start, split)
         manifest = account.manifest(
-            task.recipe, task.reader, calibration, warnings, modules, totals, task.group.world
+            task.recipe, task.reader, calibration, warnings, modules, totals, task.group
         )
         writer.finish(account.config(task.reader, task.model, task.plan), manifest, task.reader.folder)
     written: dict[str, Any] = read_json(output / MANIFEST)

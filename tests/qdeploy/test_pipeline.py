@@ -216,6 +216,8 @@ def test_the_manifest_holds_what_was_done(tiny_llama: Path, tmp_path: Path) -> N
         key: value for key, value in returned.items() if key != "files"
     }
     assert manifest.recipe_sha256 == asked.sha256()
+    products_in = "bfloat16" if products.multiplies_bfloat16() else "float32"
+    assert (manifest.provenance["processes"], manifest.provenance["products"]) == (1, products_in)
     assert manifest.calibration is not None
     assert manifest.calibration.samples == 4
     assert manifest.model.sha256 == CheckpointReader(tiny_llama).sha256
