@@ -50,7 +50,7 @@ class Solution:
     Attributes:
         quantized: codes, scales and zeros.
         relative_error: tr(ΔHΔᵀ) / tr(WHWᵀ) over the calibration inputs; ‖Δ‖² / ‖W‖² where there are none or
-            they are unusable.
+            they are unusable. W is what was rounded, which a method may have corrected before.
         damp: the damping that made H positive definite, as a fraction of its mean diagonal.
         fallback: why something simpler or more cautious than what was asked for was done; None if it was not.
     """
