@@ -161,7 +161,7 @@ class _Rehearsal:
             self.device,
             self.folder,
             self.limits,
-            needs_a_reference(self.plan),
+            reference=needs_a_reference(self.plan),
         )
 
     def _write(self, block: Block, solved: dict[str, Solved]) -> None:

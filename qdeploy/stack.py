@@ -120,7 +120,7 @@ class Stack:
                 self.device,
                 self.partial,
                 self.budget,
-                needs_a_reference(self.task.plan),
+                reference=needs_a_reference(self.task.plan),
             )
 
     def _follow(self, activations: Activations) -> Reference:

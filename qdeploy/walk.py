@@ -81,10 +81,8 @@ def quantize_with_data(
     run = _Run(call, activations, plan, reference, group)
     with run.targets.watching():
         if true_sequential:
-            room = activations.budget.inside(
-                activations.resident_bytes + (reference.resident_bytes if reference else 0)
-            )
-            run.solve_in_order(_halting(run, room), outputs=outputs)
+            states = activations.resident_bytes + (reference.resident_bytes if reference else 0)
+            run.solve_in_order(run.may_halt(activations.budget.inside(states)), outputs=outputs)
             return run.solved
         run.solve_together()
     if outputs:
@@ -130,7 +128,8 @@ class _Inputs:
         for name, lack in self.lacks.items():
             target, samples = self._targets.target(name, x.device)
             if len(target):
-                lack.add(target - self._linears[name].forward(x[samples]), x[samples])
+                read = x[samples]
+                lack.add(target - self._linears[name].forward(read), read)
 
     def merge(self, group: Group) -> None:
         """Take in what the other processes have seen."""
@@ -171,6 +170,12 @@ class _Run:
         }
         return Targets(self.call, self.activations, asked, reference.followed if reference else Followed(0))
 
+    def may_halt(self, room: int) -> int:
+        """How many micro-batches may halt inside the block in `room` bytes."""
+        batches = sum(1 for _ in self.activations.batches())
+        found = footprint(self.call.block.features, self.activations.shape)
+        return found.halting(batches, room, solving_bytes(self.linears, self.plan))
+
     def solve_in_order(self, halting_batches: int, *, outputs: bool) -> None:
         """Group after group of layers, each seeing the quantized ones before it.
 
@@ -179,11 +184,11 @@ class _Run:
         same order, so that the codes do not depend on the memory.
         """
         batches = list(self.activations.batches())
-        again = batches[halting_batches:]
-        with halting(self._forwards(batches[:halting_batches])) as forwards:
+        once, again = batches[:halting_batches], batches[halting_batches:]
+        with halting(self._forwards(once)) as forwards:
             for group in self.groups:
-                inputs = self._inputs(group)
-                self._advance(forwards, batches, group, inputs)
+                inputs = _Inputs(group, self.linears, self.targets)
+                self._advance(zip(forwards, once, strict=True), group, inputs)
                 self._take_in([group], [inputs], again)
                 self._solve(group, inputs)
             self._solve(self.idle, None)
@@ -200,11 +205,7 @@ class _Run:
 
     @part("forward")
     def _advance(
-        self,
-        forwards: Sequence[Halting],
-        batches: Iterable[slice],
-        group: Sequence[str],
-        inputs: _Inputs,
+        self, forwards: Iterable[tuple[Halting, slice]], group: Sequence[str], inputs: _Inputs
     ) -> None:
         """Let the forward of each micro-batch go on to `group` and halt there."""
 
@@ -213,13 +214,13 @@ class _Run:
             Halting.halt()
 
         with self._watched([group], observe):
-            for forward, samples in zip(forwards, batches, strict=False):
+            for forward, samples in forwards:
                 self.targets.at(samples)
                 forward.advance()
 
     def solve_together(self) -> None:
         """From one forward of the 16-bit block."""
-        inputs = [self._inputs(group) for group in self.groups]
+        inputs = [_Inputs(group, self.linears, self.targets) for group in self.groups]
         self._take_in(self.groups, inputs, self.activations.batches())
         for group, seen in zip(self.groups, inputs, strict=True):
             self._solve(group, seen)
@@ -242,9 +243,6 @@ class _Run:
                 with self._watched(groups, observe):
                     self.call(self.activations[samples].to(self.device))
             self.targets.forget()
-
-    def _inputs(self, group: Sequence[str]) -> _Inputs:
-        return _Inputs(group, self.linears, self.targets)
 
     @contextmanager
     def _watched(
@@ -303,13 +301,6 @@ def _whole(part: QuantizedLinear, rows: int, group: Group) -> QuantizedLinear:
     return replace(
         part, codes=group.join(part.codes, rows), scales=group.join(part.scales, rows), zeros=zeros
     )
-
-
-def _halting(run: _Run, room: int) -> int:
-    """How many micro-batches may halt inside the block in `room` bytes."""
-    batches = sum(1 for _ in run.activations.batches())
-    found = footprint(run.call.block.features, run.activations.shape)
-    return found.halting(batches, room, solving_bytes(run.linears, run.plan))
 
 
 def _device(block: Block) -> torch.device:

@@ -65,6 +65,7 @@ def enter(
     device: torch.device,
     spill: Path,
     budget: Budget,
+    *,
     reference: bool = False,
 ) -> tuple[list[BlockCall], Activations]:
     """The call of every block and the hidden states that enter the first one, for tokens int64 [S, T].
@@ -82,7 +83,7 @@ def enter(
     materialize_buffers(model, device)
     materialize(model, names, reader, device)
     calls = record_calls(model, blocks, tokens, device)
-    activations = embed(model, blocks, tokens, device, spill, budget, reference)
+    activations = embed(model, blocks, tokens, device, spill, budget, reference=reference)
     release(model, names)
     return calls, activations
 
@@ -143,6 +144,7 @@ def embed(
     device: torch.device,
     spill: Path,
     budget: Budget,
+    *,
     reference: bool = False,
 ) -> Activations:
     """The hidden states that enter the first block, for tokens int64 [S, T].

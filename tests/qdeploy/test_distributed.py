@@ -31,7 +31,7 @@ from tests.qdeploy.test_pipeline import shard_bytes, unpacked
 
 LENGTH = BATCH_TOKENS
 """One sample is a micro-batch, however they are shared: bfloat16 products are rounded by micro-batch."""
-SAMPLES = 5  # shared unevenly
+SAMPLES = 7  # shared unevenly: the second process begins with one that the 16-bit model does not follow
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,20 @@ def test_the_commands_import_nothing_heavy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "1000"), ("7", "7")])
+def test_idle_threads_sleep_soon_unless_the_user_wants_otherwise(given: str | None, found: str) -> None:
+    """OpenMP reads the variable when torch loads it, so that it must be there before."""
+    code = (
+        "import os, sys\n"
+        "from qdeploy.cli.recipe_options import OPTIONS, with_recipe\n"
+        "show = with_recipe(lambda asked: print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules))\n"
+        "show(**{option.name: None for option in OPTIONS})"
+    )
+    others = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment = others if given is None else {**others, "GOMP_SPINCOUNT": given}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert ran.stdout.split() == [found, "False"]

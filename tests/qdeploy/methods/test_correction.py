@@ -44,7 +44,7 @@ def test_it_is_the_ridge_regression() -> None:
 def test_nothing_lacking_changes_nothing() -> None:
     asked = lacking(torch.zeros(len(X), N))
     assert torch.equal(corrected(asked, factor_of(asked), 1.0), weights())
-    assert corrected(replace(asked, lack=None), factor_of(asked), 1.0) is not None
+    assert torch.equal(corrected(replace(asked, lack=None), factor_of(asked), 1.0), weights())
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
@@ -77,6 +77,17 @@ def test_few_tokens_are_trusted_less() -> None:
     assert factor is not None
     half, whole = (corrected(asked, factor, strength) for strength in (0.5, 1.0))
     assert (found - half).norm() < (found - whole).norm()
+
+
+def test_a_broken_lack_is_left_out_and_told() -> None:
+    asked = lacking(torch.randn(len(X), N, generator=torch.Generator().manual_seed(3)))
+    assert asked.lack is not None
+    asked.lack[2, 3] = torch.nan
+    found = solve(GPTQ(), asked)
+    assert f"NaN or infinite in 1 of {N * K} sums" in str(found.fallback)
+    plain = solve(GPTQ(), replace(asked, lack=None))
+    assert plain.fallback is None
+    assert torch.equal(found.quantized.codes, plain.quantized.codes)
 
 
 def test_only_gptq_with_a_correction_needs_the_16_bit_model() -> None:
