@@ -20,7 +20,7 @@ from qdeploy.fingerprint import fingerprint
 from qdeploy.formats.compressed_tensors import module_schemes, unpack
 from qdeploy.memory import Budget
 from qdeploy.methods.gptq import GPTQ
-from qdeploy.modeling import activations, products
+from qdeploy.modeling import activations, products, residual
 from qdeploy.modeling.activations import Activations, footprint
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import SINGLE, CheckpointReader
@@ -190,6 +190,24 @@ def test_no_budget_changes_a_byte(tiny_llama: Path, tmp_path: Path, monkeypatch:
         assert manifest["recipe_sha256"] == recipe(tiny_llama).sha256()
         written.append(shard_bytes(tmp_path / str(size)))
     assert written[0] == written[1] == written[2]
+
+
+def test_what_ran_again_leaves_no_states_behind(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no memory to wait in, what is kept of one micro-batch's stream goes before the next one runs."""
+    monkeypatch.setattr(activations, "BATCH_TOKENS", 32)
+    kept: list[int] = []
+
+    class Watched(residual.Targets):
+        def at(self, batch: slice) -> None:
+            super().at(batch)
+            kept.append(len(self._before))
+
+    monkeypatch.setattr(walk, "Targets", Watched)
+    quantize(recipe(tiny_llama), tmp_path / "out", limits=Budget(1), force=True)
+    assert len(kept) >= 4 * 4 * 2  # micro-batches, groups, blocks
+    assert max(kept) == 0
 
 
 def test_a_layer_that_never_runs_is_rounded_and_reported(tiny_llama: Path) -> None:
