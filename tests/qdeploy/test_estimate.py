@@ -16,8 +16,10 @@ from qdeploy.errors import ResourceError
 from qdeploy.estimate import Estimate, estimate, layer_kinds
 from qdeploy.files import read_json
 from qdeploy.memory import Budget
+from qdeploy.modeling.activations import states_bytes
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.followed import states_together
 from qdeploy.modeling.skeleton import build_skeleton
 from qdeploy.pipeline import quantize, shapes
 from qdeploy.recipe import Recipe
@@ -29,6 +31,13 @@ AMPLE = Budget(10**9)
 def recipe(folder: Path, **flags: Any) -> Recipe:
     calibration = {"samples": 4, "sequence_length": 32}
     return Recipe.from_flags(str(folder), **({"group_size": "32", "calibration": calibration} | flags))
+
+
+def corrected(asked: Recipe, correction: float) -> Recipe:
+    """The same with GPTQ that makes up for so much of earlier errors."""
+    fields = asked.model_dump(mode="json")
+    fields["rules"][0]["stages"] = [{"gptq": {"correction": correction}}]
+    return Recipe.model_validate(fields)
 
 
 def estimated(asked: Recipe, limits: Budget = AMPLE) -> Estimate:
@@ -67,6 +76,16 @@ def test_more_samples_move_only_what_waits_or_spills(tiny_llama: Path) -> None:
     assert many.spilled == 100 * few.states
     assert many.states == 0
     assert many.memory <= many.libraries + many.block + many.hessians + many.solving + 2**25
+
+
+def test_making_up_for_errors_takes_the_16_bit_models_states_too(tiny_llama: Path) -> None:
+    asked = recipe(tiny_llama)
+    with_it, without = estimated(corrected(asked, 0.5)), estimated(corrected(asked, 0.0))
+    assert without.states == states_bytes((4, 32, 64))
+    assert with_it.states == states_together((4, 32, 64), reference=True) == 2 * without.states
+    # down_proj [64, 128] reads the widest input.
+    assert (without.hessians, with_it.hessians) == (4 * 128**2, 4 * 128**2 + 4 * 64 * 128)
+    assert with_it.solving >= without.solving
 
 
 def test_rounding_to_nearest_needs_no_activations(tiny_llama: Path) -> None:

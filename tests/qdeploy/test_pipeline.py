@@ -31,20 +31,13 @@ from qdeploy.modeling.skeleton import build_skeleton, materialize
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
 from qdeploy.schemes import Scheme
-from tests.qdeploy.test_estimate import estimated
+from tests.qdeploy.test_estimate import corrected, estimated
 
 CALIBRATION = {"samples": 4, "sequence_length": 32}
 
 
 def recipe(model: Path, **flags: Any) -> Recipe:
     return Recipe.from_flags(str(model), **({"group_size": "32", "calibration": CALIBRATION} | flags))
-
-
-def corrected(asked: Recipe, correction: float) -> Recipe:
-    """The same with GPTQ that makes up for so much of earlier errors."""
-    fields = asked.model_dump(mode="json")
-    fields["rules"][0]["stages"] = [{"gptq": {"correction": correction}}]
-    return Recipe.model_validate(fields)
 
 
 def all_tensors(folder: Path) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from qdeploy.errors import CheckpointError
 from qdeploy.memory import Budget
 from qdeploy.modeling import activations
+from qdeploy.modeling.activations import states_bytes
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.inputs import embed, record_calls
@@ -88,3 +89,15 @@ def test_states_that_change_between_blocks_are_refused(tiny_llama: Path) -> None
     model.model.layers[1].register_forward_pre_hook(lambda _, args: (args[0] * 2,))
     with pytest.raises(CheckpointError, match=r"changes the hidden states before model\.layers\.1"):
         record_calls(model, find_blocks(model), TOKENS, CPU)
+
+
+@torch.no_grad()
+def test_states_spill_where_they_and_the_references_are_too_many(tiny_llama: Path, tmp_path: Path) -> None:
+    model, shape = load(tiny_llama), (*TOKENS.shape, 64)
+    blocks = find_blocks(model)
+    enough = Budget(4 * states_bytes(shape))  # of which states get a quarter
+    alone, shared = (
+        embed(model, blocks, TOKENS, CPU, tmp_path, enough, reference=reference)
+        for reference in (False, True)
+    )
+    assert (alone.resident_bytes, shared.resident_bytes) == (states_bytes(shape), 0)
