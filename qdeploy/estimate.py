@@ -18,7 +18,7 @@ import psutil
 from qdeploy.assignment import FUSED
 from qdeploy.checkpoint.companions import companions
 from qdeploy.formats import bits
-from qdeploy.memory import Budget
+from qdeploy.memory import Budget, free_memory
 from qdeploy.methods.base import needs_hessian
 from qdeploy.methods.temporaries import hessian_bytes, lack_bytes, solving_bytes
 from qdeploy.modeling.activations import footprint, micro_batches
@@ -32,6 +32,10 @@ from qdeploy.walk import Plan, needs_a_reference
 
 LATER = 64 << 20
 """What tokenizer, text and worker threads take once they are there: 50 to 70 MiB were seen."""
+
+HOLES = 4
+"""Of so many bytes in use one more is taken by holes in the heap, where freed tensors are kept: 0.93 to 1.07
+GiB with SmolLM2-135M, where tensors, states and libraries take 0.90."""
 
 SHARED = {leaf: siblings[0] for siblings in FUSED for leaf in siblings}
 """Layer → the sibling with which it shares its input."""
@@ -55,6 +59,7 @@ class Estimate:
         output: the checkpoint on the disk.
         spilled: hidden states in a temporary file.
         limits: what activations may take.
+        free: what this process could still take of RAM when that was estimated.
     """
 
     libraries: int
@@ -70,6 +75,7 @@ class Estimate:
     output: int
     spilled: int
     limits: Budget
+    free: int
 
     @property
     def model_peak(self) -> int:
@@ -78,14 +84,30 @@ class Estimate:
         return max(self.embeddings, self.block + self.hessians + activations)
 
     @property
+    def in_use(self) -> int:
+        """Bytes of RAM that are alive at the peak, beside the libraries."""
+        return self.states + (0 if self.on_device else self.model_peak)
+
+    @property
     def memory(self) -> int:
-        """Peak of RAM, libraries included."""
-        return self.libraries + self.states + (0 if self.on_device else self.model_peak)
+        """Peak of RAM, libraries and holes in the heap included."""
+        return self.libraries + self.in_use + (self.in_use // HOLES if self.is_ample else 0)
 
     @property
     def device(self) -> int:
         """Peak of GPU memory."""
         return self.model_peak if self.on_device else 0
+
+    @property
+    def bound(self) -> int:
+        """What a run may take beside the libraries, whatever the number of its layers."""
+        on_cpu = self.embeddings + 2 * self.block + self.hessians + self.limits.memory
+        return self.limits.memory if self.on_device else on_cpu
+
+    @property
+    def is_ample(self) -> bool:
+        """Whether RAM is there, and allowed, for holes in the heap as large as all that is in use."""
+        return 2 * self.in_use <= min(self.bound, self.free)
 
     @property
     def disk(self) -> int:
@@ -148,6 +170,7 @@ def estimate(
         **activations,
         output=sum(_stored_bytes(reader, plan)) + sum(p.stat().st_size for p in companions(reader.folder)),
         limits=limits,
+        free=free_memory(),
     )
 
 

@@ -31,13 +31,12 @@ UNITS = {"": 1, "b": 1} | {
 }
 
 CGROUP = Path("/sys/fs/cgroup")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST, KEPT = 1 << 21, 1 << 21
-"""Bytes up to which a tensor comes from the heap; bytes at the heap's end that are kept when freed.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, NEVER = -1, -3, -1
+LARGEST = 1 << 25
+"""The most bytes of a tensor that glibc can be told to take from its heap."""
 
-On SmolLM2-135M, 32 × 512 tokens, one run each took 61 s and at most 0.97 GB with 1 MiB, 56 s and 0.98 GB with
-1.9 MiB, 55 s and 1.04 GB with 4 MiB. With 4 MiB, some layers of a wide synthetic model took 100 MB more than
-others of the same run, as if the heap had no place for an aligned tensor where one as large was freed."""
+EXACT = 1 << 17
+"""Bytes from which a tensor has pages of its own where memory is short; glibc's own default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +122,14 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep freed tensors of up to LARGEST bytes for the next ones, for the rest of the process.
+def manage_heap(*, ample: bool) -> None:
+    """Say what becomes of freed tensors, for the rest of the process.
 
-    By default it hands every tensor back and spends longer on clearing the next one's pages than some
-    products take; then it learns to keep them, and with tensors of all sizes its heap grows from block to
-    block. Tensors beyond LARGEST come and go.
+    With ample memory glibc keeps them for the next ones: clearing new pages for each tensor took a third of a
+    forward's time. Its heap then has holes, up to half of what is alive on small models. Otherwise pages are
+    handed back at once, and the process takes what its tensors take.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST)
-        mallopt(M_TRIM_THRESHOLD, KEPT)
-
-
-def return_freed_memory() -> None:
-    """Give what was freed back to the system, wherever it lies in the heap."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+        mallopt(M_MMAP_THRESHOLD, LARGEST if ample else EXACT)
+        mallopt(M_TRIM_THRESHOLD, NEVER if ample else EXACT)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from qdeploy.distributed import ALONE, Group, refuse_idle
 from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError
 from qdeploy.estimate import estimate
 from qdeploy.files import read_json
-from qdeploy.memory import Budget, budget, keep_freed_memory
+from qdeploy.memory import Budget, budget, manage_heap
+from qdeploy.methods import kernels
 from qdeploy.methods.base import needs_hessian
 from qdeploy.modeling.blocks import Block, find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -85,16 +86,25 @@ def quantize(
     if _needs_data(task.plan):
         refuse_idle(group, recipe.calibration.samples)
     limits = limits or budget()
-    keep_freed_memory()
+    needed = estimate(recipe, reader, model, blocks, task.plan, limits)
+    manage_heap(ample=needed.is_ample)
     if not group.leads:
-        return _follow(task, limits)
+        with _compiling(task):
+            return _follow(task, limits)
     manifest = None if restart else _finished(output, task)
     if manifest is not None:
         group.share(NO_WALK)
         return group.share(manifest)
     if not force:
-        refuse_what_cannot_fit(estimate(recipe, reader, model, blocks, task.plan, limits), output)
-    return group.share(_lead(task, output, limits, restart=restart))
+        refuse_what_cannot_fit(needed, output)
+    with _compiling(task):
+        return group.share(_lead(task, output, limits, restart=restart))
+
+
+def _compiling(task: Task) -> AbstractContextManager[None]:
+    """The kernels compile while text and model are read, where they will be used."""
+    wanted = _needs_data(task.plan) and task.group.device.type == "cpu"
+    return kernels.compiling() if wanted else nullcontext()
 
 
 def _lead(task: Task, output: Path, limits: Budget, *, restart: bool) -> dict[str, Any]:

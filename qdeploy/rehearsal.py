@@ -17,7 +17,7 @@ from qdeploy.calibration import CalibrationSet
 from qdeploy.checkpoint.tensor_file import write_tensors
 from qdeploy.estimate import Estimate, estimate
 from qdeploy.formats.compressed_tensors import pack
-from qdeploy.memory import Budget, keep_freed_memory
+from qdeploy.memory import Budget, manage_heap
 from qdeploy.modeling.activations import Activations
 from qdeploy.modeling.blocks import Block, find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -88,7 +88,7 @@ def rehearse(recipe: Recipe, output: Path, limits: Budget) -> Outlook:
     problems = list(problems_with(needed, output))
     if problems:
         return Outlook(needed, None, problems, blocks, plan)
-    keep_freed_memory()
+    manage_heap(ample=needed.is_ample)
     calibration = calibration_set(recipe, plan, model, reader)
     with _scratch(output) as folder:
         rehearsal = _Rehearsal(recipe, reader, model, blocks, plan, limits, folder)

@@ -16,7 +16,7 @@ from qdeploy.calibration import CalibrationSet
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.distributed import Group
 from qdeploy.formats.compressed_tensors import pack, unpack
-from qdeploy.memory import Budget, return_freed_memory
+from qdeploy.memory import Budget
 from qdeploy.methods.base import needs_hessian
 from qdeploy.modeling.activations import Activations
 from qdeploy.modeling.blocks import Block
@@ -148,7 +148,6 @@ class Stack:
                     group=task.group,
                 )
                 self._write(block, solved, start)
-        return_freed_memory()
 
     def _without_data(self, block: Block) -> None:
         if block.name in self.finished:
@@ -156,7 +155,6 @@ class Stack:
         start, task = time.monotonic(), self.task
         with materialized(task.model, block, task.reader, self.device):
             self._write(block, quantize_without_data(block, task.plan, group=task.group), start)
-        return_freed_memory()
 
     def _restore(self, block: Block) -> None:
         """Put the weights of a finished shard in place."""

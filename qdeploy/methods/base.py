@@ -123,8 +123,7 @@ def relative_error(problem: LinearProblem, quantized: QuantizedLinear) -> float:
     weight = problem.weight
     delta = weight - quantized.dequantize()
     if problem.hessian is not None and problem.hessian.tokens:
-        h = problem.hessian.matrix
-        lost, total = float(((delta @ h) * delta).sum()), float(((weight @ h) * weight).sum())
+        lost, total = problem.hessian.energy(delta), problem.hessian.energy(weight)
     else:
         lost, total = float(delta.square().sum()), float(weight.square().sum())
     lost, total = problem.group.totals(lost, total)

@@ -42,7 +42,7 @@ def round_columns(weight: Tensor, grid: Grid, factor: Factor) -> Rounded:
         torch.empty_like(weight),
         weight.new_empty(len(weight)),
     )
-    tensors = (weight, factor.order, factor.upper.T, grid.scales.float(), grid.offsets())
+    tensors = (weight, factor.order, factor.lower, grid.scales.float(), grid.offsets())
     arrays = [tensor.contiguous().numpy() for tensor in tensors]
     results = [tensor.numpy() for tensor in (rounded.codes, rounded.targets, rounded.losses)]
     kernels.over_rows(kernels.round_rows, len(weight), *arrays, grid.scheme.qmax, *results)

@@ -19,25 +19,26 @@ from qdeploy.quantized import QuantizedLinear
 def descend(weight: Tensor, codes: Tensor, grid: Grid, factor: Factor, passes: int) -> Tensor:
     """Codes uint8 [N, K] with no greater loss than `codes` for `weight` float32 [N, K], after some passes."""
     codes = codes.clone(memory_format=torch.contiguous_format)
+    if not passes:
+        return codes
     rounded = QuantizedLinear(codes, grid.scales, grid.zeros, grid.scheme).dequantize()
     gradient = (weight - rounded) @ factor.damped
-    scales, zeros = grid.scales.float(), grid.offsets()
+    scales, zeros, qmax = grid.scales.float(), grid.offsets(), grid.scheme.qmax
+    if kernels.fit_for(weight):
+        arrays = [tensor.numpy() for tensor in (factor.damped, gradient, scales, zeros)]
+        kernels.over_rows(kernels.descend_rows, len(weight), *arrays, qmax, passes, codes.numpy())
+        return codes
     for _ in range(passes):
-        if kernels.fit_for(weight):
-            tensors = (factor.damped, factor.order, gradient, scales, zeros)
-            arrays = [tensor.numpy() for tensor in tensors]
-            kernels.over_rows(kernels.descend_rows, len(weight), *arrays, grid.scheme.qmax, codes.numpy())
-        else:
-            descend_columns(factor, gradient, scales, zeros, grid.scheme.qmax, codes)
+        descend_columns(factor.damped, gradient, scales, zeros, qmax, codes)
     return codes
 
 
 def descend_columns(
-    factor: Factor, gradient: Tensor, scales: Tensor, zeros: Tensor, qmax: int, codes: Tensor
+    h: Tensor, gradient: Tensor, scales: Tensor, zeros: Tensor, qmax: int, codes: Tensor
 ) -> None:
     """One pass over all rows at a time, for a GPU; arguments as those of `kernels.descend_rows`."""
-    h, width = factor.damped, len(factor.damped) // scales.shape[1]
-    for j in factor.order.tolist():
+    width = len(h) // scales.shape[1]
+    for j in range(len(h)):
         s, z, old = scales[:, j // width], zeros[:, j // width], codes[:, j].float()
         new = ((old - z + gradient[:, j] / h[j, j] / s).round() + z).clamp(0, qmax)
         codes[:, j] = new.to(torch.uint8)

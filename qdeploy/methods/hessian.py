@@ -14,8 +14,12 @@ from qdeploy.stopwatch import part
 LARGEST_DAMP = 1.0
 """Beyond this the identity outweighs H and the result is rounding to nearest."""
 
-STRIP = 128
-"""Only the upper triangle is accumulated, in strips of this height: 0.6 to 0.7 of the time of the whole."""
+STRIP = 384
+"""Only the upper triangle is accumulated, in strips of this height: for 512 tokens, 1536 columns and bfloat16
+2.6 ms, with strips of 128 3.0 ms, and 3.4 ms without."""
+
+LEAF = 128
+"""Columns of a triangle that is inverted at once; a larger one by its quarters."""
 
 CHUNK = 512
 """Tokens that are taken in at once: more of them leave the processor's cache between two strips."""
@@ -29,22 +33,27 @@ class Factor:
     """H⁻¹ = UᵀU in the order in which columns are rounded.
 
     Attributes:
-        upper: float32 [K, K], upper triangular.
+        lower: float32 [K, K], Uᵀ.
         order: int64 [K], columns in the order of rounding.
         damp: the fraction of H's mean diagonal that was added to it.
         damped: float32 [K, K], H shrunk and damped, columns in their own order.
     """
 
-    upper: Tensor
+    lower: Tensor
     order: Tensor
     damp: float
     damped: Tensor
 
     @property
+    def upper(self) -> Tensor:
+        """U, float32 [K, K], upper triangular."""
+        return self.lower.T
+
+    @property
     def importance(self) -> Tensor:
         """What an error costs that later columns make up for as well as they can: 1/U_jj², float32 [K]."""
-        costs = torch.empty_like(self.upper.diagonal())
-        costs[self.order] = self.upper.diagonal().square().reciprocal()
+        costs = torch.empty_like(self.lower.diagonal())
+        costs[self.order] = self.lower.diagonal().square().reciprocal()
         return costs
 
 
@@ -96,9 +105,23 @@ class Hessian:
     def matrix(self) -> Tensor:
         """H, float32 [K, K]."""
         if not self._mirrored:
-            self._sum.copy_(self._sum.triu() + self._sum.triu(1).T)
+            for start in range(0, len(self._sum), STRIP):
+                strip, rest = slice(start, start + STRIP), slice(start + STRIP, None)
+                self._sum[rest, strip] = self._sum[strip, rest].T
+                # Computed whole, but not alike to the last bit.
+                own = self._sum[strip, strip]
+                own.copy_(own.triu() + own.triu(1).T)
             self._mirrored = True
         return self._sum * (2 / max(self.tokens, 1))
+
+    def energy(self, weight: Tensor) -> float:
+        """tr(WHWᵀ) for W float32 [N, K], from the upper triangle alone: half the work of the product."""
+        total = 0.0
+        for start in range(0, len(self._sum), STRIP):
+            strip = slice(start, start + STRIP)
+            products = (weight[:, strip] @ self._sum[strip, start:]).mul_(weight[:, start:])
+            total += float(2 * products.sum() - products[:, :STRIP].sum())
+        return total * (2 / max(self.tokens, 1))
 
     @property
     def diagonal(self) -> Tensor:
@@ -113,7 +136,7 @@ class Hessian:
     @property
     def finite(self) -> bool:
         """False once an input held NaN or infinity."""
-        return bool(torch.isfinite(self._sum).all())
+        return _finite(self._sum)
 
     def factor(self, damp: float, shrinkage: float, act_order: bool) -> Factor | None:
         """Factorize H⁻¹, once for all linears that share this input.
@@ -146,9 +169,9 @@ class Hessian:
         for tried, dtype in _attempts(damp):
             damped = h.to(dtype, copy=True)
             damped.diagonal().add_(tried * mean)
-            upper = _inverse_cholesky(damped[order][:, order] if act_order else damped)
-            if upper is not None:
-                return Factor(upper.float(), order, tried, damped.float())
+            lower = _transposed_inverse_cholesky(damped, order)
+            if lower is not None:
+                return Factor(lower.float(), order, tried, damped.float())
         return None
 
 
@@ -160,6 +183,11 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.add_(a @ b)
 
 
+def _finite(matrix: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; extremes are found four times as fast as entries are looked at."""
+    return bool(torch.isfinite(torch.stack(torch.aminmax(matrix))).all())
+
+
 def _attempts(damp: float) -> Iterator[tuple[float, torch.dtype]]:
     """Dampings to try; each in float64 too, since rounding errors alone can make H indefinite."""
     while damp <= LARGEST_DAMP:
@@ -168,21 +196,37 @@ def _attempts(damp: float) -> Iterator[tuple[float, torch.dtype]]:
         damp *= 10
 
 
-def _inverse_cholesky(h: Tensor) -> Tensor | None:
-    """Upper triangular U with UᵀU = h⁻¹, None if h is not positive definite beyond rounding errors.
+def _transposed_inverse_cholesky(h: Tensor, order: Tensor) -> Tensor | None:
+    """Uᵀ with UᵀU = h⁻¹ and U upper triangular, rows and columns of h in this order.
 
     Factorizing h from its last row up, h = RRᵀ with R upper triangular, gives U = R⁻¹ with one Cholesky and
     one triangular inverse instead of inverting h between two Choleskys.
+
+    Returns:
+        Uᵀ, or None if h is not positive definite beyond rounding errors.
     """
-    h = h.flip(0, 1)
+    reverse = order.flip(0)
+    h = h[reverse.unsqueeze(1), reverse]
     lower, info = torch.linalg.cholesky_ex(h)
     # What is left of a diagonal entry after cancellation may be noise that happens to be positive.
     noise = NOISE * torch.finfo(h.dtype).eps * h.diagonal()
     if info.item() or bool((lower.diagonal().square() <= noise).any()):
         return None
     # One matrix takes the place of the other: each is as large as the Hessian.
-    h = torch.eye(len(h), dtype=h.dtype, device=h.device)
-    lower = torch.linalg.solve_triangular(lower, h, upper=False)
     del h
-    upper = lower.flip(0, 1)
-    return upper if bool(torch.isfinite(upper).all()) else None
+    _invert(lower)
+    return lower.T.flip(0, 1).contiguous() if _finite(lower) else None
+
+
+def _invert(lower: Tensor) -> None:
+    """Put the inverse of a lower triangle [K, K] in its place, with a third of a matrix product's work."""
+    columns = len(lower)
+    if columns <= LEAF:
+        identity = torch.eye(columns, dtype=lower.dtype, device=lower.device)
+        lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+        return
+    half = columns // (2 * LEAF) * LEAF or LEAF
+    top, bottom, corner = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    _invert(top)
+    _invert(bottom)
+    corner.copy_(bottom @ (corner @ top)).neg_()

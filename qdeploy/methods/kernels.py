@@ -7,8 +7,10 @@ weights took 47 ms and searching their scales 36 ms on two cores; so they take 1
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import numba
@@ -27,6 +29,9 @@ TILE = 64
 LEAF = 32
 """Columns between two updates of all later ones; a multiple of UNROLLED."""
 
+SCAN = 32
+"""Codes that are looked at together for one that is to change; few are."""
+
 UNROLLED = 4
 """Columns whose errors are taken off a later one in a single pass over it."""
 
@@ -35,8 +40,8 @@ FASTMATH = {"contract", "reassoc", "nsz"}
 
 
 def _compiled(kernel: Kernel) -> Kernel:
-    """Compile at the first call, in 3 s: numba's cache would be unpickled, and needs a folder to write."""
-    return cast(Kernel, numba.njit(nogil=True, fastmath=FASTMATH)(kernel))
+    """Compile at the first call, in 2 s: numba's cache would be unpickled, and needs a folder to write."""
+    return cast(Kernel, numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy")(kernel))
 
 
 def fit_for(tensor: Tensor) -> bool:
@@ -124,7 +129,7 @@ def round_rows(
     columns, groups = weight.shape[1], scales.shape[1]
     width = columns // groups
     lowest, highest = np.float32(0), np.float32(qmax)
-    w, e = np.zeros((columns, TILE), np.float32), np.zeros((LEAF, TILE), np.float32)
+    w, e = np.zeros((columns + 1, TILE), np.float32), np.zeros((LEAF, TILE), np.float32)
     q8 = np.zeros((columns, TILE), np.uint8)
     s, z = np.ones((groups, TILE), np.float32), np.zeros((groups, TILE), np.float32)
     for top in range(start, stop, TILE):
@@ -149,13 +154,19 @@ def round_rows(
                     u = lower[i, j]
                     for n in range(TILE):
                         w[i, n] -= u * e[j - first, n]
-            # Where columns are left, the leaf is full.
-            for i in range(last, columns):
+            # Where columns are left, the leaf is full. Two at a time read each error once; the last of an odd
+            # number is taken with itself, in the row of w that is there for it.
+            for i in range(last, columns, 2):
+                other = min(i + 1, columns - 1)
                 for j in range(0, LEAF, UNROLLED):
                     u0, u1 = lower[i, first + j], lower[i, first + j + 1]
                     u2, u3 = lower[i, first + j + 2], lower[i, first + j + 3]
+                    v0, v1 = lower[other, first + j], lower[other, first + j + 1]
+                    v2, v3 = lower[other, first + j + 2], lower[other, first + j + 3]
                     for n in range(TILE):
-                        w[i, n] -= u0 * e[j, n] + u1 * e[j + 1, n] + u2 * e[j + 2, n] + u3 * e[j + 3, n]
+                        e0, e1, e2, e3 = e[j, n], e[j + 1, n], e[j + 2, n], e[j + 3, n]
+                        w[i, n] -= u0 * e0 + u1 * e1 + u2 * e2 + u3 * e3
+                        w[i + 1, n] -= v0 * e0 + v1 * e1 + v2 * e2 + v3 * e3
         for n in range(rows):
             for j in range(columns):
                 codes[top + n, order[j]] = q8[j, n]
@@ -167,33 +178,73 @@ def descend_rows(
     start: int,
     stop: int,
     h: Floats,
-    order: NDArray[np.int64],
     gradient: Floats,
     scales: Floats,
     zeros: Floats,
     qmax: int,
+    passes: int,
     codes: Codes,
 ) -> None:
     """Give each code in turn the value that is best beside all others; see `qdeploy.methods.descent`.
 
     Args:
         h: [K, K].
-        order: [K].
         gradient: (W − Q)H [N, K], kept up to date.
         scales, zeros: [N, G].
+        passes: how often at most each code is looked at.
         codes: [N, K], improved in place.
     """
     columns = len(h)
     width = columns // scales.shape[1]
     lowest, highest = np.float32(0), np.float32(qmax)
+    half = np.empty(columns, np.float32)
     for n in range(start, stop):
         row = gradient[n]
-        for j in order:
-            s, z = scales[n, j // width], zeros[n, j // width]
-            old = np.float32(codes[n, j])
-            new = min(max(np.rint(old - z + row[j] / h[j, j] / s) + z, lowest), highest)
-            if new != old:
-                codes[n, j] = np.uint8(new)
-                step, hj = s * (new - old), h[j]
-                for k in range(columns):
-                    row[k] -= step * hj[k]
+        for j in range(columns):
+            # The gradient at which the best value is half a step away.
+            half[j] = np.float32(0.5) * scales[n, j // width] * h[j, j]
+        for _ in range(passes):
+            changed = False
+            for first in range(0, columns, SCAN):
+                last, candidates = min(first + SCAN, columns), 0
+                for j in range(first, last):
+                    candidates += abs(row[j]) > half[j]
+                if candidates == 0:
+                    continue
+                for j in range(first, last):
+                    if abs(row[j]) <= half[j]:
+                        continue
+                    s, z, old = scales[n, j // width], zeros[n, j // width], np.float32(codes[n, j])
+                    new = min(max(np.rint(old - z + row[j] / h[j, j] / s) + z, lowest), highest)
+                    if new != old:
+                        changed = True
+                        codes[n, j] = np.uint8(new)
+                        step, hj = s * (new - old), h[j]
+                        for k in range(columns):
+                            row[k] -= step * hj[k]
+            if not changed:
+                break
+
+
+def compile_all() -> None:
+    """Compile the kernels, by calling each with as little as possible. No thread is started."""
+
+    def ones(*shape: int) -> Floats:
+        return np.ones(shape, np.float32)
+
+    order, codes = np.arange(LEAF), np.zeros((1, LEAF), np.uint8)
+    weight, square, grid = ones(1, LEAF), ones(LEAF, LEAF), ones(1, 1)
+    search_rows(0, 1, weight, ones(LEAF), ones(1, 1, 1), ones(1, 1, 1), 1, np.zeros((1, 1), np.int64))
+    round_rows(0, 1, weight, order, square, grid, grid, 1, codes, ones(1, LEAF), ones(1))
+    descend_rows(0, 1, square, ones(1, LEAF), grid, grid, 1, 1, codes)
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Compile the kernels in a thread meanwhile; who calls one earlier waits for it."""
+    thread = threading.Thread(target=compile_all)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()

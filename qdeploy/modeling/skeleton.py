@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qdeploy.errors import CheckpointError
+from qdeploy.modeling.attention import fast_attention
 from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.experts import split_experts
@@ -101,7 +102,7 @@ def materialized(
     """
     materialize(model, block.parameters, reader, device)
     try:
-        with fast_products(block.linears().values(), device):
+        with fast_products(block.linears().values(), device), fast_attention(block.module, device):
             yield
     finally:
         release(model, block.parameters)

@@ -13,7 +13,7 @@ from qdeploy import shortage
 from qdeploy.assignment import resolve_schemes
 from qdeploy.checkpoint.companions import companions
 from qdeploy.errors import ResourceError
-from qdeploy.estimate import Estimate, estimate, layer_kinds
+from qdeploy.estimate import HOLES, Estimate, estimate, layer_kinds
 from qdeploy.files import read_json
 from qdeploy.memory import Budget
 from qdeploy.modeling.activations import states_bytes
@@ -88,6 +88,21 @@ def test_making_up_for_errors_takes_the_16_bit_models_states_too(tiny_llama: Pat
     assert with_it.solving >= without.solving
 
 
+def test_holes_in_the_heap_are_allowed_where_twice_as_much_may_be_taken(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(tiny_llama)
+    ample = estimated(asked)
+    assert ample.is_ample
+    assert ample.memory - ample.libraries == ample.in_use + ample.in_use // HOLES
+    tight = estimated(asked, Budget(ample.in_use))
+    assert tight.bound < 2 * tight.in_use
+    assert not tight.is_ample
+    assert tight.memory - tight.libraries == tight.in_use
+    monkeypatch.setattr(estimating, "free_memory", lambda: 2 * ample.in_use - 1)
+    assert not estimated(asked).is_ample
+
+
 def test_rounding_to_nearest_needs_no_activations(tiny_llama: Path) -> None:
     needed = estimated(recipe(tiny_llama, method="rtn"))
     assert (needed.states, needed.running, needed.halted, needed.hessians, needed.embeddings) == (
@@ -105,7 +120,7 @@ def test_a_gpu_takes_over_all_but_the_hidden_states(
     monkeypatch.setattr(estimating, "multiplies_bfloat16", lambda: False)  # a processor's own
     here, there = estimated(recipe(tiny_llama)), estimated(recipe(tiny_llama), Budget(10**9, 10**9))
     assert there.device == here.model_peak
-    assert there.memory - there.libraries == here.states
+    assert there.in_use == here.states
     assert here.device == 0
 
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from qdeploy.methods.hessian import CHUNK, STRIP, Hessian
+from qdeploy.methods.hessian import CHUNK, LEAF, STRIP, Hessian
 from tests.qdeploy.methods.problems import correlated_inputs, hessian_of
 
 
@@ -39,6 +40,29 @@ def test_factor_inverts_the_damped_shrunk_permuted_hessian() -> None:
     assert torch.equal(factor.upper, factor.upper.triu())
     torch.testing.assert_close(factor.upper.T @ factor.upper @ expected, torch.eye(16), rtol=0, atol=1e-3)
     assert (hessian.diagonal[factor.order].diff() <= 0).all()
+
+
+@pytest.mark.parametrize("columns", [2 * LEAF, 2 * LEAF + 40, 5 * LEAF + 1])
+def test_a_factor_larger_than_a_leaf_is_right_too(columns: int) -> None:
+    hessian = hessian_of(torch.randn(4 * columns, columns, generator=torch.Generator().manual_seed(0)))
+    factor = hessian.factor(0.01, 0.3, True)
+    assert factor is not None
+    ordered = factor.damped[factor.order][:, factor.order]
+    assert torch.equal(factor.upper, factor.upper.triu())
+    identity = torch.eye(columns)
+    torch.testing.assert_close(factor.upper.T @ factor.upper @ ordered, identity, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_energy_is_what_the_whole_matrix_gives(mirrored: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 2 * STRIP + 9, generator=generator) for n in (300, 5))
+    hessian = hessian_of(x)
+    if mirrored:
+        assert torch.equal(hessian.matrix, hessian.matrix.T)
+    assert hessian.energy(weight) == pytest.approx(
+        float(2 * (x @ weight.T).square().sum() / len(x)), rel=1e-4
+    )
 
 
 def test_factor_is_made_once_for_all_linears_that_share_the_input() -> None:
