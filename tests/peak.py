@@ -3,7 +3,7 @@
     python -m tests.peak WARM MODEL OUT RECIPE BUDGET [LIMIT]
 
 WARM is a tiny model that is quantized first, so that every library is loaded and every thread started. LIMIT
-is the number of bytes of anonymous memory that the process may have altogether from then on.
+is the number of bytes of anonymous memory that the process may take from then on, beside what it has.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def status(field: str) -> int:
 
 
 def measured(warm: Path, model: Path, recipe: Path, output: Path, budget: int, *limit: int) -> dict[str, int]:
-    """`baseline`, `peak` and `data` (all anonymous memory), in bytes; of the process that this starts."""
+    """`baseline` and `peak` of the resident set, in bytes, of the process that this starts."""
     arguments = [warm, model, output, recipe, budget, *limit]
     command = [sys.executable, "-m", "tests.peak", *map(str, arguments)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -46,11 +46,12 @@ def main() -> None:
     quantize(Recipe.from_yaml(recipe, str(warm)), output.with_name("warm"), limits=Budget(budget))
     gc.collect()
     if limit:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit[0], limit[0]))
+        most = status("VmData") + limit[0]
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     CLEAR.write_text("5")  # the peak counts from here
     baseline = status("VmRSS")
     quantize(Recipe.from_yaml(recipe, str(model)), output, limits=Budget(budget))
-    print(json.dumps({"baseline": baseline, "peak": status("VmHWM"), "data": status("VmData")}))
+    print(json.dumps({"baseline": baseline, "peak": status("VmHWM")}))
 
 
 if __name__ == "__main__":
