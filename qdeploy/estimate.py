@@ -89,9 +89,14 @@ class Estimate:
         return self.states + (0 if self.on_device else self.model_peak)
 
     @property
+    def holes(self) -> int:
+        """Bytes of freed tensors that the heap keeps; see `memory.manage_heap`."""
+        return self.in_use // HOLES if self.is_ample else 0
+
+    @property
     def memory(self) -> int:
-        """Peak of RAM, libraries and holes in the heap included."""
-        return self.libraries + self.in_use + (self.in_use // HOLES if self.is_ample else 0)
+        """Peak of RAM, libraries and holes included."""
+        return self.libraries + self.in_use + self.holes
 
     @property
     def device(self) -> int:

@@ -78,7 +78,7 @@ def quantize_with_data(
         reference: the 16-bit model's hidden states, for methods that want a target; run on.
         group: the processes that have the other samples.
     """
-    run = _Run(call, activations, plan, reference, group)
+    run = _Run(call, activations, plan, reference, group, in_order=true_sequential)
     with run.targets.watching():
         if true_sequential:
             states = activations.resident_bytes + (reference.resident_bytes if reference else 0)
@@ -148,12 +148,14 @@ class _Run:
         plan: Plan,
         reference: Reference | None,
         processes: Group,
+        *,
+        in_order: bool,
     ) -> None:
         self.call, self.activations, self.plan, self.processes = call, activations, plan, processes
         self.device = _device(call.block)
         self.linears = call.block.linears()
         self.solved: dict[str, Solved] = {}
-        self.targets = self._targets(reference)
+        self.targets = self._targets(reference, in_order)
         with part("forward"):
             seen = shared_inputs(call.block, lambda: call(activations[:1].to(self.device)))
         groups = processes.share(seen)
@@ -161,13 +163,16 @@ class _Run:
         self.groups = [group for group in groups if any(name in plan for name in group)]
         self.idle = [name for name in self.linears if name not in called]
 
-    def _targets(self, reference: Reference | None) -> Targets:
+    def _targets(self, reference: Reference | None, in_order: bool) -> Targets:
+        """For all writers in order; together, none would see what another makes up for, so for the last."""
         after = reference.run(self.call, self.activations) if reference else {}
         asked = {
             writer: held
             for writer, held in after.items()
             if writer.name in self.plan and needs_reference(self.plan[writer.name][1])
         }
+        if not in_order:
+            asked = dict(list(asked.items())[-1:])
         return Targets(self.call, self.activations, asked, reference.followed if reference else Followed(0))
 
     def may_halt(self, room: int) -> int:

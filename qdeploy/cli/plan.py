@@ -68,7 +68,7 @@ def as_json(found: Outlook) -> dict[str, Any]:
     peaks = {"memory": needed.memory, "device": needed.device, "disk": needed.disk}
     return {
         "peak_bytes": peaks,
-        "bytes_by_part": asdict(needed),
+        "bytes_by_part": {**asdict(needed), "holes": needed.holes},
         "seconds": asdict(found.timing) if found.timing else None,
         "layers": _layers(found),
         "problems": found.problems,
@@ -92,6 +92,7 @@ def needs(found: Outlook) -> Table:
         ("Hidden states between blocks", "RAM", needed.states),
         ("Activations of the micro-batch that runs", where, needed.running),
         (f"Activations of {needed.halting} of {needed.batches} that wait", where, needed.halted),
+        ("Freed tensors that the heap keeps, as there is room", "RAM", needed.holes),
         ("Hidden states, for a while", "disk", needed.spilled),
         ("The checkpoint", "disk", needed.output),
     ]

@@ -114,12 +114,17 @@ class Hessian:
             self._mirrored = True
         return self._sum * (2 / max(self.tokens, 1))
 
-    def energy(self, weight: Tensor) -> float:
-        """tr(WHWᵀ) for W float32 [N, K], from the upper triangle alone: half the work of the product."""
-        total = 0.0
+    def energy(self, weight: Tensor, *, roughly: bool = False) -> float:
+        """tr(WHWᵀ) for W float32 [N, K], from the upper triangle alone: half the work of the product.
+
+        With `roughly` it is multiplied in the format of the inputs. What is left where H's large directions
+        cancel, as they do in what GPTQ loses, would be noise then.
+        """
+        total, dtype = 0.0, self._products if roughly else torch.float32
         for start in range(0, len(self._sum), STRIP):
             strip = slice(start, start + STRIP)
-            products = (weight[:, strip] @ self._sum[strip, start:]).mul_(weight[:, start:])
+            h = self._sum[strip, start:]
+            products = (weight[:, strip].to(dtype) @ h.to(dtype)).float().mul_(weight[:, start:])
             total += float(2 * products.sum() - products[:, :STRIP].sum())
         return total * (2 / max(self.tokens, 1))
 

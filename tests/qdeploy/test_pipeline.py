@@ -19,6 +19,7 @@ from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, Outpu
 from qdeploy.fingerprint import fingerprint
 from qdeploy.formats.compressed_tensors import module_schemes, unpack
 from qdeploy.memory import Budget
+from qdeploy.methods.base import LinearProblem, Solution, solve
 from qdeploy.methods.gptq import GPTQ
 from qdeploy.modeling import activations, products, residual
 from qdeploy.modeling.activations import Activations, footprint
@@ -201,6 +202,27 @@ def test_what_ran_again_leaves_no_states_behind(
     quantize(recipe(tiny_llama), tmp_path / "out", limits=Budget(1), force=True)
     assert len(kept) >= 4 * 4 * 2  # micro-batches, groups, blocks
     assert max(kept) == 0
+
+
+@pytest.mark.parametrize(
+    ("in_order", "writers"),
+    [(True, ["o_proj", "down_proj"]), (False, ["down_proj"])],
+    ids=["in order", "together"],
+)
+def test_layers_solved_together_do_not_make_up_for_the_same_errors(
+    in_order: bool, writers: list[str], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corrected_layers = []
+
+    def watched(config: GPTQ, problem: LinearProblem) -> Solution:
+        if problem.lack is not None:
+            corrected_layers.append(problem.name.rpartition(".")[2])
+        return solve(config, problem)
+
+    monkeypatch.setattr(walk, "solve", watched)
+    asked = recipe(tiny_llama).model_copy(update={"true_sequential": in_order})
+    quantize(asked, tmp_path / "out")
+    assert corrected_layers == 2 * writers  # blocks
 
 
 def test_a_layer_that_never_runs_is_rounded_and_reported(tiny_llama: Path) -> None:
