@@ -19,6 +19,9 @@ from qdeploy.modeling.products import product_dtype
 NAME = "qdeploy"
 """What it is called among transformers' implementations of attention."""
 
+EXTRAS = ("position_bias", "softcap", "s_aux")
+"""Arguments that make more of scores than their softmax; what they mean is left to transformers."""
+
 MOST_ROWS, SCORES = 128, 1 << 20
 """Most queries whose scores are computed at once; scores that are computed at once, all heads together."""
 
@@ -58,7 +61,7 @@ def attend(
         [B, T, H, D]; and None in the place of the softmax weights.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    plain = causal and attention_mask is None and more.get("position_bias") is None
+    plain = causal and attention_mask is None and not any(more.get(extra) is not None for extra in EXTRAS)
     if plain and query.shape[2] == key.shape[2]:
         return causal_attention(query, key, value, scaling or query.shape[-1] ** -0.5), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -12,7 +12,7 @@ seed 0.938 to 1.053 times. With Hessians from bfloat16 too (32 × 512 tokens of 
 each text) it was 0.0648 0.1751 0.1471 0.0822, with those from float32 0.0645 0.1799 0.1421 0.0799.
 
 torch.autocast is about as fast, but its state is the thread's: from a forward that halts it would reach into
-the solving of its layers. It would round attention and routers, too.
+the solving of its layers. It would round attention scores and routers, too.
 """
 
 from __future__ import annotations

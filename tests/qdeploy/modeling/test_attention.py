@@ -46,6 +46,11 @@ def test_what_is_not_plain_causal_attention_is_left_to_transformers() -> None:
     assert torch.equal(attend(module, q, k, v, mask)[0], windowed)
     both_ways = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     assert torch.equal(attend(module, q, k, v, None, is_causal=False)[0], both_ways)
+    bias = torch.randn(1, 4, 24, 24, generator=torch.Generator().manual_seed(0))
+    y, _ = attend(module, q, k, v, None, position_bias=bias)
+    assert (y - exact(q, k, v, 0.25)).norm() > 0.1 * y.norm()
+    with pytest.raises(ValueError, match="softcap"):
+        attend(module, q, k, v, None, softcap=30.0)
     y, weights = attend(module, q, k, v, None)
     assert weights is None
     assert torch.equal(y, causal_attention(q, k, v, 0.25))
