@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 
+from qdeploy.errors import OutputError
 from qdeploy.memory import Budget
 from qdeploy.modeling import activations
 from qdeploy.modeling.activations import Activations, Footprint, footprint, states_bytes
@@ -39,6 +41,17 @@ def test_others_that_share_a_budget_are_kept_in_the_same_place(tmp_path: Path) -
     shared = Activations(SHAPE, tmp_path, Budget(8 * states_bytes(SHAPE)), together=3 * states_bytes(SHAPE))
     assert alone.resident_bytes == alone.like(5).resident_bytes == states_bytes(SHAPE)
     assert shared.resident_bytes == shared.like(2).resident_bytes == 0
+
+
+def test_where_they_find_no_room_on_the_disk_that_is_told_before_anything_runs(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OutputError, match=r"Cannot write .*: the file is larger than"):
+            Activations((4, 32, 64), tmp_path, Budget(0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not any(tmp_path.iterdir())
 
 
 def test_no_more_batches_halt_than_fit_and_no_fewer() -> None:
