@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +12,8 @@ from qdeploy.methods.columns import round_columns, round_on_device
 from qdeploy.methods.descent import descend, descend_columns
 from qdeploy.methods.grid import search
 from qdeploy.methods.hessian import Factor
+from qdeploy.pipeline import quantize
+from qdeploy.recipe import Recipe
 from qdeploy.schemes import Scheme
 from tests.qdeploy.methods.problems import problem, scheme, weights
 
@@ -87,3 +91,16 @@ def test_descent_lowers_the_loss_and_is_the_same(kind: Scheme) -> None:
     expected = first.clone()
     descend_columns(factor.damped, delta(first) @ factor.damped, scales, zeros, kind.qmax, expected)
     assert (found == expected).float().mean() > 0.99
+
+
+@pytest.mark.parametrize(("method", "times"), [("gptq", 1), ("rtn", 0)])
+def test_they_are_compiled_while_text_and_model_are_read_where_they_will_be_used(
+    method: str, times: int, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(kernels, "compile_all", lambda: begun.append(1))
+    text = {"samples": 4, "sequence_length": 32}
+    quantize(
+        Recipe.from_flags(str(tiny_llama), method=method, group_size="32", calibration=text), tmp_path / "out"
+    )
+    assert len(begun) == times
