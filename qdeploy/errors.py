@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,6 +130,10 @@ DISK_TROUBLE = {
 """Error number → what is wrong, and what to do about it."""
 
 
+OUT_OF_MEMORY = re.compile(r"allocate memory|out of memory", re.IGNORECASE)
+"""torch and safetensors raise RuntimeErrors that say so, and nothing else tells them apart."""
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn what can go wrong with a disk while writing `path` into an OutputError that says how to go on."""
@@ -144,3 +149,10 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise OutputError(
             f"Cannot write {path}: {reason}. {remedy}, then run the same command again."
         ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused: by Python, torch, a GPU, or while a file was mapped."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError | RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+    )

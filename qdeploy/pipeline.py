@@ -22,8 +22,15 @@ from qdeploy.checkpoint.identity import Identity
 from qdeploy.checkpoint.manifest import MANIFEST, load_manifest
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.distributed import ALONE, Group, refuse_idle
-from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError
-from qdeploy.estimate import estimate
+from qdeploy.errors import (
+    CalibrationError,
+    CheckpointError,
+    Interrupted,
+    OutputError,
+    ResourceError,
+    is_out_of_memory,
+)
+from qdeploy.estimate import Estimate, estimate
 from qdeploy.files import read_json
 from qdeploy.memory import Budget, budget, manage_heap
 from qdeploy.methods import kernels
@@ -34,7 +41,7 @@ from qdeploy.modeling.hub import resolve_model
 from qdeploy.modeling.skeleton import build_skeleton
 from qdeploy.progress import console, warn
 from qdeploy.recipe import Recipe
-from qdeploy.shortage import refuse_what_cannot_fit
+from qdeploy.shortage import less_memory, refuse_what_cannot_fit
 from qdeploy.stack import REST, Stack, Task
 from qdeploy.stopwatch import measuring
 from qdeploy.walk import Plan
@@ -73,7 +80,7 @@ def quantize(
     Raises:
         CheckpointError: the model cannot be read or is of an unknown architecture.
         UsageError: a group size does not fit, or there are more processes than samples.
-        ResourceError: memory or disk cannot hold it; nothing was written.
+        ResourceError: memory or disk cannot hold it, and nothing was written; or memory ran out on the way.
         CalibrationError: the calibration text is missing or too short.
         OutputError: `output` is in use, the disk is full, or the interrupted run was another one.
         DistributedError: another process of the group is gone.
@@ -98,7 +105,7 @@ def quantize(
     if not force:
         refuse_what_cannot_fit(needed, output)
     with _compiling(task):
-        return group.share(_lead(task, output, limits, restart=restart))
+        return group.share(_lead(task, output, needed, restart=restart))
 
 
 def _compiling(task: Task) -> AbstractContextManager[None]:
@@ -107,13 +114,13 @@ def _compiling(task: Task) -> AbstractContextManager[None]:
     return kernels.compiling() if wanted else nullcontext()
 
 
-def _lead(task: Task, output: Path, limits: Budget, *, restart: bool) -> dict[str, Any]:
+def _lead(task: Task, output: Path, needed: Estimate, *, restart: bool) -> dict[str, Any]:
     """The process that writes."""
     start, keys = time.monotonic(), [REST, *(block.name for block in task.blocks)]
     with (
         measuring() as split,
         ShardWriter(output, keys, restart=restart) as writer,
-        _resumable(writer, task.blocks),
+        _resumable(writer, task.blocks, needed),
     ):
         calibration = _calibration(task)
         warnings = concerns(calibration, _widest(task)) if calibration else []
@@ -122,7 +129,7 @@ def _lead(task: Task, output: Path, limits: Budget, *, restart: bool) -> dict[st
         _claim(writer, _identity(task, calibration))
         earlier = _seconds(writer, task.blocks)
         finished = frozenset(filter(writer.done, keys))
-        Stack(task, writer, *task.group.share((calibration, writer.partial, finished)), limits).run()
+        Stack(task, writer, *task.group.share((calibration, writer.partial, finished)), needed.limits).run()
         modules = [note for block in task.blocks for note in writer.notes(block.name)["modules"]]
         totals = account.totals(task.reader, writer, earlier + time.monotonic() - start, split)
         manifest = account.manifest(
@@ -163,14 +170,26 @@ def _finished(output: Path, task: Task) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _resumable(writer: ShardWriter, blocks: Sequence[Block]) -> Iterator[None]:
+def _resumable(writer: ShardWriter, blocks: Sequence[Block], needed: Estimate) -> Iterator[None]:
+    """Say how to go on after Ctrl-C, and after memory ran out."""
     try:
         yield
     except KeyboardInterrupt:
-        finished = sum(writer.done(block.name) for block in blocks)
-        kept = f", which are kept in {writer.partial}" if finished else ""
-        how = f"The same command {'goes on from there' if finished else 'begins again'}."
-        raise Interrupted(f"Interrupted after {finished} of {len(blocks)} blocks{kept}. {how}") from None
+        raise Interrupted(f"Interrupted after {_how_to_go_on(writer, blocks)}") from None
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines() or ["no more is to be had"]
+        raise ResourceError(
+            f"Out of memory ({reason[0]}) after {_how_to_go_on(writer, blocks)} {less_memory(needed)}"
+        ) from error
+
+
+def _how_to_go_on(writer: ShardWriter, blocks: Sequence[Block]) -> str:
+    finished = sum(writer.done(block.name) for block in blocks)
+    kept = f", which are kept in {writer.partial}" if finished else ""
+    how = f"The same command {'goes on from there' if finished else 'begins again'}."
+    return f"{finished} of {len(blocks)} blocks{kept}. {how}"
 
 
 def _seconds(writer: ShardWriter, blocks: Sequence[Block]) -> float:

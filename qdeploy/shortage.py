@@ -23,9 +23,19 @@ def refuse_what_cannot_fit(needed: Estimate, output: Path) -> None:
         raise ResourceError(" ".join(problems) + " --force tries it all the same.")
 
 
+def less_memory(needed: Estimate) -> str:
+    """The smallest change to a run that the machine could not hold after all."""
+    free = "Close other programs, raise limits such as ulimit -v, or use a larger machine."
+    wanted = max(needed.least_budget, _activations(needed) // 2)
+    if wanted >= _activations(needed):
+        return free
+    took = format_size(_activations(needed))
+    return f"Give {_option(needed)} {_mib(wanted)} (activations were to take {took}). Or: {free}"
+
+
 def problems_with(needed: Estimate, output: Path) -> Iterator[str]:
     """What does not fit into the memory and the disk as they are now, each with the smallest change."""
-    option = "--device-memory" if needed.on_device else "--activation-memory"
+    option = _option(needed)
     room = needed.limits.inside(needed.states)
     if needed.running > room:
         yield (
@@ -45,13 +55,22 @@ def _short(what: str, more: int, free: int, needed: Estimate, option: str | None
     if more <= free:
         return
     # What the run takes beside the activations stays; they can be given less.
-    activations = needed.running + needed.halted + (0 if needed.on_device else needed.states)
+    activations = _activations(needed)
     possible = free - (more - activations)
     if option and needed.least_budget <= possible < activations:
         remedy = f"Give {option} {_mib(possible, down=True)}."
     else:
         remedy = f"Free {format_size(more - free)}, or use a larger machine."
     yield f"The run needs {format_size(more)} of {what}, {format_size(free)} are free. {remedy}"
+
+
+def _option(needed: Estimate) -> str:
+    return "--device-memory" if needed.on_device else "--activation-memory"
+
+
+def _activations(needed: Estimate) -> int:
+    """Bytes of them where the model is."""
+    return needed.running + needed.halted + (0 if needed.on_device else needed.states)
 
 
 def _disk_problem(needed: Estimate, output: Path) -> Iterator[str]:

@@ -23,7 +23,10 @@ EXTRAS = ("position_bias", "softcap", "s_aux")
 """Arguments that make more of scores than their softmax; what they mean is left to transformers."""
 
 MOST_ROWS, SCORES = 128, 1 << 20
-"""Most queries whose scores are computed at once; scores that are computed at once, all heads together."""
+"""Most queries whose scores are computed at once; scores that are, of as many heads as that makes."""
+
+FEWEST = 256
+"""Tokens below which torch's own attention is as fast."""
 
 
 @contextmanager
@@ -62,7 +65,7 @@ def attend(
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     plain = causal and attention_mask is None and not any(more.get(extra) is not None for extra in EXTRAS)
-    if plain and query.shape[2] == key.shape[2]:
+    if plain and FEWEST <= query.shape[2] == key.shape[2]:
         return causal_attention(query, key, value, scaling or query.shape[-1] ** -0.5), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -79,13 +82,23 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     q = (query * scaling).reshape(batch, shared, heads // shared, tokens, width)
     k, v = key.transpose(-1, -2), value.bfloat16()
     y = query.new_empty(batch, tokens, shared, heads // shared, v.shape[-1])
-    rows = max(1, min(MOST_ROWS, SCORES // (batch * heads * tokens)))
+    each = batch * (heads // shared) * tokens  # scores of one query of each head that shares a key
+    rows = max(1, min(MOST_ROWS, SCORES // each))
+    step = max(1, SCORES // (each * rows))
+    for first in range(0, shared, step):
+        some = slice(first, first + step)
+        _attend_heads(q[:, some], k[:, some], v[:, some], rows, y[:, :, some])
+    return y.flatten(2, 3)
+
+
+def _attend_heads(q: Tensor, k: Tensor, v: Tensor, rows: int, y: Tensor) -> None:
+    """Fill y [B, T, S, H/S, D] from scaled q [B, S, H/S, T, D], k [B, S, D, T] and v [B, S, T, D]."""
+    batch, shared, group, tokens, _ = q.shape
     future = torch.ones(rows, rows, dtype=torch.bool).triu(1)
     for start in range(0, tokens, rows):
         stop = min(start + rows, tokens)
         scores = q[..., start:stop, :].flatten(2, 3) @ k[..., :stop]
-        own = scores.view(batch, shared, -1, stop - start, stop)[..., start:]
+        own = scores.view(batch, shared, group, stop - start, stop)[..., start:]
         own.masked_fill_(future[: stop - start, : stop - start], -torch.inf)
         found = scores.softmax(-1).bfloat16() @ v[..., :stop, :]
-        y[:, start:stop] = found.view(batch, shared, -1, stop - start, v.shape[-1]).permute(0, 3, 1, 2, 4)
-    return y.flatten(2, 3)
+        y[:, start:stop] = found.view(batch, shared, group, stop - start, -1).permute(0, 3, 1, 2, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from qdeploy import estimate as estimating
-from qdeploy import shortage
+from qdeploy import shortage, stack
 from qdeploy.assignment import resolve_schemes
 from qdeploy.checkpoint.companions import companions
 from qdeploy.errors import ResourceError
@@ -20,6 +21,7 @@ from qdeploy.modeling.activations import states_bytes
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.followed import states_together
+from qdeploy.modeling.inputs import BlockCall
 from qdeploy.modeling.skeleton import build_skeleton
 from qdeploy.pipeline import quantize, shapes
 from qdeploy.recipe import Recipe
@@ -208,3 +210,49 @@ def test_copies_in_bfloat16_count_where_a_processor_multiplies_them(
     on_gpu, without_data = Budget(10**9, device=10**9), {"method": "rtn"}
     assert block(True, on_gpu) == block(False, on_gpu)
     assert block(True, **without_data) == block(False, **without_data)
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+    ids=str,
+)
+def test_memory_that_runs_out_on_the_way_is_told_with_what_to_change(
+    error: Exception, kept: bool, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, solved = recipe(tiny_llama), stack.quantize_with_data
+
+    def fails_in_the_second_block(call: BlockCall, *args: Any, **kwargs: Any) -> Any:
+        if call.block.name.endswith(".1"):
+            raise error
+        return solved(call, *args, **kwargs)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(stack, "quantize_with_data", fails_in_the_second_block)
+        with pytest.raises(ResourceError if kept else type(error)) as found:
+            quantize(asked, tmp_path / "out")
+    if kept:
+        message = str(found.value)
+        assert message.startswith(
+            f"Out of memory ({str(error) or 'no more is to be had'}) after 1 of 2 blocks"
+        )
+        assert "The same command goes on from there." in message
+        assert re.search(
+            r"Give --activation-memory 1MiB \(activations were to take [\d.]+ KiB\)|Close other", message
+        )
+    quantize(asked, tmp_path / "out")
+
+
+def test_less_memory_is_advised_where_a_micro_batch_still_runs(tiny_llama: Path) -> None:
+    many = estimated(recipe(tiny_llama, calibration={"samples": 64, "sequence_length": 512}))
+    activations = many.states + many.running + many.halted
+    assert many.least_budget < activations // 2
+    advice = f"Give --activation-memory {-(-(activations // 2) >> 20)}MiB (activations were to take "
+    assert shortage.less_memory(many).startswith(advice)
+    alone = estimated(recipe(tiny_llama, calibration={"samples": 1, "sequence_length": 512}), Budget(1))
+    assert shortage.less_memory(alone).startswith("Close other programs")

@@ -81,9 +81,10 @@ def test_a_rank_deficient_hessian_is_damped_until_it_can_be_factorized() -> None
     assert factor.upper.isfinite().all()
 
 
-def test_a_hessian_of_broken_inputs_has_no_factor() -> None:
+@pytest.mark.parametrize("broken", [torch.inf, -torch.inf, torch.nan])
+def test_a_hessian_of_broken_inputs_has_no_factor(broken: float) -> None:
     x = correlated_inputs(k=16)
-    x[3, 5] = torch.inf
+    x[3, 5] = broken
     assert hessian_of(x).factor(0.01, 0.3, True) is None
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from qdeploy.methods import kernels
+from qdeploy.methods.base import solve
 from qdeploy.methods.columns import round_columns, round_on_device
 from qdeploy.methods.descent import descend, descend_columns
+from qdeploy.methods.gptq import GPTQ
 from qdeploy.methods.grid import search
 from qdeploy.methods.hessian import Factor
 from qdeploy.pipeline import quantize
@@ -104,3 +106,11 @@ def test_they_are_compiled_while_text_and_model_are_read_where_they_will_be_used
         Recipe.from_flags(str(tiny_llama), method=method, group_size="32", calibration=text), tmp_path / "out"
     )
     assert len(begun) == times
+
+
+def test_they_are_compiled_for_what_they_are_called_with() -> None:
+    """Arrays of another kind than those of `compile_all` would be compiled for again."""
+    kernels.compile_all()
+    solve(GPTQ(), problem(SCHEMES[0]))
+    for kernel in (kernels.search_rows, kernels.round_rows, kernels.descend_rows):
+        assert len(kernel.signatures) == 1  # type: ignore[attr-defined]

@@ -38,8 +38,10 @@ def test_it_is_causal_attention_but_for_rounding(
     assert (found - expected).norm() < 0.005 * expected.norm()
 
 
-def test_what_is_not_plain_causal_attention_is_left_to_transformers() -> None:
+def test_what_is_not_plain_causal_attention_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = heads(24, 4, 4)
+    assert torch.equal(attend(nn.Module(), q, k, v, None)[0], exact(q, k, v, 0.25))  # as are few tokens
+    monkeypatch.setattr(attention, "FEWEST", 24)
     module = nn.Module()
     mask = torch.ones(24, 24, dtype=torch.bool).tril().triu(-3)[None, None]
     windowed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
