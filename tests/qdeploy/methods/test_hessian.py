@@ -85,7 +85,9 @@ def test_a_rank_deficient_hessian_is_damped_until_it_can_be_factorized() -> None
 def test_a_hessian_of_broken_inputs_has_no_factor(broken: float) -> None:
     x = correlated_inputs(k=16)
     x[3, 5] = broken
-    assert hessian_of(x).factor(0.01, 0.3, True) is None
+    hessian = hessian_of(x)
+    assert hessian.factor(0.01, 0.3, True) is None
+    assert not hessian.finite
 
 
 def test_all_chunks_and_strips_of_many_tokens_are_taken_in() -> None:
