@@ -10,8 +10,8 @@ from pathlib import Path
 from benchmarks import texts
 from benchmarks.divergence import Scorer
 from benchmarks.peer import PEERS
-from benchmarks.runs import GROUP_SIZE, SAMPLES, Calibration, Run, run_peer, run_qdeploy
-from benchmarks.speed import skipped
+from benchmarks.runs import GROUP_SIZE, PLAIN, SAMPLES, Calibration, Run, run_peer, run_qdeploy
+from benchmarks.speed import PLAINLY, skipped
 from benchmarks.table import table
 
 Scores = Mapping[str, float]
@@ -32,7 +32,8 @@ def quality(model: Path, work: Path, data: Path | None, done: Mapping[str, Run])
 
     Args:
         data: folder with WikiText-2 and Penn Treebank; without it they are left out.
-        done: package → the run of that peer at its defaults, where there is one already.
+        done: name → run, of the peers at their defaults and of ours without more than they do, where there
+            is one already.
     """
     print(f"\n## Quality at group {GROUP_SIZE}: KL divergence from the 16-bit model\n")
     windows = {name: texts.windows(text, model) for name, text in texts.scored_texts(data).items()}
@@ -63,9 +64,11 @@ def _runs(calibration: Calibration, work: Path, done: Mapping[str, Run]) -> Iter
                 f"{name}, {form}",
                 run_qdeploy(calibration, folder, method=method, bits=bits, symmetric=symmetric),
             )
+    folder = work / "gptq-plain"
+    yield PLAINLY, done.get(PLAINLY) or run_qdeploy(calibration, folder, method="gptq", settings=PLAIN)
     for peer in PEERS:
         if peer.installed:
-            run = done.get(peer.package) or run_peer(peer, {}, calibration, work / peer.package)
+            run = done.get(peer.name) or run_peer(peer, {}, calibration, work / peer.package)
             yield f"{peer.name} {DEFAULTS}", run
             chosen = ", ".join(f"{key} {value}" for key, value in peer.best.items())
             best = run_peer(peer, peer.best, calibration, work / f"{peer.package}-best")
@@ -78,7 +81,10 @@ def _ratios(scores: Mapping[str, Scores]) -> list[list[str]]:
     for kind in (DEFAULTS, BEST):
         others = [kls for name, kls in scores.items() if kind in name]
         if others:
-            rows.append(_ratio(scores, f"{OURS}, {FOUR}", f"the better peer {kind}", others))
+            rows += [
+                _ratio(scores, ours, f"the better peer {kind}", others)
+                for ours in (f"{OURS}, {FOUR}", PLAINLY)
+            ]
     return rows
 
 

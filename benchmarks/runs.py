@@ -17,9 +17,12 @@ from benchmarks import process, texts
 from benchmarks.peer import Peer
 from benchmarks.process import ProcessError, Usage
 from qdeploy.files import read_json, write_json, write_text
+from qdeploy.recipe import Recipe
 
 GROUP_SIZE = 64
 SAMPLES = 32
+PLAIN = {"correction": 0.0, "passes": 0}
+"""Settings with which our GPTQ leaves out what the peers' have not: correction and descent."""
 RUNNERS = Path(__file__).parent / "runners"
 
 
@@ -58,19 +61,39 @@ def _sha256(tokens: Tensor) -> str:
 
 
 def run_qdeploy(
-    calibration: Calibration, folder: Path, *, method: str, bits: int = 4, symmetric: bool = True
+    calibration: Calibration,
+    folder: Path,
+    *,
+    method: str,
+    bits: int = 4,
+    symmetric: bool = True,
+    settings: Mapping[str, object] | None = None,
 ) -> Run:
     """Run `qdeploy quantize` as users do; its output goes into `folder`.
+
+    Args:
+        settings: of the method, where they are not its defaults.
 
     Raises:
         ProcessError: it failed, or did not calibrate on these tokens.
     """
     folder.mkdir(parents=True)
-    output = folder / "model"
-    command = [sys.executable, "-m", "qdeploy", "quantize", str(calibration.model), "-o", str(output)]
-    command += ["--scheme", f"W{bits}A16", "--method", method, "--group-size", str(GROUP_SIZE)]
-    command += ["--symmetric" if symmetric else "--asymmetric", "--calibration", str(calibration.text)]
-    command += ["--samples", str(calibration.samples), "--sequence-length", str(calibration.length)]
+    output, recipe = folder / "model", folder / "recipe.yaml"
+    asked = Recipe.from_flags(
+        str(calibration.model.resolve()),
+        scheme=f"W{bits}A16",
+        method=method,
+        group_size=str(GROUP_SIZE),
+        symmetric=symmetric,
+        calibration={
+            "source": str(calibration.text.resolve()),
+            "samples": calibration.samples,
+            "sequence_length": calibration.length,
+        },
+    ).model_dump(mode="json")
+    asked["rules"][0]["stages"][0][method].update(settings or {})
+    write_json(recipe, asked)  # JSON is YAML
+    command = [sys.executable, "-m", "qdeploy", "quantize", "--recipe", str(recipe), "-o", str(output)]
     usage = process.run(command, folder / "log.txt", folder)
     manifest = read_json(output / "qdeploy.json")
     seen = manifest["calibration"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,11 @@ import psutil
 
 from benchmarks.floor import Rate, floor_flops, measure_rate, products
 from benchmarks.peer import INSTALL_COMMAND, PEERS, Peer
-from benchmarks.runs import GROUP_SIZE, SAMPLES, Calibration, Run, run_peer, run_qdeploy
+from benchmarks.runs import GROUP_SIZE, PLAIN, SAMPLES, Calibration, Run, run_peer, run_qdeploy
 from benchmarks.table import gibibytes, table
 
 COUNTS = (SAMPLES, 4 * SAMPLES)
+PLAINLY = "qdeploy, plain GPTQ"
 PARTS = ("load", "reference", "forward", "hessian", "solve", "pack", "write")
 
 
@@ -38,14 +39,19 @@ class Measured:
         return self.run.seconds / self.floor
 
 
-def measure(calibration: Calibration, folder: Path, peer: Peer | None = None) -> Measured:
-    """Run GPTQ by qdeploy, or by a peer at its defaults."""
+def measure(
+    calibration: Calibration,
+    folder: Path,
+    peer: Peer | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> Measured:
+    """Run GPTQ by qdeploy, or by a peer, at its defaults but for `settings`."""
     shapes = products(calibration.model)
     busy, before = psutil.cpu_percent(1.0), measure_rate(shapes)
     if peer is None:
-        run = run_qdeploy(calibration, folder, method="gptq")
+        run = run_qdeploy(calibration, folder, method="gptq", settings=settings)
     else:
-        run = run_peer(peer, {}, calibration, folder)
+        run = run_peer(peer, settings or {}, calibration, folder)
     rate = max(before, measure_rate(shapes), key=lambda rate: rate.flops)
     tokens = calibration.samples * calibration.length
     return Measured(run, rate, floor_flops(calibration.model, tokens) / rate.flops, busy)
@@ -65,16 +71,19 @@ def speed(model: Path, work: Path) -> Measured:
 
 
 def peers(model: Path, work: Path, ours: Measured | None) -> dict[str, Run]:
-    """Print the table of the peers beside ours, on the same tokens; returns package → the peer's run."""
+    """Print the table of the peers beside ours, on the same tokens; returns name → run, of all but ours."""
     print("\n## The same run by others, at their defaults\n")
     calibration = Calibration(model, SAMPLES, work / f"calibration-{SAMPLES}")
     ours = ours or measure(calibration, work / f"qdeploy-{SAMPLES}")
-    found = {p.name: measure(calibration, work / p.package, p) for p in PEERS if p.installed}
-    rows = [_row(name, measured, ours) for name, measured in {"qdeploy": ours, **found}.items()]
-    print(table(["", "quantizing", "÷ floor", "÷ ours", "process", "÷ ours", "peak"], rows))
+    found = {PLAINLY: measure(calibration, work / "qdeploy-plain", settings=PLAIN)}
+    found |= {p.name: measure(calibration, work / p.package, p) for p in PEERS if p.installed}
+    plain = found[PLAINLY]
+    rows = [_row(name, measured, ours, plain) for name, measured in {"qdeploy": ours, **found}.items()]
+    print(table(["", "quantizing", "÷ floor", "÷ ours", "÷ plain", "process", "÷ ours", "peak"], rows))
+    print(f"Plain: with {', '.join(f'{key} {value:g}' for key, value in PLAIN.items())}.")
     skipped()
     _explain([ours, *found.values()])
-    return {peer.package: found[peer.name].run for peer in PEERS if peer.installed}
+    return {name: measured.run for name, measured in found.items()}
 
 
 def skipped() -> None:
@@ -98,13 +107,14 @@ def _our_row(samples: int, measured: Measured) -> list[str]:
     ]
 
 
-def _row(name: str, measured: Measured, ours: Measured) -> list[str]:
+def _row(name: str, measured: Measured, ours: Measured, plain: Measured) -> list[str]:
     run = measured.run
     return [
         name,
         f"{run.seconds:.1f} s",
         f"{measured.ratio:.2f}×",
         f"{run.seconds / ours.run.seconds:.2f}×",
+        f"{run.seconds / plain.run.seconds:.2f}×",
         f"{run.process.seconds:.1f} s",
         f"{run.process.seconds / ours.run.process.seconds:.2f}×",
         gibibytes(run.process.peak_bytes),

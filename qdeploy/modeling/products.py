@@ -17,6 +17,7 @@ the solving of its layers. It would round attention scores and routers, too.
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,12 +27,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+WITHOUT_BFLOAT16 = (
+    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"
+)  # fmt: skip
+"""Values of ONEDNN_MAX_CPU_ISA, which bounds the instructions of torch's products, that leave these out."""
+
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Whether this processor, not a GPU, has instructions for products of bfloat16."""
+    """Whether torch has instructions of this processor, not a GPU, for products of bfloat16."""
     features = torch.cpu.get_capabilities()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    has = features.get("avx512_bf16") or features.get("amx_bf16")
+    return bool(has) and os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in WITHOUT_BFLOAT16
 
 
 def product_dtype(device: torch.device) -> torch.dtype:

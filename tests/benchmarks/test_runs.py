@@ -8,8 +8,9 @@ import pytest
 
 from benchmarks.peer import PEERS
 from benchmarks.process import ProcessError
-from benchmarks.runs import Calibration, run_peer, run_qdeploy
+from benchmarks.runs import PLAIN, Calibration, run_peer, run_qdeploy
 from benchmarks.speed import skipped
+from qdeploy.files import read_json
 
 
 def test_our_run_is_calibrated_on_just_these_tokens(tiny_llama: Path, tmp_path: Path) -> None:
@@ -21,6 +22,15 @@ def test_our_run_is_calibrated_on_just_these_tokens(tiny_llama: Path, tmp_path: 
     with pytest.raises(ProcessError, match="other tokens"):
         calibration.text.write_text("other " * 20)
         run_qdeploy(calibration, tmp_path / "other", method="gptq")
+
+
+def test_plain_settings_reach_our_run(tiny_llama: Path, tmp_path: Path) -> None:
+    calibration = Calibration(tiny_llama, 2, tmp_path / "calibration", length=32)
+    run = run_qdeploy(calibration, tmp_path / "run", method="gptq", settings=PLAIN)
+    (rule,) = read_json(run.folder / "qdeploy.json")["recipe"]["rules"]
+    (stage,) = rule["stages"]
+    assert stage["gptq"].items() > PLAIN.items()
+    assert "reference" not in run.split
 
 
 def test_a_peer_that_fails_says_why(

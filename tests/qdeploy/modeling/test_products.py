@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qdeploy.modeling import products
-from qdeploy.modeling.products import fast_products
+from qdeploy.modeling.products import fast_products, multiplies_bfloat16
 
 CPU = torch.device("cpu")
 
@@ -40,6 +40,26 @@ def test_a_processor_without_such_products_stays_in_float32(monkeypatch: pytest.
     expected = linear(x)
     with fast_products([linear], CPU):
         assert torch.equal(linear(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("features", "bound", "expected"),
+    [
+        ({"avx512_bf16": True}, None, True),
+        ({"amx_bf16": True}, "ALL", True),
+        ({"avx512_bf16": True}, "AVX512_CORE_BF16", True),
+        ({"avx512_bf16": True}, "avx512_core_vnni", False),
+        ({"avx512_bf16": False, "avx2": True}, None, False),
+    ],
+)
+def test_bfloat16_is_for_processors_that_multiply_it_and_may(
+    monkeypatch: pytest.MonkeyPatch, features: dict[str, bool], bound: str | None, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if bound:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", bound)
+    assert multiplies_bfloat16.__wrapped__() is expected
 
 
 def test_a_replaced_weight_is_freed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
