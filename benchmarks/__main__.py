@@ -11,11 +11,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.linear import linear
+from benchmarks.methods import methods
 from benchmarks.quality import quality
 from benchmarks.speed import peers, speed
 from qdeploy.provenance import cpu_model
 
 TABLES = ("speed", "peers", "linear", "quality")
+MORE = ("methods",)
+"""Tables that are printed when they are asked for."""
 
 
 def main() -> None:
@@ -33,6 +36,8 @@ def main() -> None:
             linear(work)
         if "quality" in options.tables:
             quality(model, work, options.data, done)
+        if "methods" in options.tables:
+            methods(model, work, options.data)
 
 
 def _options() -> argparse.Namespace:
@@ -41,10 +46,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--tables",
         nargs="+",
-        choices=TABLES,
+        choices=[*TABLES, *MORE],
         default=TABLES,
         metavar="TABLE",
-        help=f"which to print: {', '.join(TABLES)} (default: all)",
+        help=f"which to print: {', '.join(TABLES)} (default: all of these), {', '.join(MORE)}",
     )
     parser.add_argument(
         "--data", type=Path, help="folder with WikiText-2's raw test and PTB's validation text, also scored"

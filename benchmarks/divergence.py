@@ -1,24 +1,39 @@
 """How far a quantized model's predictions are from those of the 16-bit one, exactly and in float32.
 
 KL(p‖q) = Σ p·(log p − log q) over the whole vocabulary, averaged over every token of every window.
+Perplexity is that of every token of a window but its first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gptq_folder import gptq_state, is_gptq
+from qdeploy.formats.compressed_tensors import module_schemes
 from qdeploy.formats.dequantize import dequantized_state
+from qdeploy.methods.activations import rounded_inputs
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.schemes import Scheme
 
 BATCH = 4
 """Windows that run together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Mean KL divergence from the 16-bit model in nats per token, and the quantized model's perplexity."""
+
+    divergence: float
+    perplexity: float
 
 
 class Scorer:
@@ -37,14 +52,31 @@ class Scorer:
         self._windows = windows
         self._reference = {name: self._states(tokens) for name, tokens in windows.items()}
 
-    def score(self, folder: Path) -> dict[str, float]:
-        """Name of a text → mean KL in nats per token of the quantized model in `folder`.
+    def score(self, folder: Path) -> dict[str, Score]:
+        """Name of a text → how the model in `folder` does on it.
 
         Raises:
             ValueError: the folder lacks some weight of the blocks, or holds one that the model has not.
         """
         self._load(dict(_state(folder)))
-        return {name: self._divergence(name) for name in self._windows}
+        with self._rounded_inputs(folder):
+            return {name: self._scored(name) for name in self._windows}
+
+    @contextmanager
+    def _rounded_inputs(self, folder: Path) -> Iterator[None]:
+        """Round the inputs of layers whose scheme has 8-bit activations, as engines do."""
+        reader = CheckpointReader(folder)
+        schemes = {} if is_gptq(reader) else module_schemes(reader.config, reader)
+        handles = [
+            self._model.get_submodule(name).register_forward_pre_hook(_rounding(scheme))
+            for name, scheme in schemes.items()
+            if scheme.activation_bits is not None
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _load(self, state: dict[str, Tensor]) -> None:
         unknown = self._model.load_state_dict(state, strict=False).unexpected_keys
@@ -61,15 +93,21 @@ class Scorer:
         return torch.cat(batches)
 
     @torch.no_grad()
-    def _divergence(self, name: str) -> float:
-        total, count, head = 0.0, 0, self._model.get_output_embeddings().weight
-        quantized = self._states(self._windows[name])
-        for p_states, q_states in zip(self._reference[name], quantized, strict=True):
+    def _scored(self, name: str) -> Score:
+        kl, nll, head = 0.0, 0.0, self._model.get_output_embeddings().weight
+        windows = self._windows[name]
+        for p_states, q_states, tokens in zip(
+            self._reference[name], self._states(windows), windows, strict=True
+        ):
             p = torch.log_softmax(p_states @ self._head.T, -1)
             q = torch.log_softmax(q_states @ head.T, -1)
-            total += float((p.exp() * (p - q)).sum(-1).double().sum())
-            count += len(p)
-        return total / count
+            kl += float((p.exp() * (p - q)).sum(-1).double().sum())
+            nll -= float(q[:-1].gather(1, tokens[1:, None]).double().sum())
+        return Score(kl / windows.numel(), math.exp(nll / windows[:, 1:].numel()))
+
+
+def _rounding(scheme: Scheme) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    return lambda _, args: (rounded_inputs(args[0], scheme), *args[1:])
 
 
 def _state(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -17,10 +17,10 @@ from benchmarks.table import table
 Scores = Mapping[str, float]
 OURS, ROUNDED = "qdeploy GPTQ", "round to nearest"
 FORMATS = {
-    "4 bits, symmetric": (4, True),
-    "4 bits, asymmetric": (4, False),
-    "3 bits, asymmetric": (3, False),
-    "2 bits, asymmetric": (2, False),
+    "4 bits, symmetric": ("W4A16", True),
+    "4 bits, asymmetric": ("W4A16", False),
+    "3 bits, asymmetric": ("W3A16", False),
+    "2 bits, asymmetric": ("W2A16", False),
 }
 FOUR = "4 bits, symmetric"
 """What the peers make."""
@@ -40,7 +40,7 @@ def quality(model: Path, work: Path, data: Path | None, done: Mapping[str, Run])
     scorer = Scorer(model, windows)
     scores: dict[str, Scores] = {}
     for name, run in _runs(Calibration(model, SAMPLES, work / "quality"), work / "quality", done):
-        scores[name] = scorer.score(run.folder)
+        scores[name] = {text: score.divergence for text, score in scorer.score(run.folder).items()}
         print(f"{name}: {', '.join(f'{kl:.4f}' for kl in scores[name].values())}", file=sys.stderr)
     rows = [[name, *(f"{kl:.4f}" for kl in kls.values())] for name, kls in scores.items()]
     print(table(["", *windows], rows + _ratios(scores)))
@@ -57,12 +57,12 @@ def quality(model: Path, work: Path, data: Path | None, done: Mapping[str, Run])
 
 def _runs(calibration: Calibration, work: Path, done: Mapping[str, Run]) -> Iterator[tuple[str, Run]]:
     """Name and run of every row."""
-    for form, (bits, symmetric) in FORMATS.items():
+    for form, (scheme, symmetric) in FORMATS.items():
         for name, method in ((ROUNDED, "rtn"), (OURS, "gptq")):
-            folder = work / f"{method}-{bits}-{symmetric}"
+            folder = work / f"{method}-{scheme}-{symmetric}"
             yield (
                 f"{name}, {form}",
-                run_qdeploy(calibration, folder, method=method, bits=bits, symmetric=symmetric),
+                run_qdeploy(calibration, folder, method=method, scheme=scheme, symmetric=symmetric),
             )
     folder = work / "gptq-plain"
     yield PLAINLY, done.get(PLAINLY) or run_qdeploy(calibration, folder, method="gptq", settings=PLAIN)

@@ -18,6 +18,7 @@ from benchmarks.peer import Peer
 from benchmarks.process import ProcessError, Usage
 from qdeploy.files import read_json, write_json, write_text
 from qdeploy.recipe import Recipe
+from qdeploy.schemes import preset
 
 GROUP_SIZE = 64
 SAMPLES = 32
@@ -65,14 +66,16 @@ def run_qdeploy(
     folder: Path,
     *,
     method: str,
-    bits: int = 4,
+    scheme: str = "W4A16",
     symmetric: bool = True,
     settings: Mapping[str, object] | None = None,
 ) -> Run:
     """Run `qdeploy quantize` as users do; its output goes into `folder`.
 
     Args:
-        settings: of the method, where they are not its defaults.
+        method: stages joined by "+".
+        scheme: a preset; where it has groups, they are of GROUP_SIZE.
+        settings: of the last stage, where they are not its defaults.
 
     Raises:
         ProcessError: it failed, or did not calibrate on these tokens.
@@ -81,9 +84,9 @@ def run_qdeploy(
     output, recipe = folder / "model", folder / "recipe.yaml"
     asked = Recipe.from_flags(
         str(calibration.model.resolve()),
-        scheme=f"W{bits}A16",
+        scheme=scheme,
         method=method,
-        group_size=str(GROUP_SIZE),
+        group_size=None if preset(scheme).group_size is None else str(GROUP_SIZE),
         symmetric=symmetric,
         calibration={
             "source": str(calibration.text.resolve()),
@@ -91,7 +94,8 @@ def run_qdeploy(
             "sequence_length": calibration.length,
         },
     ).model_dump(mode="json")
-    asked["rules"][0]["stages"][0][method].update(settings or {})
+    (rounder,) = asked["rules"][0]["stages"][-1].values()
+    rounder.update(settings or {})
     write_json(recipe, asked)  # JSON is YAML
     command = [sys.executable, "-m", "qdeploy", "quantize", "--recipe", str(recipe), "-o", str(output)]
     usage = process.run(command, folder / "log.txt", folder)

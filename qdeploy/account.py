@@ -20,19 +20,20 @@ from qdeploy.formats.compressed_tensors import quantization_config
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.experts import matrices
 from qdeploy.modeling.products import product_dtype
+from qdeploy.planned import Plan
 from qdeploy.provenance import provenance
 from qdeploy.recipe import Recipe
-from qdeploy.walk import Plan, Solved
+from qdeploy.walk import Solved
 
 
 def note(name: str, solved: Solved, plan: Plan) -> dict[str, Any]:
     """The layer's entry in the manifest."""
-    scheme, config = plan[name]
+    planned = plan[name]
     solution = solved.solution
     return {
         "name": name,
-        "scheme": scheme.describe(),
-        "method": type(config).__name__.lower(),
+        "scheme": planned.scheme.describe(),
+        "method": planned.method,
         "shape": list(solution.quantized.codes.shape),
         "relative_error": solution.relative_error,
         "damp": solution.damp,
@@ -45,7 +46,7 @@ def note(name: str, solved: Solved, plan: Plan) -> dict[str, Any]:
 
 def config(reader: CheckpointReader, model: nn.Module, plan: Plan) -> dict[str, Any]:
     """config.json with the block that tells engines what is quantized and how."""
-    schemes = {name: scheme for name, (scheme, _) in plan.items()}
+    schemes = {name: planned.scheme for name, planned in plan.items()}
     kept = [name for name in matrices(model) if name not in schemes]
     return {**reader.config, "quantization_config": quantization_config(schemes, kept)}
 

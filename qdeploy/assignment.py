@@ -8,6 +8,7 @@ from typing import Any
 
 from qdeploy.errors import RecipeError
 from qdeploy.module_names import expert_of
+from qdeploy.planned import Planned
 from qdeploy.recipe import Recipe, Rule
 from qdeploy.schemes import Scheme
 
@@ -15,7 +16,7 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Siblings that engines run as one matrix, and so must be stored alike."""
 
 
-def resolve_schemes(recipe: Recipe, linears: Mapping[str, tuple[int, int]]) -> dict[str, tuple[Scheme, Any]]:
+def resolve_schemes(recipe: Recipe, linears: Mapping[str, tuple[int, int]]) -> dict[str, Planned]:
     """Decide for each linear layer.
 
     Args:
@@ -23,21 +24,21 @@ def resolve_schemes(recipe: Recipe, linears: Mapping[str, tuple[int, int]]) -> d
         linears: module name → (output, input) features.
 
     Returns:
-        Module name → (scheme, config of its method), in the order of `linears`; layers that stay in 16 bit
-        are left out.
+        Module name → what is done to it, in the order of `linears`; layers that stay in 16 bit are left out.
 
     Raises:
         UsageError: a group size does not divide some layer.
         RecipeError: a rule never applies, nothing is quantized, or fused siblings differ.
     """
     chosen = {name: recipe.rule_for(name, "Linear") for name in linears}
-    resolved: dict[str, tuple[Scheme, Any]] = {}
+    resolved: dict[str, Planned] = {}
     for rule in recipe.rules:
         names = [name for name, found in chosen.items() if found is rule]
         _check_applies(rule, names, linears)
         if rule.scheme is not None:
             scheme = rule.scheme.resolve({name: linears[name][1] for name in names})
-            resolved.update(dict.fromkeys(names, (scheme, rule.stages[-1].config)))
+            *transforms, rounder = (stage.config for stage in rule.stages)
+            resolved.update(dict.fromkeys(names, Planned(scheme, rounder, tuple(transforms))))
     if not resolved:
         raise RecipeError("The recipe quantizes no layer. Add a rule with match: Linear and a scheme.")
     _check_fused(linears, resolved)
@@ -58,15 +59,14 @@ def _check_applies(rule: Rule, names: Sequence[str], linears: Mapping[str, Any])
     raise RecipeError(f"Rule {rule.match!r} matches no layer of the model.{hint}")
 
 
-def _check_fused(linears: Mapping[str, Any], resolved: Mapping[str, tuple[Scheme, Any]]) -> None:
+def _check_fused(linears: Mapping[str, Any], resolved: Mapping[str, Planned]) -> None:
     for name in linears:
         parent, _, leaf = name.rpartition(".")
         for siblings in FUSED:
             if leaf != siblings[0]:
                 continue
-            found = {
-                s: resolved.get(f"{parent}.{s}", (None,))[0] for s in siblings if f"{parent}.{s}" in linears
-            }
+            planned = {s: resolved.get(f"{parent}.{s}") for s in siblings if f"{parent}.{s}" in linears}
+            found = {s: p.scheme if p else None for s, p in planned.items()}
             if len(set(found.values())) > 1:
                 stored = ", ".join(f"{s}: {v.describe() if v else '16 bit'}" for s, v in found.items())
                 raise RecipeError(
@@ -75,12 +75,13 @@ def _check_fused(linears: Mapping[str, Any], resolved: Mapping[str, tuple[Scheme
                 )
 
 
-def _check_experts(linears: Mapping[str, Any], resolved: Mapping[str, tuple[Scheme, Any]]) -> None:
+def _check_experts(linears: Mapping[str, Any], resolved: Mapping[str, Planned]) -> None:
     stored: dict[str, dict[Scheme | None, str]] = {}
     for name in linears:
         experts = expert_of(name)
         if experts is not None:
-            stored.setdefault(experts[0], {}).setdefault(resolved.get(name, (None,))[0], name)
+            scheme = resolved[name].scheme if name in resolved else None
+            stored.setdefault(experts[0], {}).setdefault(scheme, name)
     for block, found in stored.items():
         if len(found) > 1:
             told = ", ".join(f"{n}: {s.describe() if s else '16 bit'}" for s, n in found.items())

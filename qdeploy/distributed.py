@@ -74,6 +74,9 @@ class Group:
     def add(self, tensor: Tensor) -> None:
         """Put the sum over all processes in the place of `tensor`, which is contiguous."""
 
+    def greatest(self, tensor: Tensor) -> None:
+        """Put the largest entries over all processes in the place of `tensor`, which is contiguous."""
+
     def totals(self, *values: float) -> tuple[float, ...]:
         """The sums of the values over all processes."""
         return values
@@ -114,6 +117,10 @@ class Processes(Group):
     def add(self, tensor: Tensor) -> None:
         """As in `Group`; every process ends with the same bits."""
         self._talk(lambda: dist.all_reduce(tensor))
+
+    def greatest(self, tensor: Tensor) -> None:
+        """As in `Group`."""
+        self._talk(lambda: dist.all_reduce(tensor, dist.ReduceOp.MAX))
 
     def totals(self, *values: float) -> tuple[float, ...]:
         """As in `Group`."""

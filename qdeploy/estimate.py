@@ -19,16 +19,16 @@ from qdeploy.assignment import FUSED
 from qdeploy.checkpoint.companions import companions
 from qdeploy.formats import bits
 from qdeploy.memory import Budget, free_memory
-from qdeploy.methods.base import needs_hessian
 from qdeploy.methods.temporaries import hessian_bytes, lack_bytes, solving_bytes
 from qdeploy.modeling.activations import footprint, micro_batches
 from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.followed import states_together
 from qdeploy.modeling.products import multiplies_bfloat16
+from qdeploy.planned import Plan
 from qdeploy.recipe import Recipe
 from qdeploy.schemes import Scheme
-from qdeploy.walk import Plan, needs_a_reference
+from qdeploy.walk import needs_a_reference
 
 LATER = 64 << 20
 """What tokenizer, text and worker threads take once they are there: 50 to 70 MiB were seen."""
@@ -152,7 +152,7 @@ def estimate(
         plan: the layers to quantize.
         limits: what activations may take.
     """
-    with_data = any(needs_hessian(config) for _, config in plan.values())
+    with_data = any(planned.needs_data for planned in plan.values())
     inside = {name for block in blocks for name in block.parameters}
     outside = [
         p.numel() for n, p in model.base_model.named_parameters(model.base_model_prefix) if n not in inside
@@ -207,7 +207,7 @@ def _block_bytes(block: Block, plan: Plan, *, bfloat16: bool) -> int:
     for name, module in block.linears().items():
         total += 2 * module.weight.numel() if bfloat16 else 0
         if name in plan:
-            total += module.weight.numel() + packed_bytes(tuple(module.weight.shape), plan[name][0])
+            total += module.weight.numel() + packed_bytes(tuple(module.weight.shape), plan[name].scheme)
     return total
 
 
@@ -218,9 +218,9 @@ def _hessian_bytes(block: Block, plan: Plan, width: int, true_sequential: bool) 
     """
     inputs: dict[tuple[str, str], int] = {}
     for name, module in block.linears().items():
-        if name in plan and needs_hessian(plan[name][1]):
+        if name in plan and plan[name].needs_data:
             parent, _, leaf = name.rpartition(".")
-            lack = lack_bytes(module, plan[name][1]) if module.out_features == width else 0
+            lack = lack_bytes(module, plan[name].rounder) if module.out_features == width else 0
             inputs[parent, SHARED.get(leaf, leaf)] = hessian_bytes(module.in_features) + lack
     return max(inputs.values(), default=0) if true_sequential else sum(inputs.values())
 
@@ -231,7 +231,7 @@ def _stored_bytes(reader: CheckpointReader, plan: Plan) -> Iterator[int]:
         owner = name.rpartition(".")[0]
         if owner in plan and name == f"{owner}.weight":
             n, k = reader.shape(name)
-            yield packed_bytes((n, k), plan[owner][0])
+            yield packed_bytes((n, k), plan[owner].scheme)
         else:
             yield math.prod(reader.shape(name)) * reader.dtype(name).itemsize
 
@@ -272,9 +272,9 @@ def layer_kinds(plan: Plan, blocks: Iterable[Block]) -> list[LayerKind]:
         for name, module in block.linears().items():
             how, hessian = "16 bit", 0
             if name in plan:
-                scheme, config = plan[name]
-                how = f"{scheme.describe()}, {type(config).__name__.lower()}"
-                hessian = hessian_bytes(module.in_features) if needs_hessian(config) else 0
+                planned = plan[name]
+                how = f"{planned.scheme.describe()}, {planned.method}"
+                hessian = hessian_bytes(module.in_features) if planned.needs_data else 0
             inner = re.sub(r"(?<=\.)\d+(?=\.)", "*", name.removeprefix(f"{block.name}."))
             counts[inner, (module.out_features, module.in_features), how, hessian] += 1
     return [

@@ -34,17 +34,16 @@ from qdeploy.estimate import Estimate, estimate
 from qdeploy.files import read_json
 from qdeploy.memory import Budget, budget, manage_heap
 from qdeploy.methods import kernels
-from qdeploy.methods.base import needs_hessian
 from qdeploy.modeling.blocks import Block, find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.hub import resolve_model
 from qdeploy.modeling.skeleton import build_skeleton
+from qdeploy.planned import Plan
 from qdeploy.progress import console, warn
 from qdeploy.recipe import Recipe
 from qdeploy.shortage import less_memory, refuse_what_cannot_fit
 from qdeploy.stack import REST, Stack, Task
 from qdeploy.stopwatch import measuring
-from qdeploy.walk import Plan
 
 Start = tuple[CalibrationSet | None, Path, frozenset[str]]
 """What the leading process hands out: the samples, the folder of the shards, those already finished."""
@@ -211,7 +210,7 @@ def _widest(task: Task) -> tuple[str, int]:
     columns = {
         name: columns
         for name, (_, columns) in shapes(task.blocks).items()
-        if name in task.plan and needs_hessian(task.plan[name][1])
+        if name in task.plan and task.plan[name].needs_data
     }
     widest = max(columns, key=lambda name: columns[name])
     return widest, columns[widest]
@@ -234,7 +233,7 @@ def calibration_set(
 
 
 def _needs_data(plan: Plan) -> bool:
-    return any(needs_hessian(config) for _, config in plan.values())
+    return any(planned.needs_data for planned in plan.values())
 
 
 def _tokenizer(folder: Path) -> Any:

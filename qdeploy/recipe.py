@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -208,6 +208,19 @@ class Stage(_Frozen):
         return {self.method: dataclasses.asdict(self.config)}
 
 
+def _check_order(match: str, stages: Sequence[Stage]) -> None:
+    """Any transforms, then the one method that makes codes."""
+    from qdeploy.methods.base import is_rounder
+
+    kinds = ["rounder" if is_rounder(stage.config) else "transform" for stage in stages]
+    if kinds and kinds[-1] == "rounder" and "rounder" not in kinds[:-1]:
+        return
+    given = ", ".join(f"{stage.method} ({kind})" for stage, kind in zip(stages, kinds, strict=True)) or "none"
+    raise RecipeError(
+        f"Rule {match!r} needs any number of transforms, then one rounder, such as gptq; its stages: {given}."
+    )
+
+
 def _configure(method: str, knobs: Any) -> Any:
     config = registry.load("methods", method)
     if not isinstance(knobs, dict):
@@ -254,8 +267,8 @@ class Rule(_Frozen):
     def _check(self) -> Rule:
         if self.scheme is None and self.stages:
             raise RecipeError(f"Rule {self.match!r} has scheme none and so can have no stages.")
-        if self.scheme is not None and len(self.stages) != 1:
-            raise RecipeError(f"Rule {self.match!r} needs exactly one stage; it has {len(self.stages)}.")
+        if self.scheme is not None:
+            _check_order(self.match, self.stages)
         if self.match.startswith("re:"):
             try:
                 re.compile(self.match[3:])
@@ -322,7 +335,7 @@ class Recipe(_Frozen):
         Args:
             model: folder or hub name.
             scheme: preset name.
-            method: registered method.
+            method: registered methods, joined by "+": any transforms, then a rounder.
             group_size: a number, "channel" or "auto"; None for the preset's.
             symmetric: None for the preset's.
             calibration: fields of CalibrationConfig; what is left out keeps its default.
@@ -332,7 +345,7 @@ class Recipe(_Frozen):
             spec["group"] = _group(group_size, spec)
         if symmetric is not None:
             spec["symmetric"] = symmetric
-        rule = {"match": "Linear", "scheme": spec, "stages": [method]}
+        rule = {"match": "Linear", "scheme": spec, "stages": method.split("+")}
         return _validated({"model": model, "rules": [rule], "calibration": dict(calibration or {})}, "flags")
 
     def to_yaml(self) -> str:

@@ -26,9 +26,10 @@ from qdeploy.modeling.inputs import BlockCall, enter
 from qdeploy.modeling.residual import Reference
 from qdeploy.modeling.skeleton import build_skeleton, materialized
 from qdeploy.pipeline import calibration_set, shapes
+from qdeploy.planned import Plan
 from qdeploy.recipe import Recipe
 from qdeploy.shortage import problems_with
-from qdeploy.walk import Plan, Solved, needs_a_reference, quantize_with_data, quantize_without_data
+from qdeploy.walk import SolvedBlock, needs_a_reference, quantize_with_data, quantize_without_data
 
 TIMED = 2
 """Blocks that are run."""
@@ -134,9 +135,7 @@ class _Rehearsal:
         last, rest = _weights(self.blocks[:TIMED][-1:]), _weights(self.blocks[TIMED:])
         return Timing(preparation, seconds, preparation + sum(seconds) + seconds[-1] * rest / last)
 
-    def _solved(
-        self, block: Block, call: BlockCall | None, activations: Activations | None
-    ) -> dict[str, Solved]:
+    def _solved(self, block: Block, call: BlockCall | None, activations: Activations | None) -> SolvedBlock:
         if call is None or activations is None:
             return quantize_without_data(block, self.plan)
         in_order = self.recipe.true_sequential
@@ -164,10 +163,10 @@ class _Rehearsal:
             reference=needs_a_reference(self.plan),
         )
 
-    def _write(self, block: Block, solved: dict[str, Solved]) -> None:
+    def _write(self, block: Block, solved: SolvedBlock) -> None:
         tensors = {
             f"{name}.{suffix}": tensor.cpu()
-            for name, found in solved.items()
+            for name, found in solved.layers.items()
             for suffix, tensor in pack(found.solution.quantized).items()
         }
         write_tensors(self.folder / f"{block.name}.safetensors", tensors)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,19 @@ from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.distributed import Group
 from qdeploy.formats.compressed_tensors import pack, unpack
 from qdeploy.memory import Budget
-from qdeploy.methods.base import needs_hessian
 from qdeploy.modeling.activations import Activations
 from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.feeds import divided_rows
 from qdeploy.modeling.inputs import BlockCall, enter
 from qdeploy.modeling.residual import Reference
 from qdeploy.modeling.skeleton import finite, materialized
+from qdeploy.planned import Plan
 from qdeploy.progress import progress
 from qdeploy.recipe import Recipe
 from qdeploy.stopwatch import part
 from qdeploy.walk import (
-    Plan,
-    Solved,
+    SolvedBlock,
     needs_a_reference,
     propagate,
     quantize_with_data,
@@ -101,9 +100,7 @@ class Stack:
             position
             for position, block in enumerate(self.task.blocks)
             if block.name not in self.finished
-            and any(
-                needs_hessian(self.task.plan[name][1]) for name in block.linears() if name in self.task.plan
-            )
+            and any(self.task.plan[name].needs_data for name in block.linears() if name in self.task.plan)
         ]
         return wanting[-1] if wanting else None
 
@@ -164,21 +161,27 @@ class Stack:
                 packed = {
                     key.removeprefix(f"{name}."): t for key, t in tensors.items() if _owner(key) == name
                 }
-                set_weight(module, unpack(packed, self.task.plan[name][0]).dequantize())
+                set_weight(module, unpack(packed, self.task.plan[name].scheme).dequantize())
+        # And the rest: norms and biases may have taken over what the columns of others are multiplied by.
+        quantized = {f"{name}.weight" for name in self.task.plan}
+        for name in tensors.keys() & set(block.parameters) - quantized:
+            block.module.get_parameter(name.removeprefix(f"{block.name}.")).copy_(tensors[name])
 
     @part("pack")
-    def _write(self, block: Block, solved: Mapping[str, Solved], start: float) -> None:
+    def _write(self, block: Block, solved: SolvedBlock, start: float) -> None:
         if self.writer is None:
             return
         tensors: dict[str, Tensor] = {}
         for name in self._source_names(block.name):
             owner = _owner(name)
-            if owner in solved and name == f"{owner}.weight":
-                packed = pack(solved[owner].solution.quantized)
+            if owner in solved.layers and name == f"{owner}.weight":
+                packed = pack(solved.layers[owner].solution.quantized)
                 tensors.update({f"{owner}.{suffix}": tensor.cpu() for suffix, tensor in packed.items()})
             else:
                 tensors[name] = self.task.reader.get(name)
-        notes = [note(name, found, self.task.plan) for name, found in solved.items()]
+                if owner in solved.divided:
+                    tensors |= divided_rows({name: tensors[name]}, solved.divided[owner].cpu())
+        notes = [note(name, found, self.task.plan) for name, found in solved.layers.items()]
         seconds = round(time.monotonic() - start, 3)
         with part("write"):
             self.writer.add_shard(block.name, tensors, {"modules": notes, "seconds": seconds})

@@ -11,18 +11,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qdeploy.distributed import ALONE, Group
+from qdeploy.folding import Folding, divided_by
 from qdeploy.halting import Halting, halting
 from qdeploy.methods.base import LinearProblem, Solution, needs_reference, solve
 from qdeploy.methods.correction import Lack
 from qdeploy.methods.hessian import Hessian
+from qdeploy.methods.scaling import Channels
 from qdeploy.methods.temporaries import solving_bytes
 from qdeploy.modeling.activations import Activations, footprint
 from qdeploy.modeling.blocks import Block, shared_inputs
@@ -30,12 +31,9 @@ from qdeploy.modeling.followed import Followed
 from qdeploy.modeling.inputs import BlockCall, stopped
 from qdeploy.modeling.products import product_dtype
 from qdeploy.modeling.residual import Reference, Targets
+from qdeploy.planned import Plan
 from qdeploy.quantized import QuantizedLinear
-from qdeploy.schemes import Scheme
 from qdeploy.stopwatch import part
-
-Plan = Mapping[str, tuple[Scheme, Any]]
-"""Module name → its scheme and its method's config; layers that stay in 16 bit are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +44,41 @@ class Solved:
     seconds: float
     tokens: int | None
 
+    def divided_by(self, s: Tensor) -> Solved:
+        """With its rows divided by powers of two s [N]."""
+        quantized = divided_by(self.solution.quantized, s)
+        return replace(self, solution=replace(self.solution, quantized=quantized))
+
+    def with_word(self, word: str | None) -> Solved:
+        """With one more thing to tell, beside why something simpler was done."""
+        told = "; ".join(filter(None, (self.solution.fallback, word)))
+        return replace(self, solution=replace(self.solution, fallback=told or None))
+
+
+@dataclass(frozen=True, slots=True)
+class SolvedBlock:
+    """What a block becomes.
+
+    Attributes:
+        layers: full name → the quantized layer.
+        divided: full name of a norm or linear → what its rows are divided by, float32 [R]; quantized layers
+            in `layers` already are.
+    """
+
+    layers: dict[str, Solved]
+    divided: Mapping[str, Tensor] = field(default_factory=dict)
+
 
 @part("solve")
-def quantize_without_data(block: Block, plan: Plan, *, group: Group = ALONE) -> dict[str, Solved]:
+def quantize_without_data(block: Block, plan: Plan, *, group: Group = ALONE) -> SolvedBlock:
     """Solve the layers of a materialized block whose methods look at weights alone."""
-    return {
-        name: _solve(name, module, None, plan, group)
-        for name, module in block.linears().items()
-        if name in plan
-    }
+    return SolvedBlock(
+        {
+            name: _solve(name, module, None, plan, group)
+            for name, module in block.linears().items()
+            if name in plan
+        }
+    )
 
 
 def quantize_with_data(
@@ -66,7 +90,7 @@ def quantize_with_data(
     outputs: bool,
     reference: Reference | None = None,
     group: Group = ALONE,
-) -> dict[str, Solved]:
+) -> SolvedBlock:
     """Solve the layers of a materialized block and put the quantized weights in place.
 
     Args:
@@ -83,11 +107,11 @@ def quantize_with_data(
         if true_sequential:
             states = activations.resident_bytes + (reference.resident_bytes if reference else 0)
             run.solve_in_order(run.may_halt(activations.budget.inside(states)), outputs=outputs)
-            return run.solved
+            return run.result()
         run.solve_together()
     if outputs:
         propagate(call, activations)
-    return run.solved
+    return run.result()
 
 
 @part("forward")
@@ -105,17 +129,23 @@ def set_weight(module: nn.Linear, weight: Tensor) -> None:
 
 def needs_a_reference(plan: Plan) -> bool:
     """Whether some method wants the 16-bit model to run beside the quantized one."""
-    return any(needs_reference(config) for _, config in plan.values())
+    return any(needs_reference(planned.rounder) for planned in plan.values())
 
 
 class _Inputs:
-    """What is learnt of the input that a group of layers shares, and of what their outputs lack."""
+    """What is learnt of the input that a group of layers shares, and of what their outputs lack.
 
-    def __init__(self, group: Sequence[str], linears: Mapping[str, nn.Linear], targets: Targets) -> None:
+    `tokens` is how many there will be, for groups with transforms; 0 for others.
+    """
+
+    def __init__(
+        self, group: Sequence[str], linears: Mapping[str, nn.Linear], targets: Targets, tokens: int
+    ) -> None:
         self._linears, self._targets = linears, targets
         columns, device = linears[group[0]].in_features, linears[group[0]].weight.device
         products = product_dtype(device)
         self.hessian = Hessian(columns, device, products)
+        self.channels = Channels(columns, tokens, device) if tokens else None
         self.lacks = {
             name: Lack(linears[name].out_features, columns, device, products)
             for name in group
@@ -125,6 +155,8 @@ class _Inputs:
     def add(self, x: Tensor) -> None:
         """Take in the input [..., K] in the micro-batch that runs."""
         self.hessian.add(x)
+        if self.channels:
+            self.channels.add(x)
         for name, lack in self.lacks.items():
             target, samples = self._targets.target(name, x.device)
             if len(target):
@@ -134,8 +166,16 @@ class _Inputs:
     def merge(self, group: Group) -> None:
         """Take in what the other processes have seen."""
         self.hessian.merge(group)
+        if self.channels:
+            self.channels.merge(group)
         for lack in self.lacks.values():
             lack.merge(group)
+
+    def divide(self, s: Tensor) -> None:
+        """Make them those of x / s, for s [K]."""
+        self.hessian.divide(s)
+        for lack in self.lacks.values():
+            lack.divide(s)
 
 
 class _Run:
@@ -162,6 +202,19 @@ class _Run:
         called = {name for group in groups for name in group}
         self.groups = [group for group in groups if any(name in plan for name in group)]
         self.idle = [name for name in self.linears if name not in called]
+        self.folding = Folding(call, activations[:1].to(self.device), groups, plan, processes)
+
+    def result(self) -> SolvedBlock:
+        """What the block becomes, once all its layers are solved."""
+        layers, divided = dict(self.solved), self.folding.divided
+        for name in layers.keys() & divided.keys():
+            layers[name] = layers[name].divided_by(divided[name])
+        return SolvedBlock(layers, divided)
+
+    def _inputs(self, group: Sequence[str]) -> _Inputs:
+        samples, length, _ = self.activations.shape
+        tokens = samples * length if self.folding.transforms(group) else 0
+        return _Inputs(group, self.linears, self.targets, tokens)
 
     def _targets(self, reference: Reference | None, in_order: bool) -> Targets:
         """For all writers in order; together, none would see what another makes up for, so for the last."""
@@ -169,7 +222,7 @@ class _Run:
         asked = {
             writer: held
             for writer, held in after.items()
-            if writer.name in self.plan and needs_reference(self.plan[writer.name][1])
+            if writer.name in self.plan and needs_reference(self.plan[writer.name].rounder)
         }
         if not in_order:
             asked = dict(list(asked.items())[-1:])
@@ -192,7 +245,7 @@ class _Run:
         once, again = batches[:halting_batches], batches[halting_batches:]
         with halting(self._forwards(once)) as forwards:
             for group in self.groups:
-                inputs = _Inputs(group, self.linears, self.targets)
+                inputs = self._inputs(group)
                 self._advance(zip(forwards, once, strict=True), group, inputs)
                 self._take_in([group], [inputs], again)
                 self._solve(group, inputs)
@@ -225,7 +278,7 @@ class _Run:
 
     def solve_together(self) -> None:
         """From one forward of the 16-bit block."""
-        inputs = [_Inputs(group, self.linears, self.targets) for group in self.groups]
+        inputs = [self._inputs(group) for group in self.groups]
         self._take_in(self.groups, inputs, self.activations.batches())
         for group, seen in zip(self.groups, inputs, strict=True):
             self._solve(group, seen)
@@ -278,24 +331,41 @@ class _Run:
         return [partial(forward, samples) for samples in batches]
 
     @part("solve")
-    def _solve(self, names: Iterable[str], inputs: _Inputs | None) -> None:
+    def _solve(self, names: Sequence[str], inputs: _Inputs | None) -> None:
+        s = left_out = None
         if inputs is not None:
             inputs.merge(self.processes)
+            s, left_out = self._scale(names, inputs), self.folding.left_out(names)
         for name in names:
-            if name in self.plan:
-                self.solved[name] = _solve(name, self.linears[name], inputs, self.plan, self.processes)
-                set_weight(self.linears[name], self.solved[name].solution.quantized.dequantize())
+            if name not in self.plan:
+                continue
+            found = _solve(name, self.linears[name], inputs, self.plan, self.processes, s)
+            self.solved[name] = found.with_word(left_out and f"{self.plan[name].method}: {name}: {left_out}")
+            weight = found.solution.quantized.dequantize()
+            set_weight(self.linears[name], weight if s is None else weight / s)
+
+    def _scale(self, names: Sequence[str], inputs: _Inputs) -> Tensor | None:
+        """Let the transforms of layers that share an input scale its channels; returns s [K] if they do."""
+        if inputs.channels is None:
+            return None
+        quantized = {name: found.solution.quantized for name, found in self.solved.items()}
+        s = self.folding.scale(names, inputs.channels, quantized)
+        if s is not None:
+            inputs.divide(s)
+        return s
 
 
-def _solve(name: str, module: nn.Linear, inputs: _Inputs | None, plan: Plan, group: Group) -> Solved:
-    """Each process solves its part of the rows; all get the whole."""
-    scheme, config = plan[name]
+def _solve(
+    name: str, module: nn.Linear, inputs: _Inputs | None, plan: Plan, group: Group, s: Tensor | None = None
+) -> Solved:
+    """Each process solves its part of the rows; all get the whole. Columns are multiplied by s [K]."""
+    planned = plan[name]
     start = time.perf_counter()
-    weight = module.weight.detach()
+    weight = module.weight.detach() if s is None else module.weight.detach() * s
     rows = group.part(len(weight))
     hessian = inputs.hessian if inputs else None
     lack = inputs.lacks[name].matrix(rows) if inputs and name in inputs.lacks else None
-    own = solve(config, LinearProblem(name, weight[rows], hessian, scheme, lack, group))
+    own = solve(planned.rounder, LinearProblem(name, weight[rows], hessian, planned.scheme, lack, group))
     solution = replace(own, quantized=_whole(own.quantized, len(weight), group))
     return Solved(solution, time.perf_counter() - start, hessian.tokens if hessian else None)
 

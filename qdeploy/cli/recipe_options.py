@@ -35,7 +35,11 @@ SchemeName = Annotated[
     ),
 ]
 Method = Annotated[
-    str | None, typer.Option(help="How codes are chosen: gptq (needs calibration) or rtn. Default: gptq.")
+    str | None,
+    typer.Option(
+        help="How codes are chosen: gptq (needs calibration) or rtn; after transforms, if any, joined by +: "
+        "smoothquant+gptq. Default: gptq."
+    ),
 ]
 GroupSize = Annotated[
     str | None,

@@ -90,6 +90,11 @@ def rounder(
     return register
 
 
+def is_rounder(config: object) -> bool:
+    """Whether a stage's config is that of a method that makes codes."""
+    return type(config) in _METHODS
+
+
 def needs_hessian(config: object) -> bool:
     """Whether the method wants the second moment of the layer's inputs."""
     return _METHODS[type(config)].needs_hessian

@@ -56,6 +56,10 @@ class Lack:
         self.tokens = int(group.totals(self.tokens)[0])
         group.add(self._sum)
 
+    def divide(self, s: Tensor) -> None:
+        """Make it that of x / s, for powers of two s [K]."""
+        self._sum.div_(s)
+
     def matrix(self, rows: slice) -> Tensor:
         """These rows of M."""
         return self._sum[rows] * (2 / max(self.tokens, 1))

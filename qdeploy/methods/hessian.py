@@ -90,6 +90,11 @@ class Hessian:
         self.tokens += len(rows)
         self._factors.clear()
 
+    def divide(self, s: Tensor) -> None:
+        """Make it that of x / s: H ← S⁻¹HS⁻¹, exact for powers of two s [K]."""
+        self._sum.div_(s).div_(s.unsqueeze(1))
+        self._factors.clear()
+
     def merge(self, group: Group) -> None:
         """Take in what the other processes of `group` have added, so that H is over the tokens of all."""
         self.tokens = int(group.totals(self.tokens)[0])

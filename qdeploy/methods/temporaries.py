@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
-from qdeploy.methods.base import needs_hessian, needs_reference
-from qdeploy.schemes import Scheme
+from qdeploy.methods.base import needs_reference
+from qdeploy.planned import Plan
 
 SQUARES = 6
 """Matrices [K, K] that are alive while a Hessian is factorized: itself, ordered, damped, factors."""
@@ -30,13 +29,12 @@ def lack_bytes(linear: nn.Linear, config: object) -> int:
     return 4 * linear.weight.numel() if needs_reference(config) else 0
 
 
-def solving_bytes(linears: Mapping[str, nn.Linear], plan: Mapping[str, tuple[Scheme, Any]]) -> int:
+def solving_bytes(linears: Mapping[str, nn.Linear], plan: Plan) -> int:
     """Of the costliest layer in the plan: its Hessian's factorization, or the rounding of its columns."""
     costs = [0]
     for name, module in linears.items():
         if name in plan:
-            _, config = plan[name]
-            squares = hessian_bytes(module.in_features) if needs_hessian(config) else 0
-            copies = COPIES + (CORRECTED if needs_reference(config) else 0)
+            squares = hessian_bytes(module.in_features) if plan[name].needs_data else 0
+            copies = COPIES + (CORRECTED if needs_reference(plan[name].rounder) else 0)
             costs += [SQUARES * squares, 2 * squares + copies * 4 * module.weight.numel()]
     return max(costs)

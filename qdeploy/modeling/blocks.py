@@ -91,7 +91,7 @@ def shared_inputs(block: Block, forward: Callable[[], object]) -> list[list[str]
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0]
             for tensor, version, names in seen:
-                if _same_memory(tensor, x) and version == x._version:
+                if same_memory(tensor, x) and version == x._version:
                     names.append(name)
                     return
             seen.append((x, x._version, [name]))
@@ -107,7 +107,8 @@ def shared_inputs(block: Block, forward: Callable[[], object]) -> list[list[str]
     return _first_calls([names for _, _, names in seen])
 
 
-def _same_memory(a: Tensor, b: Tensor) -> bool:
+def same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are views of the same numbers, in the same shape."""
     if not a.numel():  # the inputs of all experts that no token chose start nowhere
         return a is b
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()

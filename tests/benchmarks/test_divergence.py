@@ -22,7 +22,13 @@ def windows() -> dict[str, torch.Tensor]:
 
 
 def test_a_model_does_not_diverge_from_itself(tiny_llama: Path, windows: dict[str, torch.Tensor]) -> None:
-    assert Scorer(tiny_llama, windows).score(tiny_llama) == {"a": 0, "b": 0}
+    found = Scorer(tiny_llama, windows).score(tiny_llama)
+    assert {name: score.divergence for name, score in found.items()} == {"a": 0, "b": 0}
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    for name, tokens in windows.items():
+        with torch.no_grad():
+            loss = model(tokens, labels=tokens).loss
+        assert found[name].perplexity == pytest.approx(float(loss.exp()), rel=1e-4)
 
 
 def test_it_is_the_divergence_that_torch_computes(
@@ -36,10 +42,25 @@ def test_it_is_the_divergence_that_torch_computes(
         p = model(windows["a"]).logits.log_softmax(-1).flatten(0, 1)
         q = dequantized_model(tmp_path / "out")(windows["a"]).logits.log_softmax(-1).flatten(0, 1)
     expected = torch.nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
-    assert found["a"] == pytest.approx(float(expected), rel=1e-4)
-    assert found["a"] > 0
+    assert found["a"].divergence == pytest.approx(float(expected), rel=1e-4)
+    assert found["a"].divergence > 0
     # What was scored before leaves no trace.
-    assert scorer.score(tiny_llama) == {"a": 0, "b": 0}
+    assert [score.divergence for score in scorer.score(tiny_llama).values()] == [0, 0]
+
+
+def test_8_bit_activations_are_scored_as_engines_compute_them(
+    tiny_llama: Path, tmp_path: Path, windows: dict[str, torch.Tensor]
+) -> None:
+    asked = Recipe.from_flags(str(tiny_llama), scheme="W8A8", method="rtn")
+    quantize(asked, tmp_path / "out")
+    scorer = Scorer(tiny_llama, windows)
+    with_them = scorer.score(tmp_path / "out")["a"].divergence
+    model = dequantized_model(tmp_path / "out")
+    tensors = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
+    assert with_them > 1.2 * scorer.score(tmp_path)["a"].divergence > 0
+    assert [score.divergence for score in scorer.score(tiny_llama).values()] == [0, 0]
 
 
 def test_a_folder_that_lacks_a_weight_is_not_scored(

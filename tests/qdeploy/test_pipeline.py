@@ -30,6 +30,7 @@ from qdeploy.modeling.followed import states_together
 from qdeploy.modeling.inputs import BlockCall
 from qdeploy.modeling.skeleton import build_skeleton, materialize
 from qdeploy.pipeline import quantize
+from qdeploy.planned import Planned
 from qdeploy.recipe import Recipe
 from qdeploy.schemes import Scheme
 from tests.qdeploy.test_estimate import corrected, estimated
@@ -235,9 +236,9 @@ def test_a_layer_that_never_runs_is_rounded_and_reported(tiny_llama: Path) -> No
     states[:] = torch.randn(2, 8, 64)
     angles = torch.randn(1, 8, 16)
     call = BlockCall(block, (), {"position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None})
-    plan = {f"{block.name}.idle": (Scheme("W4A16", 4, 32), GPTQ())}
+    plan = {f"{block.name}.idle": Planned(Scheme("W4A16", 4, 32), GPTQ())}
     solved = walk.quantize_with_data(call, states, plan, true_sequential=True, outputs=True)
-    assert "no calibration token" in str(solved[f"{block.name}.idle"].solution.fallback)
+    assert "no calibration token" in str(solved.layers[f"{block.name}.idle"].solution.fallback)
 
 
 def test_the_manifest_holds_what_was_done(tiny_llama: Path, tmp_path: Path) -> None:

@@ -123,10 +123,10 @@ def test_the_first_matching_rule_wins(tmp_path: Path) -> None:
     )
     found = resolve_schemes(recipe, BLOCK)
     assert "model.layers.1.self_attn.o_proj" not in found
-    assert found["model.layers.0.self_attn.o_proj"][0].describe() == "W4A16 symmetric, group 64"
-    assert found["model.layers.0.self_attn.o_proj"][1] == RTN()
-    assert found["model.layers.0.mlp.down_proj"][0].describe() == "W8A8 symmetric, per channel"
-    assert found["model.layers.0.mlp.down_proj"][1] == GPTQ(damp=0.02)
+    assert found["model.layers.0.self_attn.o_proj"].scheme.describe() == "W4A16 symmetric, group 64"
+    assert found["model.layers.0.self_attn.o_proj"].rounder == RTN()
+    assert found["model.layers.0.mlp.down_proj"].scheme.describe() == "W8A8 symmetric, per channel"
+    assert found["model.layers.0.mlp.down_proj"].rounder == GPTQ(damp=0.02)
     assert list(found) == [name for name in BLOCK if name in found]
 
 
@@ -145,7 +145,7 @@ def test_the_output_head_is_quantized_only_by_name() -> None:
 
 def test_auto_group_size_fits_all_layers_of_the_rule() -> None:
     found = resolve_schemes(Recipe.from_flags("m", group_size="auto"), BLOCK)
-    assert {scheme.group_size for scheme, _ in found.values()} == {64}
+    assert {planned.scheme.group_size for planned in found.values()} == {64}
 
 
 def test_a_misfitting_group_size_is_refused_with_the_sizes_that_fit() -> None:
@@ -221,8 +221,10 @@ def test_flags_that_cannot_work(flags: dict[str, Any], error: type[QDeployError]
         ([{"gptq": {"damp": 7}}], r"gptq: damp: .*less than or equal to 1.*got 7"),
         ([{"gptq": 3}], "knobs are written"),
         ([{"gptq": {}, "rtn": {}}], "A stage is a method's name or one"),
-        ([], "needs exactly one stage; it has 0"),
-        (["rtn", "gptq"], "needs exactly one stage; it has 2"),
+        ([], "one rounder, such as gptq; its stages: none"),
+        (["rtn", "gptq"], r"its stages: rtn \(rounder\), gptq \(rounder\)"),
+        (["gptq", "smoothquant"], r"its stages: gptq \(rounder\), smoothquant \(transform\)"),
+        (["smoothquant"], r"its stages: smoothquant \(transform\)"),
     ],
 )
 def test_stages_that_cannot_work(tmp_path: Path, stages: list[Any], message: str) -> None:

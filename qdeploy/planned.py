@@ -1,0 +1,39 @@
+"""What a recipe comes to for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qdeploy.methods.base import needs_hessian
+from qdeploy.schemes import Scheme
+
+
+@dataclass(frozen=True)
+class Planned:
+    """How one layer is quantized.
+
+    Attributes:
+        scheme: the number format to end in.
+        rounder: config of the method that makes the codes.
+        transforms: configs of the methods before it, in order.
+    """
+
+    scheme: Scheme
+    rounder: Any
+    transforms: tuple[Any, ...] = ()
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether some stage looks at the layer's inputs."""
+        return bool(self.transforms) or needs_hessian(self.rounder)
+
+    @property
+    def method(self) -> str:
+        """The stages in a word, e.g. "smoothquant+gptq"."""
+        return "+".join(type(config).__name__.lower() for config in (*self.transforms, self.rounder))
+
+
+Plan = Mapping[str, Planned]
+"""Module name → what is done to it; layers that stay in 16 bit are left out."""

@@ -1,0 +1,200 @@
+"""Channel scalings in the walk: one pass gives what quantizing the folded model gives."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from qdeploy import stack
+from qdeploy.errors import Interrupted, RecipeError
+from qdeploy.modeling.checkpoint import SINGLE
+from qdeploy.modeling.experts import split_experts
+from qdeploy.modeling.feeds import divided_rows
+from qdeploy.pipeline import quantize
+from qdeploy.recipe import Recipe
+from qdeploy.walk import SolvedBlock
+from tests.conftest import FAMILIES
+from tests.qdeploy.test_pipeline import CALIBRATION, all_tensors, recipe, shard_bytes, unpacked
+
+ROUNDERS = ("rtn", "gptq")
+READERS = {
+    "input_layernorm": ("q_proj", "k_proj", "v_proj", "qkv_proj"),
+    "post_attention_layernorm": ("gate_proj", "up_proj", "gate_up_proj"),
+}
+
+
+def with_outliers(folder: Path, source: Path) -> Path:
+    """A model whose norms make some channels twenty times as large as others."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / SINGLE)
+    for name, tensor in tensors.items():
+        if tensor.dim() == 1 and "layernorm" in name:
+            tensor[::13] *= 20
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def outlying(tiny_llama: Path, tmp_path: Path) -> Path:
+    return with_outliers(tmp_path / "model", tiny_llama)
+
+
+@pytest.fixture
+def divided(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Tensor]]:
+    """Filled, while quantizing, with what the rows of each layer were divided by."""
+    found: dict[str, Tensor] = {}
+    solve = stack.quantize_with_data
+
+    def noted(*arguments: Any, **options: Any) -> SolvedBlock:
+        solved = solve(*arguments, **options)
+        found.update(solved.divided)
+        return solved
+
+    monkeypatch.setattr(stack, "quantize_with_data", noted)
+    yield found
+
+
+def folded(folder: Path, source: Path, divided: dict[str, Tensor], readers: dict[str, Tensor]) -> Path:
+    """The 16-bit model with rows divided by these scales, and columns of readers multiplied by theirs."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / SINGLE)
+    for name, tensor in tensors.items():
+        owner = name.rpartition(".")[0]
+        if owner in divided:
+            tensors[name] = divided_rows({name: tensor}, divided[owner])[name]
+        if owner in readers:
+            tensors[name] = (tensors[name] * readers[owner]).to(tensor.dtype)
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    return folder
+
+
+def columns(divided: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For a Llama of 4 query heads on 2 value heads: reader → what its columns are multiplied by."""
+    found = {}
+    for name, s in divided.items():
+        block, _, leaf = name.rpartition(".")
+        if leaf == "v_proj":
+            found[f"{block}.o_proj"] = s.view(2, -1).repeat_interleave(2, 0).flatten()
+        elif leaf == "up_proj":
+            found[f"{block}.down_proj"] = s
+        else:
+            inner = "self_attn" if leaf == "input_layernorm" else "mlp"
+            found |= {f"{block}.{inner}.{reader}": s for reader in READERS[leaf]}
+    return found
+
+
+@pytest.mark.parametrize("rounder", ROUNDERS)
+@pytest.mark.parametrize("in_order", [True, False], ids=["in order", "together"])
+def test_stacking_in_one_pass_equals_quantizing_the_folded_model(
+    outlying: Path, tmp_path: Path, divided: dict[str, Tensor], rounder: str, in_order: bool
+) -> None:
+    scheme = {"scheme": "W8A8", "group_size": None}
+    asked = recipe(outlying, method=f"smoothquant+{rounder}", **scheme)
+    quantize(asked.model_copy(update={"true_sequential": in_order}), tmp_path / "stacked")
+    assert len(divided) == 2 * 4  # blocks, feeds
+    assert all(s.log2().frac().eq(0).all() for s in divided.values())
+    assert sum(int((s != 1).sum()) for s in divided.values()) > 50
+
+    model = folded(tmp_path / "folded", outlying, divided, columns(divided))
+    tokens = torch.arange(20)[None]
+    logits = [
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)(tokens).logits
+        for folder in (outlying, model)
+    ]
+    torch.testing.assert_close(*logits, rtol=1e-12, atol=1e-12)
+
+    # RTN looks at no data of its own; with smoothing it has some, which changes none of its codes.
+    asked = recipe(model, method=rounder, **scheme).model_copy(update={"true_sequential": in_order})
+    quantize(asked, tmp_path / "expected")
+    found, expected = all_tensors(tmp_path / "stacked"), all_tensors(tmp_path / "expected")
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_smoothing_keeps_the_logits_of_each_family(
+    tiny_model: Callable[[str], Path], tmp_path: Path, divided: dict[str, Tensor], family: str
+) -> None:
+    source = with_outliers(tmp_path / "model", tiny_model(family))
+    quantize(recipe(source, scheme="W8A16", method="smoothquant+rtn"), tmp_path / "out")
+    assert divided
+    tokens = torch.arange(20)[None]
+    expected = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    before = expected(tokens).logits
+    split_experts(expected)
+    written = all_tensors(tmp_path / "out")
+    for name, parameter in expected.named_parameters():
+        if name in written:
+            parameter.data = written[name].float()
+    for name, layer in unpacked(tmp_path / "out").items():
+        expected.get_submodule(name).weight.data = layer.dequantize()
+    after = expected(tokens).logits
+    assert 0 < (after - before).norm() / before.norm() < 0.1
+
+
+def test_a_run_that_resumes_ends_in_the_same_bytes(
+    outlying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(outlying, method="smoothquant+gptq", scheme="W8A8", group_size=None)
+    quantize(asked, tmp_path / "whole")
+    solve = stack.quantize_with_data
+
+    def stop(call: Any, *rest: Any, **options: Any) -> SolvedBlock:
+        if call.block.name.endswith(".1"):
+            raise KeyboardInterrupt
+        return solve(call, *rest, **options)
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, Interrupted)):
+        patch.setattr(stack, "quantize_with_data", stop)
+        quantize(asked, tmp_path / "resumed")
+    quantize(asked, tmp_path / "resumed")
+    assert shard_bytes(tmp_path / "resumed") == shard_bytes(tmp_path / "whole")
+
+
+def test_layers_without_a_feed_are_left_alone_and_told(
+    tiny_model: Callable[[str], Path], tmp_path: Path, divided: dict[str, Tensor]
+) -> None:
+    manifest = quantize(recipe(tiny_model("gemma3_text"), method="smoothquant+rtn"), tmp_path / "out")
+    told = {module["name"]: module["fallback"] for module in manifest["modules"]}
+    assert "no norm or layer before it" in told["model.layers.0.self_attn.q_proj"]
+    assert told["model.layers.0.self_attn.o_proj"] is None
+    assert {name.rpartition(".")[2] for name in divided} == {"v_proj", "up_proj"}
+    assert {module["method"] for module in manifest["modules"]} == {"smoothquant+rtn"}
+
+
+def test_a_layer_left_in_16_bit_can_feed(outlying: Path, tmp_path: Path, divided: dict[str, Tensor]) -> None:
+    smoothed = {
+        "match": r"re:.*down_proj",
+        "scheme": "W8A8",
+        "stages": [{"smoothquant": {"alpha": 0.8}}, "rtn"],
+    }
+    asked = {
+        "model": str(outlying),
+        "rules": [smoothed],
+        "calibration": {"samples": 4, "sequence_length": 32},
+    }
+    quantize(Recipe.model_validate(asked), tmp_path / "out")
+    assert {name.rpartition(".")[2] for name in divided} == {"up_proj"}
+    source, written = all_tensors(outlying), all_tensors(tmp_path / "out")
+    for name, s in divided.items():
+        assert torch.equal(written[f"{name}.weight"] * s.unsqueeze(1), source[f"{name}.weight"].float())
+
+
+def test_layers_that_read_the_same_need_the_same_transforms(outlying: Path, tmp_path: Path) -> None:
+    rules = [
+        {"match": r"re:.*k_proj", "scheme": "W8A8", "stages": ["rtn"]},
+        {"match": "Linear", "scheme": "W8A8", "stages": ["smoothquant", "rtn"]},
+    ]
+    asked = {"model": str(outlying), "rules": rules, "calibration": CALIBRATION}
+    with pytest.raises(RecipeError, match=r"q_proj: smoothquant, .*k_proj: none.*one rule"):
+        quantize(Recipe.model_validate(asked), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
