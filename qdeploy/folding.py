@@ -7,8 +7,9 @@ on as one that was never interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,16 @@ from torch import Tensor
 
 from qdeploy.distributed import Group
 from qdeploy.errors import RecipeError
+from qdeploy.methods.hessian import Hessian
 from qdeploy.methods.scaling import ChannelProblem, Channels, channel_scales, powers_of_two
 from qdeploy.modeling.feeds import Feed, find_feeds
 from qdeploy.modeling.inputs import BlockCall
+from qdeploy.modeling.parents import Parent
 from qdeploy.planned import Plan
 from qdeploy.quantized import QuantizedLinear
+
+Error = Callable[[Sequence[Tensor]], float]
+"""See `ChannelProblem.error`."""
 
 
 class Folding:
@@ -28,7 +34,7 @@ class Folding:
 
     Args:
         call: how the block, which must hold its 16-bit weights, is called.
-        states: hidden states [B, T, D] to find feeds with.
+        batches: yields some of its inputs, float32 [B, T, D].
         groups: full names of the layers that read the same input, in order.
         plan: see `Plan`.
         processes: must agree.
@@ -41,12 +47,19 @@ class Folding:
     """
 
     def __init__(
-        self, call: BlockCall, states: Tensor, groups: Sequence[Sequence[str]], plan: Plan, processes: Group
+        self,
+        call: BlockCall,
+        batches: Callable[[], Iterable[Tensor]],
+        groups: Sequence[Sequence[str]],
+        plan: Plan,
+        processes: Group,
     ) -> None:
-        self._block, self._plan = call.block, plan
+        self._call, self._batches, self._plan, self._processes = call, batches, plan, processes
         self._transforms = {group[0]: _common(group, plan) for group in groups}
         wanted = any(self._transforms.values())
-        self._feeds: Mapping[str, Feed] = processes.share(find_feeds(call, states, groups)) if wanted else {}
+        self._feeds: Mapping[str, Feed] = {}
+        if wanted:
+            self._feeds = processes.share(find_feeds(call, next(iter(batches()))[:1], groups))
         self.divided: dict[str, Tensor] = {}
 
     def transforms(self, group: Sequence[str]) -> tuple[Any, ...]:
@@ -60,7 +73,11 @@ class Folding:
         return "no norm or layer before it can take its channel scales over; its transforms were left out"
 
     def scale(
-        self, group: Sequence[str], channels: Channels, solved: Mapping[str, QuantizedLinear]
+        self,
+        group: Sequence[str],
+        channels: Channels,
+        hessian: Hessian,
+        solved: Mapping[str, QuantizedLinear],
     ) -> Tensor | None:
         """Choose the scales of a group, s [K], and remember what its feed is to be divided by.
 
@@ -73,27 +90,48 @@ class Folding:
         feed = self._feeds.get(group[0])
         if feed is None:
             return None
-        linears, sizes = self._block.linears(), self._sizes(feed, solved)
-        r = torch.ones_like(sizes)
+        linears, sizes = self._call.block.linears(), self._sizes(feed, solved)
+        error, r = self._error(group, hessian), torch.ones_like(sizes)
         for config in self.transforms(group):
             s = r[feed.rows]
             problem = ChannelProblem(
                 [linears[name].weight.detach() * s for name in group],
                 channels.largest / s,
+                channels.mean / s,
                 channels.sample / s,
                 self._plan[group[0]].scheme,
+                partial(_unscaled, error, s),
             )
             r = r * powers_of_two(channel_scales(config, problem), feed.rows, sizes / r)
         self.divided[feed.name] = r
         return r[feed.rows]
 
+    def _error(self, group: Sequence[str], hessian: Hessian) -> Error:
+        """See `ChannelProblem.error`; of one layer it is known from H, for all tokens."""
+        if len(group) == 1:
+            weight = self._call.block.linears()[group[0]].weight.detach()
+            return lambda others: hessian.energy(others[0] - weight)
+        made: list[Parent] = []  # when it is first asked for
+
+        def error(others: Sequence[Tensor]) -> float:
+            if not made:
+                made.append(Parent(self._call, group, self._batches()))
+            return self._processes.totals(made[0].error(others))[0]
+
+        return error
+
     def _sizes(self, feed: Feed, solved: Mapping[str, QuantizedLinear]) -> Tensor:
         """The magnitude of each row of a feed: of quantized ones that of their smallest scale."""
         if feed.name in solved:
             return solved[feed.name].scales.float().amin(1)
-        module = self._block.module.get_submodule(feed.name.removeprefix(f"{self._block.name}."))
+        module = self._call.block.module.get_submodule(feed.name.removeprefix(f"{self._call.block.name}."))
         weight = next(module.parameters(recurse=False))
         return weight.detach().abs().reshape(len(weight), -1).amax(1)
+
+
+def _unscaled(error: Error, s: Tensor, weights: Sequence[Tensor]) -> float:
+    """The error of weights whose columns are multiplied by s."""
+    return error([weight / s for weight in weights])
 
 
 def divided_by(layer: QuantizedLinear, s: Tensor) -> QuantizedLinear:

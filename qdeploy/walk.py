@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from qdeploy.methods.correction import Lack
 from qdeploy.methods.hessian import Hessian
 from qdeploy.methods.scaling import Channels
 from qdeploy.methods.temporaries import solving_bytes
-from qdeploy.modeling.activations import Activations, footprint
+from qdeploy.modeling.activations import BATCH_TOKENS, Activations, footprint
 from qdeploy.modeling.blocks import Block, shared_inputs
 from qdeploy.modeling.followed import Followed
 from qdeploy.modeling.inputs import BlockCall, stopped
@@ -34,6 +35,9 @@ from qdeploy.modeling.residual import Reference, Targets
 from qdeploy.planned import Plan
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.stopwatch import part
+
+SOME_TOKENS = 1024
+"""Tokens that are run beside the others, for what transforms compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +206,14 @@ class _Run:
         called = {name for group in groups for name in group}
         self.groups = [group for group in groups if any(name in plan for name in group)]
         self.idle = [name for name in self.linears if name not in called]
-        self.folding = Folding(call, activations[:1].to(self.device), groups, plan, processes)
+        self.folding = Folding(call, self._some_inputs, groups, plan, processes)
+
+    def _some_inputs(self) -> Iterator[Tensor]:
+        """Micro-batches of the block's inputs, for forwards beside those that the walk needs."""
+        few = -(-SOME_TOKENS // BATCH_TOKENS)
+        with self.targets.aside():
+            for samples in islice(self.activations.batches(), few):
+                yield self.activations[samples].to(self.device)
 
     def result(self) -> SolvedBlock:
         """What the block becomes, once all its layers are solved."""
@@ -349,7 +360,7 @@ class _Run:
         if inputs.channels is None:
             return None
         quantized = {name: found.solution.quantized for name, found in self.solved.items()}
-        s = self.folding.scale(names, inputs.channels, quantized)
+        s = self.folding.scale(names, inputs.channels, inputs.hessian, quantized)
         if s is not None:
             inputs.divide(s)
         return s

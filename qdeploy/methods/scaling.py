@@ -43,9 +43,14 @@ class Channels:
     """
 
     def __init__(self, in_features: int, tokens: int, device: torch.device | str = "cpu") -> None:
-        self.largest = torch.zeros(in_features, device=device)
+        self.largest, self._sum = (torch.zeros(in_features, device=device) for _ in range(2))
         self._every, self._seen = max(1, tokens // SAMPLED), 0
         self._kept = [torch.empty(0, in_features, device=device)]
+
+    @property
+    def mean(self) -> Tensor:
+        """Of |x_j|, float32 [K]."""
+        return self._sum / max(self._seen, 1)
 
     @property
     def sample(self) -> Tensor:
@@ -56,14 +61,18 @@ class Channels:
     def add(self, x: Tensor) -> None:
         """Take in a batch of inputs float32 [..., K]."""
         rows = x.reshape(-1, x.shape[-1])
+        sizes = rows.abs()
+        self._sum += sizes.sum(0)
         if len(rows):
-            torch.maximum(self.largest, rows.abs().amax(0), out=self.largest)
+            torch.maximum(self.largest, sizes.amax(0), out=self.largest)
         self._kept.append(rows[-self._seen % self._every :: self._every].clone())
         self._seen += len(rows)
 
     def merge(self, group: Group) -> None:
         """Take in what the other processes have seen; the sample is that of the first."""
         group.greatest(self.largest)
+        group.add(self._sum)
+        self._seen = int(group.totals(self._seen)[0])
         self._kept = [group.share(self.sample)]
 
 
@@ -73,15 +82,19 @@ class ChannelProblem:
 
     Attributes:
         weights: float32 [N_i, K], one for each layer.
-        largest: float32 [K], max |x_j| over all tokens.
+        largest, mean: float32 [K], of |x_j| over all tokens.
         sample: float32 [T, K], inputs of some tokens.
         scheme: the number format that the weights, and the activations if it says so, will have.
+        error: of other weights in their place, the squared error of what the layers make together: attention,
+            an MLP, or a single layer's own output.
     """
 
     weights: Sequence[Tensor]
     largest: Tensor
+    mean: Tensor
     sample: Tensor
     scheme: Scheme
+    error: Callable[[Sequence[Tensor]], float]
 
 
 Config = TypeVar("Config")
@@ -108,6 +121,11 @@ def is_scaling(config: object) -> bool:
 def channel_scales(config: object, problem: ChannelProblem) -> Tensor:
     """The s, float32 [K], that the method which `config` belongs to would like."""
     return _SCALINGS[type(config)](config, problem)
+
+
+def nearest_powers(s: Tensor) -> Tensor:
+    """The powers of two nearest to positive numbers, by their logarithms."""
+    return torch.exp2(s.log2().round())
 
 
 def powers_of_two(wanted: Tensor, rows: Tensor, sizes: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from qdeploy.modeling.blocks import same_memory
 from qdeploy.modeling.inputs import BlockCall
+from qdeploy.modeling.parameters import replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ def _holds(
         reader: {"weight": reader.weight * s[feed.rows]} for reader in readers
     }
     others[module] = divided_rows(dict(module.named_parameters(recurse=False)), s)
-    with _replaced(others):
+    with replaced(others):
         return torch.equal(call(states), expected)
 
 
@@ -139,17 +140,3 @@ def divided_rows(parameters: Mapping[str, Tensor], s: Tensor) -> dict[str, Tenso
         name: (tensor / s.view(-1, *[1] * (tensor.dim() - 1)).to(tensor.device)).to(tensor.dtype)
         for name, tensor in parameters.items()
     }
-
-
-@contextmanager
-def _replaced(parameters: Mapping[nn.Module, Mapping[str, Tensor]]) -> Iterator[None]:
-    """Other values for these parameters for the time of a `with`."""
-    before = [(m, name, getattr(m, name)) for m, others in parameters.items() for name in others]
-    try:
-        for module, others in parameters.items():
-            for name, tensor in others.items():
-                setattr(module, name, nn.Parameter(tensor, requires_grad=False))
-        yield
-    finally:
-        for module, name, parameter in before:
-            setattr(module, name, parameter)

@@ -193,6 +193,16 @@ class Targets:
         """Say which micro-batch runs from now on."""
         self._now = batch
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Keep nothing of the forwards that run meanwhile: they belong to no micro-batch."""
+        now, self._now = self._now, slice(-1, -1)
+        try:
+            yield
+        finally:
+            self.forget()
+            self._now = now
+
     def forget(self) -> None:
         """Drop what is kept of the micro-batch that runs."""
         self._before = {key: x for key, x in self._before.items() if key[0] != self._now.start}

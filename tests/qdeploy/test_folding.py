@@ -24,6 +24,7 @@ from qdeploy.walk import SolvedBlock
 from tests.conftest import FAMILIES
 from tests.qdeploy.test_pipeline import CALIBRATION, all_tensors, recipe, shard_bytes, unpacked
 
+TRANSFORMS = ("smoothquant", "awq", "smoothquant+awq")
 ROUNDERS = ("rtn", "gptq")
 READERS = {
     "input_layernorm": ("q_proj", "k_proj", "v_proj", "qkv_proj"),
@@ -91,13 +92,14 @@ def columns(divided: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("rounder", ROUNDERS)
 @pytest.mark.parametrize("in_order", [True, False], ids=["in order", "together"])
 def test_stacking_in_one_pass_equals_quantizing_the_folded_model(
-    outlying: Path, tmp_path: Path, divided: dict[str, Tensor], rounder: str, in_order: bool
+    outlying: Path, tmp_path: Path, divided: dict[str, Tensor], transform: str, rounder: str, in_order: bool
 ) -> None:
     scheme = {"scheme": "W8A8", "group_size": None}
-    asked = recipe(outlying, method=f"smoothquant+{rounder}", **scheme)
+    asked = recipe(outlying, method=f"{transform}+{rounder}", **scheme)
     quantize(asked.model_copy(update={"true_sequential": in_order}), tmp_path / "stacked")
     assert len(divided) == 2 * 4  # blocks, feeds
     assert all(s.log2().frac().eq(0).all() for s in divided.values())

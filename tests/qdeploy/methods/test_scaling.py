@@ -34,6 +34,7 @@ def test_channels_hold_the_largest_inputs_and_some_evenly_apart() -> None:
         channels.add(batch.view(1, *batch.shape))
     channels.merge(ALONE)
     assert torch.equal(channels.largest, x.abs().amax(0))
+    torch.testing.assert_close(channels.mean, x.abs().mean(0))
     assert torch.equal(channels.sample, x[::4])
 
 
@@ -42,3 +43,4 @@ def test_layers_that_no_token_reaches_have_an_empty_sample() -> None:
     channels.add(torch.empty(0, 8))
     assert channels.sample.shape == (0, 8)
     assert torch.equal(channels.largest, torch.zeros(8))
+    assert torch.equal(channels.mean, torch.zeros(8))

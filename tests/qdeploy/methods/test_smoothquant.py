@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,12 @@ W8A8 = Scheme("W8A8", 8, None, activation_bits=8)
 
 
 def problem(x: Tensor, *layers: Tensor, scheme: Scheme = W8A8) -> ChannelProblem:
-    return ChannelProblem(layers or [weights()], x.abs().amax(0), x, scheme)
+    largest, mean = x.abs().amax(0), x.abs().mean(0)
+    return ChannelProblem(layers or [weights()], largest, mean, x, scheme, not_asked)
+
+
+def not_asked(_: Sequence[Tensor]) -> float:
+    raise AssertionError("SmoothQuant needs no forwards")
 
 
 def with_outliers() -> Tensor:
