@@ -10,8 +10,8 @@ from benchmarks.divergence import Scorer
 from benchmarks.runs import GROUP_SIZE, SAMPLES, Calibration, Run, run_qdeploy
 from benchmarks.table import gibibytes, table
 
-SCHEMES = ("W8A16", "W8A8", "W4A16", "W4A16_ASYM", "W3A16_ASYM", "W2A16_ASYM")
-STACKS = ("rtn", "gptq", "smoothquant+rtn", "smoothquant+gptq")
+SCHEMES = ("W8A8", "W4A16", "W3A16_ASYM")
+STACKS = ("rtn", "gptq", "smoothquant+rtn", "smoothquant+gptq", "awq+rtn", "awq+gptq")
 
 
 def methods(model: Path, work: Path, data: Path | None) -> None:

@@ -63,12 +63,12 @@ class Folding:
         self.divided: dict[str, Tensor] = {}
 
     def transforms(self, group: Sequence[str]) -> tuple[Any, ...]:
-        """Configs of the transforms of layers that read the same input."""
-        return self._transforms[group[0]]
+        """Configs of the transforms that layers which read the same input will have; none without a feed."""
+        return self._transforms[group[0]] if group[0] in self._feeds else ()
 
     def left_out(self, group: Sequence[str]) -> str | None:
         """Why the transforms of a group are left out; None where they are not, or there are none."""
-        if not self.transforms(group) or group[0] in self._feeds:
+        if not self._transforms[group[0]] or group[0] in self._feeds:
             return None
         return "no norm or layer before it can take its channel scales over; its transforms were left out"
 
@@ -93,16 +93,17 @@ class Folding:
         linears, sizes = self._call.block.linears(), self._sizes(feed, solved)
         error, r = self._error(group, hessian), torch.ones_like(sizes)
         for config in self.transforms(group):
-            s = r[feed.rows]
+            s, possible = r[feed.rows], partial(powers_of_two, rows=feed.rows, sizes=sizes / r)
             problem = ChannelProblem(
                 [linears[name].weight.detach() * s for name in group],
                 channels.largest / s,
                 channels.mean / s,
                 channels.sample / s,
                 self._plan[group[0]].scheme,
+                partial(_by_channel, possible, feed.rows),
                 partial(_unscaled, error, s),
             )
-            r = r * powers_of_two(channel_scales(config, problem), feed.rows, sizes / r)
+            r = r * possible(channel_scales(config, problem))
         self.divided[feed.name] = r
         return r[feed.rows]
 
@@ -127,6 +128,10 @@ class Folding:
         module = self._call.block.module.get_submodule(feed.name.removeprefix(f"{self._call.block.name}."))
         weight = next(module.parameters(recurse=False))
         return weight.detach().abs().reshape(len(weight), -1).amax(1)
+
+
+def _by_channel(possible: Callable[[Tensor], Tensor], rows: Tensor, wanted: Tensor) -> Tensor:
+    return possible(wanted)[rows]
 
 
 def _unscaled(error: Error, s: Tensor, weights: Sequence[Tensor]) -> float:

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from qdeploy.methods.grid import fit
-from qdeploy.methods.scaling import ChannelProblem, nearest_powers, scaling
+from qdeploy.methods.scaling import ChannelProblem, scaling
 from qdeploy.schemes import Scheme
 
 
@@ -35,7 +35,7 @@ def scale_what_matters(config: AWQ, problem: ChannelProblem) -> Tensor:
     sizes = _relative_sizes(problem.weights, problem.scheme)
     candidates = [torch.ones_like(sizes)]
     for step in range(config.steps):
-        s = _scales(step / config.steps, problem.mean, sizes)
+        s = problem.possible(_scales(step / config.steps, problem.mean, sizes))
         if not any(torch.equal(s, other) for other in candidates):
             candidates.append(s)
     errors = [problem.error(_rounded(s, problem)) for s in candidates]
@@ -49,7 +49,7 @@ def _scales(r: float, inputs: Tensor, weights: Tensor) -> Tensor:
         return torch.ones_like(inputs)
     s = inputs**r / weights ** (1 - r)
     middle = (s[used].amax() * s[used].amin()).sqrt()
-    return nearest_powers(torch.where(used, s / middle, 1.0))
+    return torch.where(used, s / middle, 1.0)
 
 
 def _relative_sizes(weights: Sequence[Tensor], scheme: Scheme) -> Tensor:

@@ -85,6 +85,7 @@ class ChannelProblem:
         largest, mean: float32 [K], of |x_j| over all tokens.
         sample: float32 [T, K], inputs of some tokens.
         scheme: the number format that the weights, and the activations if it says so, will have.
+        possible: what becomes of scales that a method would like, float32 [K]: see `powers_of_two`.
         error: of other weights in their place, the squared error of what the layers make together: attention,
             an MLP, or a single layer's own output.
     """
@@ -94,6 +95,7 @@ class ChannelProblem:
     mean: Tensor
     sample: Tensor
     scheme: Scheme
+    possible: Callable[[Tensor], Tensor]
     error: Callable[[Sequence[Tensor]], float]
 
 
@@ -121,11 +123,6 @@ def is_scaling(config: object) -> bool:
 def channel_scales(config: object, problem: ChannelProblem) -> Tensor:
     """The s, float32 [K], that the method which `config` belongs to would like."""
     return _SCALINGS[type(config)](config, problem)
-
-
-def nearest_powers(s: Tensor) -> Tensor:
-    """The powers of two nearest to positive numbers, by their logarithms."""
-    return torch.exp2(s.log2().round())
 
 
 def powers_of_two(wanted: Tensor, rows: Tensor, sizes: Tensor) -> Tensor:

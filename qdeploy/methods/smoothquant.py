@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qdeploy.methods.activations import rounded_inputs
 from qdeploy.methods.grid import fit
-from qdeploy.methods.scaling import ChannelProblem, nearest_powers, scaling
+from qdeploy.methods.scaling import ChannelProblem, scaling
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -42,7 +42,7 @@ def smooth(config: SmoothQuant, problem: ChannelProblem) -> Tensor:
     if config.alpha is not None:
         return _scales(config.alpha, problem)
     candidates = [torch.ones_like(problem.largest), *(_scales(alpha, problem) for alpha in ALPHAS)]
-    errors = torch.stack([_error(nearest_powers(s), problem) for s in candidates])
+    errors = torch.stack([_error(problem.possible(s), problem) for s in candidates])
     return candidates[int(errors.argmin())]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from torch import nn
@@ -18,6 +19,9 @@ COPIES = 6
 CORRECTED = 2
 """More of them where errors are made up for: what outputs lack, and the weight that results."""
 
+TRANSFORMED = 6
+"""Float32 copies of the weights of layers that share an input, while transforms try scales for them."""
+
 
 def hessian_bytes(in_features: int) -> int:
     """Bytes of one Hessian [K, K]."""
@@ -30,11 +34,16 @@ def lack_bytes(linear: nn.Linear, config: object) -> int:
 
 
 def solving_bytes(linears: Mapping[str, nn.Linear], plan: Plan) -> int:
-    """Of the costliest layer in the plan: its Hessian's factorization, or the rounding of its columns."""
-    costs = [0]
+    """Of what is costliest: a Hessian's factorization, the rounding of columns, scales tried by transforms.
+
+    Layers beside each other that are as wide are taken to read the same input.
+    """
+    costs, tried = [0], Counter[tuple[str, int]]()
     for name, module in linears.items():
+        if name in plan and plan[name].transforms:
+            tried[name.rpartition(".")[0], module.in_features] += TRANSFORMED * 4 * module.weight.numel()
         if name in plan:
             squares = hessian_bytes(module.in_features) if plan[name].needs_data else 0
             copies = COPIES + (CORRECTED if needs_reference(plan[name].rounder) else 0)
             costs += [SQUARES * squares, 2 * squares + copies * 4 * module.weight.numel()]
-    return max(costs)
+    return max(costs + list(tried.values()))

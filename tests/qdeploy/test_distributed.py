@@ -144,6 +144,17 @@ def test_two_processes_choose_the_codes_of_one(command: Command, one: Path) -> N
     assert torch.allclose(logits(command.output), logits(one), rtol=0, atol=0.05 * spread(logits(one)))
 
 
+def test_two_processes_scale_channels_together(command: Command, tmp_path: Path) -> None:
+    stacked = replace(command, method="smoothquant+awq+gptq", output=tmp_path / "two")
+    assert [ended.code for ended in together(2, tmp_path / "log", stacked)] == [0, 0]
+    run_alone(replace(stacked, output=tmp_path / "one"))
+    for ours, theirs in zip(
+        manifest_of(tmp_path / "two").modules, manifest_of(tmp_path / "one").modules, strict=True
+    ):
+        # They look at other tokens, and so may choose other scales.
+        assert ours.relative_error == pytest.approx(theirs.relative_error, rel=0.25)
+
+
 @torch.no_grad()
 def logits(folder: Path) -> Tensor:
     found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.arange(32)[None]).logits

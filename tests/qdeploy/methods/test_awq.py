@@ -9,11 +9,15 @@ from torch import Tensor
 
 from qdeploy.methods.awq import AWQ
 from qdeploy.methods.grid import fit
-from qdeploy.methods.scaling import ChannelProblem, channel_scales
+from qdeploy.methods.scaling import ChannelProblem, channel_scales, powers_of_two
 from qdeploy.schemes import Scheme
 from tests.qdeploy.methods.problems import K, weights
 
 W4 = Scheme("W4A16", 4, 32)
+
+
+def possible(s: Tensor) -> Tensor:
+    return powers_of_two(s, torch.arange(K), torch.ones(K))
 
 
 def problem(x: Tensor, *layers: Tensor, scheme: Scheme = W4) -> ChannelProblem:
@@ -22,7 +26,7 @@ def problem(x: Tensor, *layers: Tensor, scheme: Scheme = W4) -> ChannelProblem:
     def error(others: Sequence[Tensor]) -> float:
         return sum(float((x @ (other - w).T).square().sum()) for other, w in zip(others, layers, strict=True))
 
-    return ChannelProblem(layers, x.abs().amax(0), x.abs().mean(0), x, scheme, error)
+    return ChannelProblem(layers, x.abs().amax(0), x.abs().mean(0), x, scheme, possible, error)
 
 
 def rounded(weight: Tensor, s: Tensor) -> Tensor:
@@ -55,6 +59,7 @@ def test_leaving_it_alone_is_a_candidate() -> None:
         asked.mean,
         asked.sample,
         W4,
+        possible,
         lambda others: float(not torch.equal(others[0], rounded(weights(), torch.ones(K)))),
     )
     assert torch.equal(channel_scales(AWQ(), never), torch.ones(K))
@@ -77,6 +82,6 @@ def test_one_step_tries_two_scales() -> None:
         calls.append(others)
         return asked.error(others)
 
-    counting = ChannelProblem(asked.weights, asked.largest, asked.mean, asked.sample, W4, counted)
+    counting = ChannelProblem(asked.weights, asked.largest, asked.mean, asked.sample, W4, possible, counted)
     channel_scales(AWQ(steps=1), counting)
     assert len(calls) == 2

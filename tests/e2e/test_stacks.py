@@ -1,0 +1,30 @@
+"""Stacks of methods, served by the real engine and verified."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qdeploy.checkpoint.manifest import load_manifest
+from qdeploy.engines.vllm import VllmEngine
+from tests.e2e.conftest import qdeploy
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.parametrize(("scheme", "method"), [("W8A8", "smoothquant+gptq")])
+def test_a_stack_is_served_and_computes_what_the_checkpoint_says(
+    model: Path, tmp_path: Path, scheme: str, method: str
+) -> None:
+    quantized, deploy = tmp_path / "quantized", tmp_path / "deploy"
+    data = ["--samples", "8", "--sequence-length", "256"]
+    qdeploy("quantize", model, "--scheme", scheme, "--method", method, *data, "-o", quantized)
+    manifest = load_manifest(quantized)
+    assert manifest is not None
+    assert {module.method for module in manifest.modules} == {method}
+    qdeploy("export", quantized, "--engine", "vllm", "-o", deploy)
+    log = tmp_path / "engine.log"
+    with VllmEngine().launch(deploy, log=log, arguments=["--max-model-len", "1024"]) as engine:
+        result = json.loads(qdeploy("verify", deploy, "--url", engine.base_url, "--json").stdout)
+    assert result["verify"]["verdict"] == "pass"
+    assert result["verify"]["layers_checked"] == len(manifest.modules)
