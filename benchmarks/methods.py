@@ -10,7 +10,7 @@ from benchmarks.divergence import Scorer
 from benchmarks.runs import GROUP_SIZE, SAMPLES, Calibration, Run, run_qdeploy
 from benchmarks.table import gibibytes, table
 
-SCHEMES = ("W8A8", "W4A16", "W3A16_ASYM")
+SCHEMES = ("W8A8", "W4A16")
 STACKS = ("rtn", "gptq", "smoothquant+rtn", "smoothquant+gptq", "awq+rtn", "awq+gptq")
 
 

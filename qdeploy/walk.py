@@ -206,14 +206,8 @@ class _Run:
         called = {name for group in groups for name in group}
         self.groups = [group for group in groups if any(name in plan for name in group)]
         self.idle = [name for name in self.linears if name not in called]
-        self.folding = Folding(call, self._some_inputs, groups, plan, processes)
-
-    def _some_inputs(self) -> Iterator[Tensor]:
-        """Micro-batches of the block's inputs, for forwards beside those that the walk needs."""
-        few = -(-SOME_TOKENS // BATCH_TOKENS)
-        with self.targets.aside():
-            for samples in islice(self.activations.batches(), few):
-                yield self.activations[samples].to(self.device)
+        some = partial(_some_inputs, activations, self.targets, self.device)
+        self.folding = Folding(call, some, groups, plan, processes)
 
     def result(self) -> SolvedBlock:
         """What the block becomes, once all its layers are solved."""
@@ -364,6 +358,14 @@ class _Run:
         if s is not None:
             inputs.divide(s)
         return s
+
+
+def _some_inputs(activations: Activations, targets: Targets, device: torch.device) -> Iterator[Tensor]:
+    """Micro-batches of a block's inputs, for forwards beside those that the walk needs."""
+    few = -(-SOME_TOKENS // BATCH_TOKENS)
+    with targets.aside():
+        for samples in islice(activations.batches(), few):
+            yield activations[samples].to(device)
 
 
 def _solve(

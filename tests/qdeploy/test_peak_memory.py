@@ -24,9 +24,10 @@ def llama(folder: Path, layers: int, wide: int = WIDE) -> Path:
     )
 
 
-def test_four_times_the_layers_take_no_more_memory(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["gptq", "smoothquant+awq+gptq"])
+def test_four_times_the_layers_take_no_more_memory(tiny_llama: Path, tmp_path: Path, method: str) -> None:
     few, many = llama(tmp_path / "few", 2), llama(tmp_path / "many", 8)
-    asked = Recipe.from_flags(str(few), group_size="64", calibration=CALIBRATION)
+    asked = Recipe.from_flags(str(few), method=method, group_size="64", calibration=CALIBRATION)
     (tmp_path / "recipe.yaml").write_text(asked.to_yaml())
     # Micro-batches wait inside a block while its layers are solved: both are to fit.
     limits = Budget(3 * estimated(asked).solving)
