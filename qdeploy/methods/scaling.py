@@ -115,11 +115,6 @@ def scaling(config: type[Config]) -> Callable[[Scaling[Config]], Scaling[Config]
     return register
 
 
-def is_scaling(config: object) -> bool:
-    """Whether a stage's config is that of a channel scaling."""
-    return type(config) in _SCALINGS
-
-
 def channel_scales(config: object, problem: ChannelProblem) -> Tensor:
     """The s, float32 [K], that the method which `config` belongs to would like."""
     return _SCALINGS[type(config)](config, problem)
