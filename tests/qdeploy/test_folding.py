@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,25 @@ from transformers import AutoModelForCausalLM
 
 from qdeploy import stack
 from qdeploy.errors import Interrupted, RecipeError
-from qdeploy.modeling.checkpoint import SINGLE
+from qdeploy.memory import Budget
+from qdeploy.methods.rtn import RTN
+from qdeploy.methods.scaling import SMALLEST, ChannelProblem, scaling
+from qdeploy.modeling.blocks import find_blocks
+from qdeploy.modeling.checkpoint import SINGLE, CheckpointReader
 from qdeploy.modeling.experts import split_experts
 from qdeploy.modeling.feeds import divided_rows
+from qdeploy.modeling.inputs import enter
+from qdeploy.modeling.skeleton import build_skeleton, materialized
 from qdeploy.pipeline import quantize
+from qdeploy.planned import Planned
 from qdeploy.recipe import Recipe
-from qdeploy.walk import SolvedBlock
+from qdeploy.schemes import Scheme
+from qdeploy.walk import SolvedBlock, quantize_with_data
 from tests.conftest import FAMILIES
 from tests.qdeploy.test_pipeline import CALIBRATION, all_tensors, recipe, shard_bytes, unpacked
 
 TRANSFORMS = ("smoothquant", "awq", "smoothquant+awq")
+CPU = torch.device("cpu")
 ROUNDERS = ("rtn", "gptq")
 READERS = {
     "input_layernorm": ("q_proj", "k_proj", "v_proj", "qkv_proj"),
@@ -189,6 +199,44 @@ def test_a_layer_left_in_16_bit_can_feed(outlying: Path, tmp_path: Path, divided
     source, written = all_tensors(outlying), all_tensors(tmp_path / "out")
     for name, s in divided.items():
         assert torch.equal(written[f"{name}.weight"] * s.unsqueeze(1), source[f"{name}.weight"].float())
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A transform that asks for one scale, and notes what leaving the weights alone would cost."""
+
+    scale: float
+    costs: list[float]
+
+
+@scaling(Probe)
+def probed(config: Probe, problem: ChannelProblem) -> Tensor:
+    config.costs.append(problem.error(problem.weights))
+    return torch.full_like(problem.mean, config.scale)
+
+
+def test_each_transform_goes_on_from_the_one_before(outlying: Path) -> None:
+    reader, costs = CheckpointReader(outlying), list[float]()
+    model = build_skeleton(reader)
+    blocks = find_blocks(model)
+    plan = {
+        name: Planned(Scheme("W8A16", 8, 32), RTN(), (Probe(64.0, costs), Probe(64.0, costs)))
+        for name in blocks[0].linears()
+    }
+    tokens = torch.arange(48).view(2, 24)
+    calls, states = enter(model, blocks, tokens, reader, CPU, outlying, Budget(10**9))
+    with torch.no_grad(), materialized(model, blocks[0], reader, CPU):
+        norm = blocks[0].module.get_parameter("input_layernorm.weight").clone()
+        found = quantize_with_data(calls[0], states, plan, true_sequential=True, outputs=False)
+    assert costs == [0] * 8  # groups, transforms
+    assert set(found.divided) == {
+        f"{blocks[0].name}.{name}"
+        for name in ("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj")
+    }
+    # 64 times 64 is more than the smallest weights bear.
+    divided = found.divided[f"{blocks[0].name}.input_layernorm"]
+    assert divided.max() > 64
+    assert (norm.abs() / divided).min() >= SMALLEST
 
 
 def test_layers_that_read_the_same_need_the_same_transforms(outlying: Path, tmp_path: Path) -> None:
