@@ -147,7 +147,7 @@ def divided_by(layer: QuantizedLinear, s: Tensor) -> QuantizedLinear:
 
 def _common(group: Sequence[str], plan: Plan) -> tuple[Any, ...]:
     found = {name: plan[name].transforms if name in plan else () for name in group}
-    if len(set(found.values())) > 1:
+    if any(transforms != found[group[0]] for transforms in found.values()):
         told = ", ".join(
             f"{name}: {'+'.join(type(config).__name__.lower() for config in transforms) or 'none'}"
             for name, transforms in found.items()
