@@ -7,22 +7,21 @@ Perplexity is that of every token of a window but its first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gptq_folder import gptq_state, is_gptq
 from qdeploy.formats.compressed_tensors import module_schemes
 from qdeploy.formats.dequantize import dequantized_state
-from qdeploy.methods.activations import rounded_inputs
+from qdeploy.int8_inputs import round_inputs
 from qdeploy.modeling.checkpoint import CheckpointReader
-from qdeploy.schemes import Scheme
 
 BATCH = 4
 """Windows that run together."""
@@ -67,11 +66,7 @@ class Scorer:
         """Round the inputs of layers whose scheme has 8-bit activations, as engines do."""
         reader = CheckpointReader(folder)
         schemes = {} if is_gptq(reader) else module_schemes(reader.config, reader)
-        handles = [
-            self._model.get_submodule(name).register_forward_pre_hook(_rounding(scheme))
-            for name, scheme in schemes.items()
-            if scheme.activation_bits is not None
-        ]
+        handles = round_inputs(self._model, schemes)
         try:
             yield
         finally:
@@ -104,10 +99,6 @@ class Scorer:
             kl += float((p.exp() * (p - q)).sum(-1).double().sum())
             nll -= float(q[:-1].gather(1, tokens[1:, None]).double().sum())
         return Score(kl / windows.numel(), math.exp(nll / windows[:, 1:].numel()))
-
-
-def _rounding(scheme: Scheme) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    return lambda _, args: (rounded_inputs(args[0], scheme), *args[1:])
 
 
 def _state(folder: Path) -> Iterator[tuple[str, Tensor]]:

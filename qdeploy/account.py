@@ -23,7 +23,7 @@ from qdeploy.modeling.products import product_dtype
 from qdeploy.planned import Plan
 from qdeploy.provenance import provenance
 from qdeploy.recipe import Recipe
-from qdeploy.walk import Solved
+from qdeploy.solved import Solved
 
 
 def note(name: str, solved: Solved, plan: Plan) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from qdeploy.errors import RecipeError
 from qdeploy.module_names import expert_of
-from qdeploy.planned import Planned
+from qdeploy.planned import Planned, common_transforms
 from qdeploy.recipe import Recipe, Rule
 from qdeploy.schemes import Scheme
 
@@ -28,7 +28,7 @@ def resolve_schemes(recipe: Recipe, linears: Mapping[str, tuple[int, int]]) -> d
 
     Raises:
         UsageError: a group size does not divide some layer.
-        RecipeError: a rule never applies, nothing is quantized, or fused siblings differ.
+        RecipeError: a rule never applies, nothing is quantized, or layers that engines fuse differ.
     """
     chosen = {name: recipe.rule_for(name, "Linear") for name in linears}
     resolved: dict[str, Planned] = {}
@@ -60,19 +60,25 @@ def _check_applies(rule: Rule, names: Sequence[str], linears: Mapping[str, Any])
 
 
 def _check_fused(linears: Mapping[str, Any], resolved: Mapping[str, Planned]) -> None:
+    for parent, siblings in _fused(linears):
+        found = {name: resolved[name].scheme if name in resolved else None for name in siblings}
+        if len(set(found.values())) > 1:
+            leaves = {name.rpartition(".")[2]: scheme for name, scheme in found.items()}
+            stored = ", ".join(f"{s}: {v.describe() if v else '16 bit'}" for s, v in leaves.items())
+            raise RecipeError(
+                f"{parent}: engines run {', '.join(leaves)} as one matrix, so they need one scheme; got "
+                f"{stored}. Give them one rule."
+            )
+        common_transforms(siblings, resolved)
+
+
+def _fused(linears: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """Name of a module and its layers that engines run as one matrix, those that are there."""
     for name in linears:
         parent, _, leaf = name.rpartition(".")
         for siblings in FUSED:
-            if leaf != siblings[0]:
-                continue
-            planned = {s: resolved.get(f"{parent}.{s}") for s in siblings if f"{parent}.{s}" in linears}
-            found = {s: p.scheme if p else None for s, p in planned.items()}
-            if len(set(found.values())) > 1:
-                stored = ", ".join(f"{s}: {v.describe() if v else '16 bit'}" for s, v in found.items())
-                raise RecipeError(
-                    f"{parent}: engines run {', '.join(found)} as one matrix, so they need one scheme; got "
-                    f"{stored}. Give them one rule."
-                )
+            if leaf == siblings[0]:
+                yield parent, [full for s in siblings if (full := f"{parent}.{s}") in linears]
 
 
 def _check_experts(linears: Mapping[str, Any], resolved: Mapping[str, Planned]) -> None:

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from qdeploy.distributed import Group
-from qdeploy.errors import RecipeError
 from qdeploy.methods.hessian import Hessian
 from qdeploy.methods.scaling import ChannelProblem, Channels, channel_scales, powers_of_two
 from qdeploy.modeling.feeds import Feed, find_feeds
 from qdeploy.modeling.inputs import BlockCall
 from qdeploy.modeling.parents import Parent
-from qdeploy.planned import Plan
+from qdeploy.planned import Plan, common_transforms
 from qdeploy.quantized import QuantizedLinear
 
 Error = Callable[[Sequence[Tensor]], float]
@@ -55,11 +54,15 @@ class Folding:
         processes: Group,
     ) -> None:
         self._call, self._batches, self._plan, self._processes = call, batches, plan, processes
-        self._transforms = {group[0]: _common(group, plan) for group in groups}
+        self._transforms = {group[0]: common_transforms(group, plan) for group in groups}
         wanted = any(self._transforms.values())
         self._feeds: Mapping[str, Feed] = {}
         if wanted:
-            self._feeds = processes.share(find_feeds(call, next(iter(batches()))[:1], groups))
+            states = next(iter(batches()))[:1]
+            found = processes.share(find_feeds(call, states, groups))
+            self._feeds = {
+                name: replace(feed, rows=feed.rows.to(states.device)) for name, feed in found.items()
+            }
         self.divided: dict[str, Tensor] = {}
 
     def transforms(self, group: Sequence[str]) -> tuple[Any, ...]:
@@ -137,22 +140,3 @@ def _by_channel(possible: Callable[[Tensor], Tensor], rows: Tensor, wanted: Tens
 def _unscaled(error: Error, s: Tensor, weights: Sequence[Tensor]) -> float:
     """The error of weights whose columns are multiplied by s."""
     return error([weight / s for weight in weights])
-
-
-def divided_by(layer: QuantizedLinear, s: Tensor) -> QuantizedLinear:
-    """The layer with its rows [N, K] divided by powers of two s [N]; exact."""
-    scales = layer.scales.float() / s.unsqueeze(1)
-    return replace(layer, scales=scales.to(torch.bfloat16))
-
-
-def _common(group: Sequence[str], plan: Plan) -> tuple[Any, ...]:
-    found = {name: plan[name].transforms if name in plan else () for name in group}
-    if any(transforms != found[group[0]] for transforms in found.values()):
-        told = ", ".join(
-            f"{name}: {'+'.join(type(config).__name__.lower() for config in transforms) or 'none'}"
-            for name, transforms in found.items()
-        )
-        raise RecipeError(
-            f"Layers that read the same input need the same transforms; got {told}. Give them one rule."
-        )
-    return found[group[0]]

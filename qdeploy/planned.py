@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qdeploy.errors import RecipeError
 from qdeploy.methods.base import needs_hessian
 from qdeploy.schemes import Scheme
 
@@ -37,3 +38,18 @@ class Planned:
 
 Plan = Mapping[str, Planned]
 """Module name → what is done to it; layers that stay in 16 bit are left out."""
+
+
+def common_transforms(names: Sequence[str], plan: Plan) -> tuple[Any, ...]:
+    """The transforms of layers that read the same input.
+
+    Raises:
+        RecipeError: they differ.
+    """
+    found = [plan[name].transforms if name in plan else () for name in names]
+    if any(transforms != found[0] for transforms in found):
+        told = ", ".join(f"{name}: {plan[name].method if name in plan else '16 bit'}" for name in names)
+        raise RecipeError(
+            f"Layers that read the same input need the same transforms; got {told}. Give them one rule."
+        )
+    return found[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,10 @@ class QuantizedLinear:
         grouped = self.codes.reshape(n, self.scales.shape[1], -1).float()
         zeros = self.scheme.zero if self.zeros is None else self.zeros.float().unsqueeze(-1)
         return ((grouped - zeros) * self.scales.float().unsqueeze(-1)).reshape(n, k)
+
+    def divided_by(self, s: Tensor) -> QuantizedLinear:
+        """The layer with its rows divided by powers of two s [N]; exact."""
+        return replace(self, scales=(self.scales.float() / s.unsqueeze(1)).to(self.scales.dtype))
 
 
 def portable_scales(scales: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ from qdeploy.pipeline import calibration_set, shapes
 from qdeploy.planned import Plan
 from qdeploy.recipe import Recipe
 from qdeploy.shortage import problems_with
-from qdeploy.walk import SolvedBlock, needs_a_reference, quantize_with_data, quantize_without_data
+from qdeploy.solved import SolvedBlock
+from qdeploy.walk import needs_a_reference, quantize_with_data, quantize_without_data
 
 TIMED = 2
 """Blocks that are run."""

@@ -26,9 +26,9 @@ from qdeploy.modeling.skeleton import finite, materialized
 from qdeploy.planned import Plan
 from qdeploy.progress import progress
 from qdeploy.recipe import Recipe
+from qdeploy.solved import SolvedBlock
 from qdeploy.stopwatch import part
 from qdeploy.walk import (
-    SolvedBlock,
     needs_a_reference,
     propagate,
     quantize_with_data,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from qdeploy.distributed import ALONE, Group
-from qdeploy.folding import Folding, divided_by
+from qdeploy.folding import Folding
 from qdeploy.halting import Halting, halting
-from qdeploy.methods.base import LinearProblem, Solution, needs_reference, solve
+from qdeploy.methods.base import LinearProblem, needs_reference, solve
 from qdeploy.methods.correction import Lack
 from qdeploy.methods.hessian import Hessian
 from qdeploy.methods.scaling import Channels
@@ -34,43 +34,11 @@ from qdeploy.modeling.products import product_dtype
 from qdeploy.modeling.residual import Reference, Targets
 from qdeploy.planned import Plan
 from qdeploy.quantized import QuantizedLinear
+from qdeploy.solved import Solved, SolvedBlock
 from qdeploy.stopwatch import part
 
 SOME_TOKENS = 1024
 """Tokens that are run beside the others, for what transforms compare."""
-
-
-@dataclass(frozen=True, slots=True)
-class Solved:
-    """A solution, the seconds it took, and how many calibration tokens it saw: None without data."""
-
-    solution: Solution
-    seconds: float
-    tokens: int | None
-
-    def divided_by(self, s: Tensor) -> Solved:
-        """With its rows divided by powers of two s [N]."""
-        quantized = divided_by(self.solution.quantized, s)
-        return replace(self, solution=replace(self.solution, quantized=quantized))
-
-    def with_word(self, word: str | None) -> Solved:
-        """With one more thing to tell, beside why something simpler was done."""
-        told = "; ".join(filter(None, (self.solution.fallback, word)))
-        return replace(self, solution=replace(self.solution, fallback=told or None))
-
-
-@dataclass(frozen=True, slots=True)
-class SolvedBlock:
-    """What a block becomes.
-
-    Attributes:
-        layers: full name → the quantized layer.
-        divided: full name of a norm or linear → what its rows are divided by, float32 [R]; quantized layers
-            in `layers` already are.
-    """
-
-    layers: dict[str, Solved]
-    divided: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @part("solve")
@@ -207,7 +175,8 @@ class _Run:
         self.groups = [group for group in groups if any(name in plan for name in group)]
         self.idle = [name for name in self.linears if name not in called]
         some = partial(_some_inputs, activations, self.targets, self.device)
-        self.folding = Folding(call, some, groups, plan, processes)
+        with part("forward"):
+            self.folding = Folding(call, some, groups, plan, processes)
 
     def result(self) -> SolvedBlock:
         """What the block becomes, once all its layers are solved."""

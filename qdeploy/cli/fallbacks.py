@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +13,10 @@ SHOWN = 8
 
 
 def describe_fallbacks(modules: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each layer of the manifest that has a fallback; one for all experts of a block together."""
+    """A line for each fallback in the manifest.
+
+    Layers whose lines would differ by their names alone share one, and so do the experts of a block.
+    """
     numbers: dict[str, set[int]] = defaultdict(set)
     fallen: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for module in modules:
@@ -21,9 +24,17 @@ def describe_fallbacks(modules: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         numbers[experts].add(number)
         if module["fallback"]:
             fallen[experts].append(module)
+    alike = Counter(_without_name(found[0]) for name, found in fallen.items() if name == found[0]["name"])
     for name, found in fallen.items():
-        alone = name == found[0]["name"]
-        yield found[0]["fallback"] if alone else _experts(name, len(numbers[name]), found)
+        if name != found[0]["name"]:
+            yield _experts(name, len(numbers[name]), found)
+        elif others := alike.pop(_without_name(found[0]), 0):
+            more = f" and {others - 1} more layers" if others > 1 else ""
+            yield found[0]["fallback"].replace(name, f"{name}{more}")
+
+
+def _without_name(module: Mapping[str, Any]) -> str:
+    return str(module["fallback"]).replace(module["name"], "")
 
 
 def _experts(name: str, count: int, fallen: Sequence[Mapping[str, Any]]) -> str:

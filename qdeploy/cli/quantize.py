@@ -55,7 +55,8 @@ def quantize(
     samples are shorter than 512 tokens.
 
     A layer that GPTQ cannot solve is rounded to nearest, and listed in the summary and in qdeploy.json; so
-    are experts that too few calibration tokens reached, whose statistics are trusted less. For different
+    are experts that too few calibration tokens reached, whose statistics are trusted less, and layers that
+    have no norm or layer before them which could take over what a transform scales. For different
     formats or methods layer by layer, write a recipe; `qdeploy recipe show` prints one to start from.
 
     Examples:
@@ -66,7 +67,7 @@ def quantize(
 
         qdeploy quantize ./llama --calibration builtin --calibration c4@2 --samples 256 -o llama-w4
 
-        qdeploy quantize ./llama --scheme W8A8 --method rtn -o llama-w8a8
+        qdeploy quantize ./llama --scheme W8A8 --method smoothquant+gptq -o llama-w8a8
 
         qdeploy quantize --recipe recipe.yaml -o out
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qdeploy.errors import CheckpointError
 from qdeploy.formats.compressed_tensors import SUFFIXES, module_schemes, read_linear
+from qdeploy.int8_inputs import round_inputs
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.experts import split_experts
 
@@ -45,9 +46,7 @@ def dequantized_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     reader = CheckpointReader(folder)
     model = _load(folder, dict(dequantized_state(folder)), dtype)
     split_experts(model)  # so that every quantized layer is a module of that name
-    for name, scheme in module_schemes(reader.config, reader).items():
-        if scheme.activation_bits is not None:
-            model.get_submodule(name).register_forward_pre_hook(_round_input)
+    round_inputs(model, module_schemes(reader.config, reader))
     return model.eval()
 
 
@@ -72,17 +71,3 @@ def _load(folder: Path, state: dict[str, Tensor], dtype: torch.dtype) -> Any:
                 f"{folder} does not fit its config.json: {problem} {sorted(report[problem])}"
             )
     return model
-
-
-def round_per_token(x: Tensor) -> Tensor:
-    """`x` [..., K] rounded to 255 levels per row: s · round(x / s) with s = max|x| / 127.
-
-    This is the dynamic symmetric int8 quantization of vLLM's W8A8 kernels.
-    """
-    scale = x.abs().amax(-1, keepdim=True).float() / 127
-    rounded = (x.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)).round() * scale
-    return rounded.to(x.dtype)
-
-
-def _round_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (round_per_token(inputs[0]), *inputs[1:])

@@ -73,7 +73,7 @@ class Channels:
         group.greatest(self.largest)
         group.add(self._sum)
         self._seen = int(group.totals(self._seen)[0])
-        self._kept = [group.share(self.sample)]
+        self._kept = [group.share(self.sample.cpu()).to(self.largest.device)]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from qdeploy.methods.activations import rounded_inputs
+from qdeploy.int8_inputs import round_per_token
 from qdeploy.methods.grid import fit
 from qdeploy.methods.scaling import ChannelProblem, scaling
 
@@ -55,7 +55,9 @@ def _scales(alpha: float, problem: ChannelProblem) -> Tensor:
 
 def _error(s: Tensor, problem: ChannelProblem) -> Tensor:
     """Squared error of the layers' outputs on the sample, weights and activations rounded to nearest."""
-    x = rounded_inputs(problem.sample / s, problem.scheme)
+    x = problem.sample / s
+    if problem.scheme.activation_bits is not None:
+        x = round_per_token(x)
     lost = torch.zeros((), device=s.device)
     for weight in problem.weights:
         scaled = weight * s

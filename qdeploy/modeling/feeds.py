@@ -28,7 +28,8 @@ class Feed:
 
     Attributes:
         name: full name of a norm or of a linear layer.
-        rows: int64 [K], its row that each channel is; several channels may be one row (grouped queries).
+        rows: int64 [K] in main memory, its row that each channel is; several channels may be one row (grouped
+            queries).
     """
 
     name: str
@@ -49,7 +50,14 @@ def find_feeds(call: BlockCall, states: Tensor, groups: Sequence[Sequence[str]])
         expected = call(states)
     for position, group in enumerate(groups):
         readers = [linears[name] for name in group]
-        earlier = [name for names in reversed(groups[:position]) for name in reversed(names)]
+        # Elsewhere there is none, and a mixture of experts has hundreds of layers to try in vain.
+        siblings = group[0].rpartition(".")[0]
+        earlier = [
+            name
+            for names in reversed(groups[:position])
+            for name in reversed(names)
+            if name.rpartition(".")[0] == siblings
+        ]
         for feed in _candidates(call, group[0], norms.get(group[0]), earlier):
             if _holds(call, states, expected, feed, readers):
                 found[group[0]] = feed
@@ -90,9 +98,9 @@ def _norms_before(call: BlockCall, groups: Sequence[Sequence[str]]) -> Iterator[
 
 def _candidates(call: BlockCall, reader: str, norm: str | None, earlier: Sequence[str]) -> Iterator[Feed]:
     linears = call.block.linears()
-    channels, device = linears[reader].in_features, linears[reader].weight.device
+    channels = linears[reader].in_features
     if norm is not None:
-        yield Feed(norm, torch.arange(channels, device=device))
+        yield Feed(norm, torch.arange(channels))
         return
     repeated, width = _heads(call, reader)
     for name in earlier:
@@ -102,7 +110,7 @@ def _candidates(call: BlockCall, reader: str, norm: str | None, earlier: Sequenc
             if count > last or count * times != channels or (times > 1 and count % width):
                 continue
             # Where matrices are stored as one, v and up are its last rows.
-            rows = torch.arange(last - count, last, device=device)
+            rows = torch.arange(last - count, last)
             if times > 1:
                 rows = rows.view(-1, width).repeat_interleave(times, 0).flatten()
             yield Feed(name, rows)

@@ -15,23 +15,27 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from qdeploy import stack
+from qdeploy.distributed import ALONE
 from qdeploy.errors import Interrupted, RecipeError
+from qdeploy.folding import Folding
 from qdeploy.memory import Budget
 from qdeploy.methods.rtn import RTN
 from qdeploy.methods.scaling import SMALLEST, ChannelProblem, scaling
+from qdeploy.methods.smoothquant import SmoothQuant
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import SINGLE, CheckpointReader
 from qdeploy.modeling.experts import split_experts
 from qdeploy.modeling.feeds import divided_rows
-from qdeploy.modeling.inputs import enter
+from qdeploy.modeling.inputs import BlockCall, enter
 from qdeploy.modeling.skeleton import build_skeleton, materialized
 from qdeploy.pipeline import quantize
 from qdeploy.planned import Planned
 from qdeploy.recipe import Recipe
 from qdeploy.schemes import Scheme
-from qdeploy.walk import SolvedBlock, quantize_with_data
+from qdeploy.solved import SolvedBlock
+from qdeploy.walk import quantize_with_data
 from tests.conftest import FAMILIES
-from tests.qdeploy.test_pipeline import CALIBRATION, all_tensors, recipe, shard_bytes, unpacked
+from tests.qdeploy.test_pipeline import all_tensors, recipe, shard_bytes, unpacked
 
 TRANSFORMS = ("smoothquant", "awq", "smoothquant+awq")
 CPU = torch.device("cpu")
@@ -239,12 +243,17 @@ def test_each_transform_goes_on_from_the_one_before(outlying: Path) -> None:
     assert (norm.abs() / divided).min() >= SMALLEST
 
 
-def test_layers_that_read_the_same_need_the_same_transforms(outlying: Path, tmp_path: Path) -> None:
-    rules = [
-        {"match": r"re:.*k_proj", "scheme": "W8A8", "stages": ["rtn"]},
-        {"match": "Linear", "scheme": "W8A8", "stages": ["smoothquant", "rtn"]},
-    ]
-    asked = {"model": str(outlying), "rules": rules, "calibration": CALIBRATION}
-    with pytest.raises(RecipeError, match=r"q_proj: smoothquant, .*k_proj: none.*one rule"):
-        quantize(Recipe.model_validate(asked), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_layers_that_read_the_same_need_the_same_transforms(outlying: Path) -> None:
+    reader = CheckpointReader(outlying)
+    model = build_skeleton(reader)
+    (block, *_) = find_blocks(model)
+    q, k = (f"{block.name}.self_attn.{leaf}" for leaf in ("q_proj", "k_proj"))
+    plan = {
+        q: Planned(Scheme("W8A8", 8, None), RTN(), (SmoothQuant(),)),
+        k: Planned(Scheme("W8A8", 8, None), RTN()),
+    }
+    with pytest.raises(RecipeError, match=rf"{q}: smoothquant\+rtn, {k}: rtn\. Give them one rule"):
+        Folding(BlockCall(block, (), {}), list, [[q, k]], plan, ALONE)
+    del plan[k]
+    with pytest.raises(RecipeError, match=rf"{k}: 16 bit"):
+        Folding(BlockCall(block, (), {}), list, [[q, k]], plan, ALONE)

@@ -161,6 +161,13 @@ def test_fused_siblings_must_share_a_scheme(tmp_path: Path) -> None:
         resolve_schemes(recipe, BLOCK)
 
 
+def test_siblings_must_share_their_transforms(tmp_path: Path) -> None:
+    w8a8 = [rule(r"re:.*k_proj", "W8A8", ["rtn"]), rule("Linear", "W8A8", ["smoothquant", "rtn"])]
+    told = r"layers\.0\.self_attn\.q_proj: smoothquant\+rtn, .*k_proj: rtn, .*v_proj: smoothquant\+rtn\. Give"
+    with pytest.raises(RecipeError, match=told):
+        resolve_schemes(Recipe.from_yaml(written(tmp_path, *w8a8)), BLOCK)
+
+
 def test_the_experts_of_a_block_must_share_a_scheme() -> None:
     linears = {f"model.layers.0.mlp.experts.{i}.up_proj": (32, 64) for i in range(3)}
     linears["model.layers.0.self_attn.o_proj"] = (64, 64)

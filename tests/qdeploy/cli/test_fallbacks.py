@@ -16,6 +16,16 @@ def test_layers_are_told_one_by_one() -> None:
     assert list(describe_fallbacks(modules)) == ["why"]
 
 
+def test_layers_that_differ_by_name_alone_share_a_line() -> None:
+    names = [f"model.layers.{i}.{leaf}" for i in range(2) for leaf in ("q_proj", "up_proj")]
+    modules = [module(name, fallback=f"awq: {name}: left out") for name in names]
+    modules.insert(1, module("model.layers.0.o_proj", fallback="awq: model.layers.0.o_proj: another reason"))
+    assert list(describe_fallbacks(modules)) == [
+        "awq: model.layers.0.q_proj and 3 more layers: left out",
+        "awq: model.layers.0.o_proj: another reason",
+    ]
+
+
 def test_the_experts_of_a_block_share_a_line() -> None:
     path = "model.layers.0.mlp.experts"
     few = [

@@ -12,7 +12,7 @@ from qdeploy.memory import Budget
 from qdeploy.modeling.blocks import find_blocks, shared_inputs
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.feeds import Feed, find_feeds
-from qdeploy.modeling.inputs import enter
+from qdeploy.modeling.inputs import BlockCall, enter
 from qdeploy.modeling.skeleton import build_skeleton, materialized
 from tests.conftest import EXPERT_FAMILIES, FAMILIES
 
@@ -75,6 +75,22 @@ def test_in_matrices_stored_as_one_the_feed_is_the_last_rows(tiny_model: Callabl
     found = feeds(tiny_model("phi3"))
     assert sorted(set(found["self_attn.o_proj"].rows.tolist())) == [*range(64 + 32, 64 + 64)]
     assert found["mlp.down_proj"].rows.tolist() == [*range(128, 256)]
+
+
+def test_a_mixture_of_experts_is_not_run_for_every_two_layers(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    call = BlockCall.__call__
+
+    def counted(self: BlockCall, states: torch.Tensor) -> torch.Tensor:
+        runs.append(self)
+        return call(self, states)
+
+    monkeypatch.setattr(BlockCall, "__call__", counted)
+    assert "mlp.experts.0.down_proj" in feeds(tiny_model("qwen3_moe"))
+    # Twice to begin with, then q, o (v, at the first try) and down_proj of each of 8 experts.
+    assert len(runs) == 2 + 2 + 8
 
 
 def test_the_block_is_left_as_it_was(tiny_llama: Path) -> None:
