@@ -25,6 +25,7 @@ from qdeploy.cli.main import build, main
 from qdeploy.distributed import Group, processes
 from qdeploy.errors import QuantizationError
 from qdeploy.methods.hessian import STRIP, Hessian
+from qdeploy.methods.scaling import Channels
 from qdeploy.modeling.activations import BATCH_TOKENS
 from tests.qdeploy.processes import Ended, together
 from tests.qdeploy.test_pipeline import shard_bytes, unpacked
@@ -263,3 +264,19 @@ def check_hessian(group: Group) -> None:
     part.merge(group)
     assert part.tokens == whole.tokens
     assert torch.equal(part.matrix, whole.matrix)
+
+
+def test_channels_are_those_of_all_processes(tmp_path: Path) -> None:
+    ended = together(2, tmp_path / "log", gather_channels)
+    assert [(end.code, end.stderr) for end in ended] == [(0, "")] * 2
+
+
+def gather_channels(rank: int) -> None:
+    with processes() as group:
+        x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+        own = Channels(8, 3)
+        own.add(x[group.part(6)])
+        own.merge(group)
+        assert torch.equal(own.largest, x.abs().amax(0))
+        torch.testing.assert_close(own.mean, x.abs().mean(0))
+        assert torch.equal(own.sample, x[:3])
