@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from qdeploy.errors import ExportError
+from qdeploy.schemes import Scheme
+from qdeploy.support import Support
 
 Severity = Literal["error", "warning", "info"]
 SHOWN = 5
@@ -80,6 +82,14 @@ class Exporter(Protocol):
 
         Raises:
             ExportError: the engine would refuse the checkpoint; nothing is written.
+        """
+        ...
+
+    def support(self, scheme: Scheme, n: int, k: int, *, gpu: str = "auto") -> Support:
+        """How the engine runs a layer [n, k] of that scheme on the device.
+
+        Raises:
+            UnknownNameError: no such GPU.
         """
         ...
 

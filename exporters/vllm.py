@@ -14,12 +14,14 @@ from qdeploy.checkpoint.manifest import MANIFEST, load_manifest
 from qdeploy.errors import UsageError, disk_errors
 from qdeploy.exporters import checks, parallel
 from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
-from qdeploy.exporters.kernels import VLLM
+from qdeploy.exporters.kernels import VLLM, choose
 from qdeploy.exporters.launch import engine_arguments, write_launch_files
-from qdeploy.exporters.layers import Layer, per_device, read_layers
+from qdeploy.exporters.layers import FusedLayer, Layer, per_device, read_layers
 from qdeploy.exporters.targets import Target, find_target
 from qdeploy.files import fsync_folder, write_json
 from qdeploy.modeling.checkpoint import INDEX, CheckpointReader
+from qdeploy.schemes import Scheme
+from qdeploy.support import Support
 
 
 class VllmExporter:
@@ -51,6 +53,18 @@ class VllmExporter:
         refuse_errors(report.findings, f"vLLM {VLLM} on {target}")
         _write(source, output, report, target)
         return report
+
+    def support(self, scheme: Scheme, n: int, k: int, *, gpu: str = "auto") -> Support:
+        """How vLLM runs a layer [n, k] of that scheme on the device.
+
+        Raises:
+            UnknownNameError: no such GPU.
+        """
+        layer = Layer("layer", n, k, scheme)
+        choice = choose(FusedLayer(layer.name, (layer,), n, k), find_target(gpu))
+        if choice.kernel is not None:
+            return Support("native", choice.kernel)
+        return Support("reference", "; ".join(choice.reasons))
 
 
 def check(folder: Path, target: Target, tensor_parallel: int = 1) -> list[Finding]:

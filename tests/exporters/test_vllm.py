@@ -14,6 +14,8 @@ from qdeploy.errors import CheckpointError, ExportError, OutputError, UsageError
 from qdeploy.exporters.base import Finding, refuse_errors
 from qdeploy.exporters.vllm import VllmExporter
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.schemes import preset
+from qdeploy.support import Support
 from tests.packed import W4A16, W8A16, edit_tensors
 
 
@@ -137,3 +139,19 @@ def test_like_errors_are_told_once_and_all_are_counted() -> None:
     assert "layer 0: is wrong. Mend it (and 29 more like it)" in text
     assert "and 2 more" in text
     assert "harmless" not in text
+
+
+@pytest.mark.parametrize(
+    ("scheme", "gpu", "support"),
+    [
+        ("W4A16", "h100", Support("native", "MacheteLinearKernel")),
+        ("W8A8", "a100", Support("native", "CutlassInt8ScaledMMLinearKernel")),
+        (
+            "W3A16",
+            "cpu-avx512",
+            Support("reference", "CPUWNA16LinearKernel: it takes no symmetric 3-bit weights"),
+        ),
+    ],
+)
+def test_tells_how_a_scheme_is_run(scheme: str, gpu: str, support: Support) -> None:
+    assert VllmExporter().support(preset(scheme), 4096, 4096, gpu=gpu) == support
