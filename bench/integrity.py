@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qdeploy.checkpoint.manifest import Manifest, load_manifest
+from qdeploy.checkpoint.manifest import Manifest, Module, load_manifest
 from qdeploy.errors import VerificationError
 from qdeploy.files import sha256_file
 from qdeploy.fingerprint import fingerprint
 from qdeploy.formats.compressed_tensors import module_schemes, read_linear
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.reference_linear import ReferenceLinear
 from qdeploy.schemes import Scheme
 
 SHOWN = 8
@@ -76,13 +77,17 @@ def _layers(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str | None]
     schemes = module_schemes(reader.config, reader)
     for module in manifest.modules:
         if module.fingerprint is not None:
-            yield module.name, _difference(reader, module.name, schemes.get(module.name), module.fingerprint)
+            yield module.name, _difference(reader, module, schemes.get(module.name), module.fingerprint)
 
 
-def _difference(reader: CheckpointReader, name: str, scheme: Scheme | None, recorded: str) -> str | None:
-    if scheme is None:
+def _difference(reader: CheckpointReader, module: Module, scheme: Scheme | None, recorded: str) -> str | None:
+    if module.without_kernel is not None and scheme is None:
+        weight = reader.get(f"{module.name}.weight").bfloat16()
+        found = fingerprint(ReferenceLinear(weight, module.bits or 16))
+    elif scheme is None:
         return "has no quantized tensors"
-    found = fingerprint(read_linear(reader, name, scheme))
+    else:
+        found = fingerprint(read_linear(reader, module.name, scheme))
     return None if found == recorded else f"fingerprint {found[:8]}…, recorded {recorded[:8]}…"
 
 

@@ -77,8 +77,12 @@ class Exporter(Protocol):
 
     name: str
 
-    def export(self, source: Path, output: Path, *, gpu: str, tensor_parallel: int = 1) -> ExportReport:
+    def export(
+        self, source: Path, output: Path, *, gpu: str, tensor_parallel: int = 1, reference: bool = False
+    ) -> ExportReport:
         """Check `source` for the target and write `output`.
+
+        With `reference`, layers that the engine has no kernel for are dequantized.
 
         Raises:
             ExportError: the engine would refuse the checkpoint; nothing is written.

@@ -27,6 +27,14 @@ def export(
         ),
     ] = "auto",
     tensor_parallel: Annotated[int, typer.Option(help="Devices that the model is split over.")] = 1,
+    reference: Annotated[
+        bool,
+        typer.Option(
+            "--reference",
+            help="Take layers that the engine has no kernel for, dequantized to 16 bits: for studies of "
+            "accuracy, since speed and size are then those of the 16-bit model.",
+        ),
+    ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON on standard output.")
     ] = False,
@@ -53,7 +61,9 @@ def export(
     from qdeploy import registry
 
     exporter = registry.load("exporters", engine)()
-    report: ExportReport = exporter.export(checkpoint, output, gpu=gpu, tensor_parallel=tensor_parallel)
+    report: ExportReport = exporter.export(
+        checkpoint, output, gpu=gpu, tensor_parallel=tensor_parallel, reference=reference
+    )
     if json:
         typer.echo(jsonlib.dumps(report.to_dict(), indent=2))
     else:

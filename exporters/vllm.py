@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from qdeploy.checkpoint.folder import refuse_used
 from qdeploy.checkpoint.manifest import MANIFEST, load_manifest
 from qdeploy.errors import UsageError, disk_errors
 from qdeploy.exporters import checks, parallel
+from qdeploy.exporters import reference as dequantized
 from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
 from qdeploy.exporters.kernels import VLLM, choose
 from qdeploy.exporters.launch import engine_arguments, write_launch_files
@@ -30,13 +33,20 @@ class VllmExporter:
     name = "vllm"
 
     def export(
-        self, source: Path, output: Path, *, gpu: str = "auto", tensor_parallel: int = 1
+        self,
+        source: Path,
+        output: Path,
+        *,
+        gpu: str = "auto",
+        tensor_parallel: int = 1,
+        reference: bool = False,
     ) -> ExportReport:
         """Check `source` for the target and write `output`: its files as hard links, and how to start vLLM.
 
         Args:
             gpu: a name out of `targets.TARGETS`, or "auto".
             tensor_parallel: devices that the model is split over.
+            reference: dequantize layers that have no kernel there, and take those that are.
 
         Raises:
             UsageError: unknown GPU, or a degree of parallelism below one.
@@ -48,11 +58,16 @@ class VllmExporter:
             raise UsageError(f"--tensor-parallel is {tensor_parallel}; it must be at least 1.")
         refuse_used(output)
         target = find_target(gpu)
-        report = inspect(CheckpointReader(source), output, target, tensor_parallel)
-        load_manifest(source)  # it travels along, so a broken one must not
-        refuse_errors(report.findings, f"vLLM {VLLM} on {target}")
-        _write(source, output, report, target)
-        return report
+        with ExitStack() as stack:
+            checked = source
+            if reference:
+                checked = stack.enter_context(_all_with_kernels(source, output, target, tensor_parallel))
+            report = inspect(CheckpointReader(checked), output, target, tensor_parallel)
+            # The manifest travels along, so a broken one must not.
+            report.findings.extend(dequantized.findings(load_manifest(checked), allowed=reference))
+            refuse_errors(report.findings, f"vLLM {VLLM} on {target}")
+            _write(checked, output, report, target)
+        return replace(report, source=str(source))
 
     def support(self, scheme: Scheme, n: int, k: int, *, gpu: str = "auto") -> Support:
         """How vLLM runs a layer [n, k] of that scheme on the device.
@@ -65,6 +80,29 @@ class VllmExporter:
         if choice.kernel is not None:
             return Support("native", choice.kernel)
         return Support("reference", "; ".join(choice.reasons))
+
+
+@contextmanager
+def _all_with_kernels(source: Path, output: Path, target: Target, tensor_parallel: int) -> Iterator[Path]:
+    """`source`, or for a while a folder with what has no kernel in it dequantized."""
+    reader = CheckpointReader(source)
+    layers = per_device(read_layers(reader), tensor_parallel, parallel.heads(reader.config)[1])
+    choices = {layer: choose(layer, target) for layer in layers}
+    missing = {
+        member.name: "; ".join(choice.reasons)
+        for layer, choice in choices.items()
+        if choice.kernel is None
+        for member in layer.members
+    }
+    if not missing:
+        yield source
+        return
+    folder = output.with_name(output.name + ".reference")
+    dequantized.write_dequantized(source, folder, missing)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check(folder: Path, target: Target, tensor_parallel: int = 1) -> list[Finding]:

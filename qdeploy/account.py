@@ -32,9 +32,11 @@ def note(name: str, solved: Solved, plan: Plan) -> dict[str, Any]:
     solution = solved.solution
     return {
         "name": name,
-        "scheme": planned.scheme.describe(),
+        "scheme": planned.scheme.describe() + (", reference" if planned.without_kernel else ""),
         "method": planned.method,
-        "shape": list(solution.quantized.codes.shape),
+        "shape": list(solution.quantized.shape),
+        "bits": round(solution.quantized.bits, 3),
+        "without_kernel": planned.without_kernel,
         "relative_error": solution.relative_error,
         "damp": solution.damp,
         "fallback": solution.fallback,
@@ -46,7 +48,9 @@ def note(name: str, solved: Solved, plan: Plan) -> dict[str, Any]:
 
 def config(reader: CheckpointReader, model: nn.Module, plan: Plan) -> dict[str, Any]:
     """config.json with the block that tells engines what is quantized and how."""
-    schemes = {name: planned.scheme for name, planned in plan.items()}
+    schemes = {name: planned.scheme for name, planned in plan.items() if planned.without_kernel is None}
+    if not schemes:
+        return dict(reader.config)
     kept = [name for name in matrices(model) if name not in schemes]
     return {**reader.config, "quantization_config": quantization_config(schemes, kept)}
 
@@ -85,6 +89,7 @@ def manifest(
         recipe_sha256=recipe.sha256(),
         calibration=_seen(calibration) if calibration else None,
         model=_model(recipe, reader),
+        serving="reference" if any(module["without_kernel"] for module in modules) else "native",
         warnings=warnings,
         modules=[Module(**module) for module in modules],
         totals=totals,

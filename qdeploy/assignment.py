@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from qdeploy.errors import RecipeError
+from qdeploy.methods.base import refusal
 from qdeploy.module_names import expert_of
 from qdeploy.planned import Planned, common_transforms
 from qdeploy.recipe import Recipe, Rule
@@ -28,7 +29,8 @@ def resolve_schemes(recipe: Recipe, linears: Mapping[str, tuple[int, int]]) -> d
 
     Raises:
         UsageError: a group size does not divide some layer.
-        RecipeError: a rule never applies, nothing is quantized, or layers that engines fuse differ.
+        RecipeError: a rule never applies, nothing is quantized, a method cannot make a number format, or layers
+            that engines fuse differ.
     """
     chosen = {name: recipe.rule_for(name, "Linear") for name in linears}
     resolved: dict[str, Planned] = {}
@@ -38,7 +40,9 @@ def resolve_schemes(recipe: Recipe, linears: Mapping[str, tuple[int, int]]) -> d
         if rule.scheme is not None:
             scheme = rule.scheme.resolve({name: linears[name][1] for name in names})
             *transforms, rounder = (stage.config for stage in rule.stages)
-            resolved.update(dict.fromkeys(names, Planned(scheme, rounder, tuple(transforms))))
+            planned = Planned(scheme, rounder, tuple(transforms))
+            _check_format(rule, planned)
+            resolved.update(dict.fromkeys(names, planned))
     if not resolved:
         raise RecipeError("The recipe quantizes no layer. Add a rule with match: Linear and a scheme.")
     _check_fused(linears, resolved)
@@ -57,6 +61,14 @@ def _check_applies(rule: Rule, names: Sequence[str], linears: Mapping[str, Any])
     near = difflib.get_close_matches(rule.match, linears, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else f" Layers have names like {next(iter(linears), '')!r}."
     raise RecipeError(f"Rule {rule.match!r} matches no layer of the model.{hint}")
+
+
+def _check_format(rule: Rule, planned: Planned) -> None:
+    reason = refusal(planned.rounder, planned.scheme)
+    if reason is not None:
+        raise RecipeError(
+            f"Rule {rule.match!r}: {planned.method} cannot make {planned.scheme.describe()}: {reason}."
+        )
 
 
 def _check_fused(linears: Mapping[str, Any], resolved: Mapping[str, Planned]) -> None:

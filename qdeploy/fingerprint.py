@@ -7,26 +7,35 @@ the packed file decodes to. Codes, zero points and scales are exact in every for
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
-from qdeploy.quantized import QuantizedLinear
+from qdeploy.methods.base import Quantized
+from qdeploy.reference_linear import ReferenceLinear
 
 DIGITS = 32
 """Hexadecimal digits kept: 128 bits, beyond chance collision."""
 
 
-def fingerprint(q: QuantizedLinear) -> str:
+def fingerprint(q: Quantized) -> str:
     """SHA-256 over the shapes and values of `q`, cut to DIGITS hexadecimal digits.
 
     The symmetric grid counts as its constant zero point and scales count as float32, so that the same numbers
     stored in another format or floating-point type have the same fingerprint. So do divisors and scales of
     inputs, where there are any.
     """
+    if isinstance(q, ReferenceLinear):
+        return _hashed((q.shape,), [q.weight.float()])
     groups = tuple(q.scales.shape)
     zeros = q.zeros if q.zeros is not None else torch.full(groups, q.scheme.zero, dtype=torch.uint8)
-    digest = hashlib.sha256(repr((q.scheme.bits, tuple(q.codes.shape), groups)).encode())
-    extra = (scale for scale in (q.divisor, q.input_scale) if scale is not None)
-    for tensor in (q.codes, zeros, q.scales.float(), *(scale.float() for scale in extra)):
+    extra = [scale.float() for scale in (q.divisor, q.input_scale) if scale is not None]
+    return _hashed((q.scheme.bits, q.shape, groups), [q.codes, zeros, q.scales.float(), *extra])
+
+
+def _hashed(what: tuple[object, ...], tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256(repr(what).encode())
+    for tensor in tensors:
         digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()[:DIGITS]

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from qdeploy.distributed import Group
+from qdeploy.methods.base import Quantized
 from qdeploy.methods.hessian import Hessian
 from qdeploy.methods.scaling import ChannelProblem, Channels, channel_scales, powers_of_two
 from qdeploy.modeling.feeds import Feed, find_feeds
 from qdeploy.modeling.inputs import BlockCall
 from qdeploy.modeling.parents import Parent
 from qdeploy.planned import Plan, common_transforms
-from qdeploy.quantized import QuantizedLinear
 
 Error = Callable[[Sequence[Tensor]], float]
 """See `ChannelProblem.error`."""
@@ -82,7 +82,7 @@ class Folding:
         group: Sequence[str],
         channels: Channels,
         hessian: Hessian,
-        solved: Mapping[str, QuantizedLinear],
+        solved: Mapping[str, Quantized],
     ) -> Tensor | None:
         """Choose the scales of a group, s [K], and remember what its feed is to be divided by.
 
@@ -126,10 +126,10 @@ class Folding:
 
         return error
 
-    def _sizes(self, feed: Feed, solved: Mapping[str, QuantizedLinear]) -> Tensor:
+    def _sizes(self, feed: Feed, solved: Mapping[str, Quantized]) -> Tensor:
         """The magnitude of each row of a feed: of quantized ones that of their smallest scale."""
         if feed.name in solved:
-            return solved[feed.name].steps.amin(1)
+            return solved[feed.name].row_sizes()
         module = self._call.block.module.get_submodule(feed.name.removeprefix(f"{self._call.block.name}."))
         weight = next(module.parameters(recurse=False))
         return weight.detach().abs().reshape(len(weight), -1).amax(1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdeploy.errors import RecipeError
-from qdeploy.methods.base import needs_hessian
+from qdeploy.methods.base import needs_hessian, without_kernel
 from qdeploy.schemes import Scheme
 
 
@@ -29,6 +29,11 @@ class Planned:
     def needs_data(self) -> bool:
         """Whether some stage, or the number format, looks at the layer's inputs."""
         return bool(self.transforms) or self.scheme.needs_data or needs_hessian(self.rounder)
+
+    @property
+    def without_kernel(self) -> str | None:
+        """Why the layer is stored dequantized, if it is."""
+        return without_kernel(self.rounder)
 
     @property
     def method(self) -> str:

@@ -36,6 +36,21 @@ class QuantizedLinear:
     input_scale: Tensor | None = None
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        n, k = self.codes.shape
+        return n, k
+
+    @property
+    def bits(self) -> float:
+        """Of storage that a weight takes, on average, with scales and zero points."""
+        n, k = self.shape
+        scales = 16 if self.scheme.steps == "bfloat16" else 8
+        zeros = 0 if self.zeros is None else self.scheme.bits
+        rows = n if self.scheme.rows is None else self.scheme.rows
+        return self.scheme.bits + (scales / rows + zeros) * self.scales.shape[1] / k
+
+    @property
     def steps(self) -> Tensor:
         """What one level is worth, float32 [N, G]."""
         return effective(self.scales, self.divisor)
@@ -46,6 +61,10 @@ class QuantizedLinear:
         grouped = self.codes.reshape(n, self.scales.shape[1], -1)
         zeros = self.scheme.zero if self.zeros is None else self.zeros.float().unsqueeze(-1)
         return (levels.decode(grouped, zeros, self.scheme) * self.steps.unsqueeze(-1)).reshape(n, k)
+
+    def row_sizes(self) -> Tensor:
+        """The magnitude of each row, float32 [N]: that of its smallest step."""
+        return self.steps.amin(1)
 
     def divided_by(self, s: Tensor) -> QuantizedLinear:
         """The layer with its rows divided by powers of two s [N]; exact where each row has its own scales."""

@@ -16,7 +16,6 @@ from qdeploy.assignment import resolve_schemes
 from qdeploy.calibration import CalibrationSet
 from qdeploy.checkpoint.tensor_file import write_tensors
 from qdeploy.estimate import Estimate, estimate
-from qdeploy.formats.compressed_tensors import pack
 from qdeploy.memory import Budget, manage_heap
 from qdeploy.modeling.activations import Activations
 from qdeploy.modeling.blocks import Block, find_blocks
@@ -30,6 +29,7 @@ from qdeploy.planned import Plan
 from qdeploy.recipe import Recipe
 from qdeploy.shortage import problems_with
 from qdeploy.solved import SolvedBlock
+from qdeploy.stack import stored
 from qdeploy.walk import needs_a_reference, quantize_with_data, quantize_without_data
 
 TIMED = 2
@@ -168,7 +168,7 @@ class _Rehearsal:
         tensors = {
             f"{name}.{suffix}": tensor.cpu()
             for name, found in solved.layers.items()
-            for suffix, tensor in pack(found.solution.quantized).items()
+            for suffix, tensor in stored(found.solution.quantized, torch.bfloat16).items()
         }
         write_tensors(self.folder / f"{block.name}.safetensors", tensors)
 

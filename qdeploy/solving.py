@@ -12,9 +12,10 @@ from qdeploy.assignment import fused_with
 from qdeploy.distributed import ALONE, Group
 from qdeploy.errors import QuantizationError
 from qdeploy.gathered import Gathered
-from qdeploy.methods.base import LinearProblem, solve
+from qdeploy.methods.base import LinearProblem, Quantized, solve
 from qdeploy.planned import Plan
 from qdeploy.quantized import QuantizedLinear
+from qdeploy.reference_linear import ReferenceLinear
 from qdeploy.rounded_inputs import static_scale
 from qdeploy.schemes import Scheme
 from qdeploy.solved import Solved
@@ -41,10 +42,10 @@ def solve_layer(
         largest = max(float(_scaled(linears[other], s).abs().amax()) for other in fused_with(name, linears))
     problem = LinearProblem(name, weight[rows], hessian, scheme, lack, largest, group)
     own = solve(planned.rounder, problem)
-    quantized = replace(
-        _whole(own.quantized, len(weight), group), input_scale=_input_scale(name, inputs, scheme, s)
-    )
-    solution = replace(own, quantized=quantized)
+    whole = _whole(own.quantized, len(weight), group)
+    if isinstance(whole, QuantizedLinear):
+        whole = replace(whole, input_scale=_input_scale(name, inputs, scheme, s))
+    solution = replace(own, quantized=whole)
     return Solved(solution, time.perf_counter() - start, hessian.tokens if hessian else None)
 
 
@@ -72,8 +73,11 @@ def _input_scale(name: str, inputs: Gathered | None, scheme: Scheme, s: Tensor |
     return static_scale((largest if s is None else largest / s).amax(), scheme.activations)
 
 
-def _whole(part: QuantizedLinear, rows: int, group: Group) -> QuantizedLinear:
+def _whole(part: Quantized, rows: int, group: Group) -> Quantized:
     """The layer whose rows the processes have solved in parts."""
+    if isinstance(part, ReferenceLinear):
+        bits = group.totals(part.bits * len(part.weight))[0] / rows
+        return ReferenceLinear(group.join(part.weight, rows), bits)
     zeros = None if part.zeros is None else group.join(part.zeros, rows)
     return replace(
         part, codes=group.join(part.codes, rows), scales=group.join(part.scales, rows), zeros=zeros

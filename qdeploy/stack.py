@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdeploy.account import note
 from qdeploy.calibration import CalibrationSet
@@ -17,6 +18,7 @@ from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.distributed import Group
 from qdeploy.formats.compressed_tensors import pack, unpack
 from qdeploy.memory import Budget
+from qdeploy.methods.base import Quantized
 from qdeploy.modeling.activations import Activations
 from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -27,6 +29,7 @@ from qdeploy.modeling.skeleton import finite, materialized
 from qdeploy.planned import Plan
 from qdeploy.progress import progress
 from qdeploy.recipe import Recipe
+from qdeploy.reference_linear import ReferenceLinear
 from qdeploy.rounded_inputs import rounding
 from qdeploy.solved import SolvedBlock
 from qdeploy.stopwatch import part
@@ -161,18 +164,25 @@ class Stack:
         tensors = self.task.group.share(self.writer.load(block.name) if self.writer else None)
         for name, module in block.linears().items():
             if name in self.task.plan:
-                packed = {
-                    key.removeprefix(f"{name}."): t for key, t in tensors.items() if _owner(key) == name
-                }
-                found = unpack(packed, self.task.plan[name].scheme)
-                set_weight(module, found.dequantize())
-                if found.scheme.activations is not None:
-                    hook = rounding(found.scheme.activations, found.input_scale)
-                    hooks.callback(module.register_forward_pre_hook(hook).remove)
+                self._restore_layer(name, module, tensors, hooks)
         # And the rest: norms and biases may have taken over what the columns of others are multiplied by.
         quantized = {f"{name}.weight" for name in self.task.plan}
         for name in tensors.keys() & set(block.parameters) - quantized:
             block.module.get_parameter(name.removeprefix(f"{block.name}.")).copy_(tensors[name])
+
+    def _restore_layer(
+        self, name: str, module: nn.Linear, tensors: Mapping[str, Tensor], hooks: ExitStack
+    ) -> None:
+        planned = self.task.plan[name]
+        if planned.without_kernel is not None:
+            set_weight(module, tensors[f"{name}.weight"].float())
+            return
+        packed = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if _owner(key) == name}
+        found = unpack(packed, planned.scheme)
+        set_weight(module, found.dequantize())
+        if found.scheme.activations is not None:
+            hook = rounding(found.scheme.activations, found.input_scale)
+            hooks.callback(module.register_forward_pre_hook(hook).remove)
 
     @part("pack")
     def _write(self, block: Block, solved: SolvedBlock, start: float) -> None:
@@ -182,7 +192,7 @@ class Stack:
         for name in self._source_names(block.name):
             owner = _owner(name)
             if owner in solved.layers and name == f"{owner}.weight":
-                packed = pack(solved.layers[owner].solution.quantized)
+                packed = stored(solved.layers[owner].solution.quantized, self.task.reader.dtype(name))
                 tensors.update({f"{owner}.{suffix}": tensor.cpu() for suffix, tensor in packed.items()})
             else:
                 tensors[name] = self.task.reader.get(name)
@@ -200,6 +210,13 @@ class Stack:
 
     def _source_names(self, block: str) -> list[str]:
         return [name for name in self.task.reader.names if name.startswith(f"{block}.")]
+
+
+def stored(quantized: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors that stand for a layer, by suffix; `dtype` is that of 16-bit weights."""
+    if isinstance(quantized, ReferenceLinear):
+        return {"weight": quantized.weight.to(dtype)}
+    return pack(quantized)
 
 
 def _owner(tensor: str) -> str:

@@ -21,7 +21,7 @@ from qdeploy.distributed import ALONE, Group
 from qdeploy.folding import Folding
 from qdeploy.gathered import Gathered
 from qdeploy.halting import Halting, halting
-from qdeploy.methods.base import needs_reference
+from qdeploy.methods.base import Quantized, needs_reference
 from qdeploy.methods.temporaries import solving_bytes
 from qdeploy.modeling.activations import BATCH_TOKENS, Activations, footprint
 from qdeploy.modeling.blocks import Block, shared_inputs
@@ -267,7 +267,7 @@ class _Run:
     @part("solve")
     def _solve(self, names: Sequence[str], inputs: Gathered | None) -> None:
         s = left_out = None
-        solved: dict[str, QuantizedLinear] = {}
+        solved: dict[str, Quantized] = {}
         if inputs is not None:
             inputs.merge(self.processes)
             s, left_out = self._scale(names, inputs), self.folding.left_out(names)
@@ -278,10 +278,10 @@ class _Run:
             self.solved[name] = found.with_word(left_out and f"{self.plan[name].method}: {name}: {left_out}")
             solved[name] = found.solution.quantized
         for name, quantized in solved.items():
-            weight, how = quantized.dequantize(), quantized.scheme.activations
+            weight = quantized.dequantize()
             set_weight(self.linears[name], weight if s is None else weight / s)
-            if how is not None:
-                self.roundings[name] = hook = rounding(how, quantized.input_scale, s)
+            if isinstance(quantized, QuantizedLinear) and quantized.scheme.activations is not None:
+                self.roundings[name] = hook = rounding(quantized.scheme.activations, quantized.input_scale, s)
                 self.hooks.callback(self.linears[name].register_forward_pre_hook(hook).remove)
 
     def _scale(self, names: Sequence[str], inputs: Gathered) -> Tensor | None:

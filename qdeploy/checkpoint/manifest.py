@@ -27,6 +27,8 @@ class Module(_Part):
         shape: (N, K), output and input features.
         relative_error: ‖(W − Ŵ)X‖² / ‖WX‖² on the calibration inputs; of the weights alone where the
             method sees no data.
+        bits: of storage that a weight takes, on average, scales and all.
+        without_kernel: why the layer is stored dequantized in 16 bit, if it is.
         fingerprint: `qdeploy.fingerprint.fingerprint` of the layer before it was packed.
         damp: dampening that the solver ended with, as a fraction of the Hessian's mean diagonal.
         fallback: why a simpler or more cautious method was used for this layer, if it was.
@@ -38,6 +40,8 @@ class Module(_Part):
     scheme: str
     method: str
     shape: tuple[int, int]
+    bits: float | None = None
+    without_kernel: str | None = None
     fingerprint: str | None = None
     relative_error: float | None = None
     damp: float | None = None

@@ -7,7 +7,7 @@ function is registered beside it with `@rounder(Config)`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from qdeploy.distributed import ALONE, Group
 from qdeploy.errors import QuantizationError
 from qdeploy.methods.hessian import Hessian
 from qdeploy.quantized import QuantizedLinear
+from qdeploy.reference_linear import ReferenceLinear, portable
 from qdeploy.schemes import Scheme
 
 
@@ -50,18 +51,21 @@ class Solution:
     """A quantized linear layer and how it came about.
 
     Attributes:
-        quantized: codes, scales and zeros.
+        quantized: codes, scales and zeros, or a 16-bit weight.
         relative_error: tr(ΔHΔᵀ) / tr(WHWᵀ) over the calibration inputs; ‖Δ‖² / ‖W‖² where there are none or
             they are unusable. W is what was rounded, which a method may have corrected before.
         damp: the damping that made H positive definite, as a fraction of its mean diagonal.
         fallback: why something simpler or more cautious than what was asked for was done; None if it was not.
     """
 
-    quantized: QuantizedLinear
+    quantized: Quantized
     relative_error: float
     damp: float | None = None
     fallback: str | None = None
 
+
+Quantized = QuantizedLinear | ReferenceLinear
+"""What a layer becomes: codes in a number format that engines know, or what other methods come to."""
 
 Config = TypeVar("Config")
 Rounder = Callable[[Config, LinearProblem], Solution]
@@ -72,6 +76,8 @@ class _Method:
     round: Rounder[Any]
     needs_hessian: bool
     needs_reference: Callable[[Any], bool]
+    without_kernel: str | None
+    refusal: Callable[[Scheme], str | None]
 
 
 _METHODS: dict[type, _Method] = {}
@@ -82,11 +88,19 @@ def rounder(
     *,
     needs_hessian: bool,
     needs_reference: Callable[[Config], bool] = lambda _: False,
+    without_kernel: str | None = None,
+    refusal: Callable[[Scheme], str | None] = lambda _: None,
 ) -> Callable[[Rounder[Config]], Rounder[Config]]:
-    """Register the decorated function as the method that `config` configures."""
+    """Register the decorated function as the method that `config` configures.
+
+    Args:
+        needs_hessian: see the function of that name; so `needs_reference`.
+        without_kernel: why no engine runs what it makes, if none does: its layers are stored dequantized.
+        refusal: why the method cannot end in a number format, and what to do; None where it can.
+    """
 
     def register(function: Rounder[Config]) -> Rounder[Config]:
-        _METHODS[config] = _Method(function, needs_hessian, needs_reference)
+        _METHODS[config] = _Method(function, needs_hessian, needs_reference, without_kernel, refusal)
         return function
 
     return register
@@ -107,6 +121,16 @@ def needs_reference(config: object) -> bool:
     return _METHODS[type(config)].needs_reference(config)
 
 
+def without_kernel(config: object) -> str | None:
+    """Why no engine runs what the method makes; None if some does."""
+    return _METHODS[type(config)].without_kernel
+
+
+def refusal(config: object, scheme: Scheme) -> str | None:
+    """Why the method cannot end in the number format; None where it can."""
+    return _METHODS[type(config)].refusal(scheme)
+
+
 def solve(config: object, problem: LinearProblem) -> Solution:
     """Quantize one layer with the method that `config` belongs to.
 
@@ -119,10 +143,15 @@ def solve(config: object, problem: LinearProblem) -> Solution:
             f"{problem.name}: {broken} of {problem.weight.numel()} weights are NaN or infinite. "
             "The checkpoint is damaged; download it again."
         )
-    return _METHODS[type(config)].round(config, problem)
+    solution = _METHODS[type(config)].round(config, problem)
+    if without_kernel(config) is None or isinstance(solution.quantized, ReferenceLinear):
+        return solution
+    # A fallback of such a method has codes, but is stored as its other layers are.
+    found = solution.quantized
+    return replace(solution, quantized=ReferenceLinear(portable(found.dequantize()), found.bits))
 
 
-def relative_error(problem: LinearProblem, quantized: QuantizedLinear) -> float:
+def relative_error(problem: LinearProblem, quantized: Quantized) -> float:
     """Share of the layer's output energy that the rounding loses, over the rows of all processes.
 
     See `Solution.relative_error`.

@@ -1,0 +1,106 @@
+"""Layers that an engine has no kernel for, dequantized to 16 bits: for studies of accuracy, when asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from qdeploy.checkpoint.manifest import MANIFEST, Manifest, load_manifest
+from qdeploy.checkpoint.writer import ShardWriter
+from qdeploy.exporters.base import Finding
+from qdeploy.fingerprint import fingerprint
+from qdeploy.formats.compressed_tensors import module_schemes, quantization_config, read_linear
+from qdeploy.formats.ct_layout import SUFFIXES
+from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.reference_linear import ReferenceLinear, portable
+
+
+def write_dequantized(source: Path, output: Path, without_kernel: Mapping[str, str]) -> None:
+    """Write the checkpoint in `source` to `output` with some of its layers in 16 bits, file by file.
+
+    Args:
+        without_kernel: module → why it is not packed any more; the manifest says so.
+
+    Raises:
+        CheckpointError: the folder is damaged.
+        OutputError: the disk refuses.
+    """
+    reader = CheckpointReader(source)
+    dequantized = _Dequantized(reader, without_kernel)
+    with ShardWriter(output, [file.stem for file in reader.files], restart=True) as writer:
+        for file in reader.files:
+            writer.add_shard(file.stem, dict(dequantized.tensors(file)))
+        manifest = dequantized.manifest()
+        writer.finish(dequantized.config(), manifest or {}, source)
+    if manifest is None:
+        (output / MANIFEST).unlink()
+
+
+def findings(manifest: Manifest | None, *, allowed: bool) -> Iterator[Finding]:
+    """What is to be said of layers that are stored dequantized: an error, unless they are `allowed`."""
+    reasons = Counter(module.without_kernel for module in manifest.modules) if manifest else Counter()
+    for reason, count in reasons.items():
+        if reason is None:
+            continue
+        told = f"{count} layers are dequantized to 16 bits: {reason}"
+        if allowed:
+            yield Finding("warning", f"{told}. Speed and size are those of 16 bits; only accuracy counts")
+        else:
+            yield Finding("error", told, "Give --reference to serve them so, for a study of accuracy")
+
+
+class _Dequantized:
+    """What the folder will hold; fingerprints are known once all tensors were asked for."""
+
+    def __init__(self, reader: CheckpointReader, without_kernel: Mapping[str, str]) -> None:
+        self._reader, self._without_kernel = reader, without_kernel
+        self._schemes = module_schemes(reader.config, reader)
+        name = reader.config.get("dtype") or reader.config.get("torch_dtype") or "bfloat16"
+        self._dtype: torch.dtype = getattr(torch, name)
+        self._fingerprints: dict[str, str] = {}
+
+    def tensors(self, file: Path) -> Iterator[tuple[str, Tensor]]:
+        """The tensors that take the place of a file's; a layer's weight that of its scales."""
+        with safe_open(file, framework="pt") as opened:
+            names = list(opened.keys())
+        for name in names:
+            module, _, suffix = name.rpartition(".")
+            if module not in self._without_kernel or suffix not in SUFFIXES:
+                yield name, self._reader.get(name)
+            elif suffix == "weight_scale":
+                yield f"{module}.weight", self._weight(module)
+
+    def _weight(self, module: str) -> Tensor:
+        quantized = read_linear(self._reader, module, self._schemes[module])
+        found = ReferenceLinear(portable(quantized.dequantize()), quantized.bits)
+        self._fingerprints[module] = fingerprint(found)
+        return found.weight.to(self._dtype)
+
+    def config(self) -> dict[str, Any]:
+        """config.json: those layers are no longer quantized, others still are."""
+        config = dict(self._reader.config)
+        block = config.pop("quantization_config")
+        packed = {name: s for name, s in self._schemes.items() if name not in self._without_kernel}
+        if packed:
+            ignore = [*block.get("ignore", []), *self._without_kernel]
+            config["quantization_config"] = quantization_config(packed, ignore)
+        return config
+
+    def manifest(self) -> dict[str, Any] | None:
+        """qdeploy.json; None where there was none."""
+        manifest = load_manifest(self._reader.folder)
+        if manifest is None:
+            return None
+        content = manifest.model_dump(mode="json") | {"serving": "reference"}
+        for module in content["modules"]:
+            if module["name"] in self._fingerprints:
+                module["without_kernel"] = self._without_kernel[module["name"]]
+                module["fingerprint"] = self._fingerprints[module["name"]]
+                module["scheme"] += ", reference"
+        return content
