@@ -1,4 +1,4 @@
-"""Layers that an engine has no kernel for, dequantized to 16 bits: for studies of accuracy, when asked for."""
+"""Layers that an engine has no kernel for, dequantized to 16 bits: for studies of accuracy, if asked for."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ def resolve_schemes(recipe: Recipe, linears: Mapping[str, tuple[int, int]]) -> d
 
     Raises:
         UsageError: a group size does not divide some layer.
-        RecipeError: a rule never applies, nothing is quantized, a method cannot make a number format, or layers
-            that engines fuse differ.
+        RecipeError: a rule never applies, nothing is quantized, a method cannot make a number format, or
+            layers that engines fuse differ.
     """
     chosen = {name: recipe.rule_for(name, "Linear") for name in linears}
     resolved: dict[str, Planned] = {}

@@ -25,7 +25,6 @@ from qdeploy.methods.descent import descend
 from qdeploy.methods.grid import fit, search
 from qdeploy.methods.hessian import LARGEST_DAMP
 from qdeploy.methods.trust import nearest_instead, trusted
-from qdeploy.quantized import QuantizedLinear
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -59,9 +58,11 @@ def ldlq(config: LDLQ, problem: LinearProblem) -> Solution:
     h = trusted("ldlq", problem, config.damp, 0.0, "driven" if config.act_order else "backward")
     if isinstance(h, str):
         return nearest_instead("ldlq", problem, h, grid=config.grid)
-    weight, scheme = problem.weight, problem.scheme
-    grid = search(weight, scheme, h.factor.importance) if config.grid else fit(weight, scheme)
+    weight, scheme, largest = problem.weight, problem.scheme, problem.largest
+    grid = fit(weight, scheme, largest)
+    if config.grid:
+        grid = search(weight, scheme, h.factor.importance, largest)
     codes = round_columns(weight, grid, h.factor).codes
     codes = descend(weight, codes, grid, h.factor, config.passes)
-    quantized = QuantizedLinear(codes, grid.scales, grid.zeros, grid.scheme)
+    quantized = grid.quantized(codes)
     return Solution(quantized, relative_error(problem, quantized), damp=h.factor.damp, fallback=h.few)

@@ -4,8 +4,8 @@ Columns are rounded in GPTQ's order, in groups of the scheme's size. When a grou
 zero points are fitted to the weights as they are by then, without those that would stretch the grid: weights
 without which the others of their group lose less, by more than a threshold (section 4.2). Scales and zero
 points are themselves rounded, to a few bits with a range for some rows together (section 4.1). Whatever a
-column then still loses too much of is kept as it is, in 16 bits. A loss is (w − q)² / U_jj², and the threshold
-a share of what rounding every weight to its column's mean would lose.
+column then still loses too much of is kept as it is, in 16 bits. A loss is (w − q)² / U_jj², and the
+threshold a share of what rounding every weight to its column's mean would lose.
 
 No engine has a kernel for scattered outliers: layers are stored dequantized, in 16 bits.
 """
@@ -45,7 +45,7 @@ class SpQR:
 
     threshold: Annotated[
         float,
-        Field(ge=0, description="Loss above which a weight is kept, relative to its column's variance."),
+        Field(ge=0, description="Loss above which a weight is kept, relative to columns' variance."),
     ] = 0.2
     statistics_bits: Annotated[
         int, Field(ge=2, le=8, description="Bits of scales and of zero points (paper: 3).")
@@ -143,7 +143,7 @@ class _Run:
         """`x` [N] rounded to levels between the least and the greatest of each few rows."""
         levels = (1 << self.config.statistics_bits) - 1
         parts = []
-        for part in x.split(self.config.statistics_rows):
+        for part in torch.split(x, self.config.statistics_rows):
             low = part.amin()
             step = ((part.amax() - low) / levels).clamp_min(torch.finfo(x.dtype).tiny)
             parts.append(((part - low) / step).round() * step + low)
@@ -153,7 +153,7 @@ class _Run:
 def _gains(w: Tensor, losses: Tensor, scheme: Scheme) -> Tensor:
     """How much less a group [N, g] loses without each of its weights, float32 [N, g]."""
     rows = max(1, AT_ONCE // w.shape[1] ** 2)
-    return torch.cat([_gains_of(part, losses, scheme) for part in w.split(rows)])
+    return torch.cat([_gains_of(part, losses, scheme) for part in torch.split(w, rows)])
 
 
 def _gains_of(w: Tensor, losses: Tensor, scheme: Scheme) -> Tensor:
