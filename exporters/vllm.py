@@ -66,8 +66,9 @@ class VllmExporter:
             # The manifest travels along, so a broken one must not.
             report.findings.extend(dequantized.findings(load_manifest(checked), allowed=reference))
             refuse_errors(report.findings, f"vLLM {VLLM} on {target}")
+            report = replace(report, source=str(source))
             _write(checked, output, report, target)
-        return replace(report, source=str(source))
+        return report
 
     def support(self, scheme: Scheme, n: int, k: int, *, gpu: str = "auto") -> Support:
         """How vLLM runs a layer [n, k] of that scheme on the device.
