@@ -118,6 +118,33 @@ def test_experts_on_a_cpu_need_amx() -> None:
     assert "CPUs with AMX" in refused.fix
 
 
+@pytest.mark.parametrize(
+    ("scheme", "gpu", "kernel"),
+    [
+        ("FP8_DYNAMIC", "h100", "CutlassFP8ScaledMMLinearKernel"),
+        ("FP8_DYNAMIC", "a100", "MarlinFP8ScaledMMLinearKernel"),
+        ("FP8_DYNAMIC", "cpu-avx2", "ChannelWiseTorchFP8ScaledMMLinearKernel"),
+        ("FP8", "b200", "FlashInferFP8ScaledMMLinearKernel"),
+        ("FP8", "cpu-avx512", None),
+        ("FP8_BLOCK", "h200", "DeepGemmFp8BlockScaledMMKernel"),
+        ("FP8A16", "l4", "HummingFP8ScaledMMLinearKernel"),
+        ("NVFP4", "b200", "FlashInferCutlassNvFp4LinearKernel"),
+        ("NVFP4", "h100", "MarlinNvFp4LinearKernel"),
+        ("NVFP4A16", "t4", "MarlinNvFp4LinearKernel"),
+        ("MXFP4", "t4", None),
+        ("MXFP4", "a100", "MarlinMxFp4LinearKernel"),
+        ("MXFP8", "b200", "FlashInferCutlassMxfp8LinearKernel"),
+        ("W8A8_STATIC", "h100", "CutlassInt8ScaledMMLinearKernel"),
+        ("W4A8", "cpu-avx512", "Dynamic4bitLinearKernel"),
+        ("W4A8", "h100", None),
+    ],
+)
+def test_every_preset_has_its_kernels(scheme: str, gpu: str, kernel: str | None) -> None:
+    choice = choose(layer(PRESETS[scheme]), TARGETS[gpu])
+    assert choice.kernel == kernel
+    assert kernel is not None or choice.reasons
+
+
 @pytest.mark.parametrize(("n", "k", "padded"), [(64, 128, False), (128, 64, False), (64, 64, True)])
 def test_marlin_pads_what_fits_neither_tile(n: int, k: int, padded: bool) -> None:
     scheme = Scheme("W4A16", 4, 64)
