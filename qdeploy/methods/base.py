@@ -66,13 +66,16 @@ Rounder = Callable[[Config, LinearProblem], Solution]
 
 
 @dataclass(frozen=True)
-class _Method:
+class Registered:
+    """A rounder's function, and what it wants to know of the layer beside its weight."""
+
     round: Rounder[Any]
     needs_hessian: bool
     needs_reference: Callable[[Any], bool]
 
 
-_METHODS: dict[type, _Method] = {}
+ROUNDERS: dict[type, Registered] = {}
+"""Config class → its method."""
 
 
 def rounder(
@@ -81,10 +84,17 @@ def rounder(
     needs_hessian: bool,
     needs_reference: Callable[[Config], bool] = lambda _: False,
 ) -> Callable[[Rounder[Config]], Rounder[Config]]:
-    """Register the decorated function as the method that `config` configures."""
+    """Register the decorated function as the method that `config` configures.
+
+    Args:
+        config: the config dataclass.
+        needs_hessian: whether the function looks at `LinearProblem.hessian`. Without it the method runs on
+            weights alone, and no calibration text is read unless another stage needs it.
+        needs_reference: whether, so configured, it looks at `LinearProblem.lack`.
+    """
 
     def register(function: Rounder[Config]) -> Rounder[Config]:
-        _METHODS[config] = _Method(function, needs_hessian, needs_reference)
+        ROUNDERS[config] = Registered(function, needs_hessian, needs_reference)
         return function
 
     return register
@@ -92,17 +102,17 @@ def rounder(
 
 def is_rounder(config: object) -> bool:
     """Whether a stage's config is that of a method that makes codes."""
-    return type(config) in _METHODS
+    return type(config) in ROUNDERS
 
 
 def needs_hessian(config: object) -> bool:
     """Whether the method wants the second moment of the layer's inputs."""
-    return _METHODS[type(config)].needs_hessian
+    return ROUNDERS[type(config)].needs_hessian
 
 
 def needs_reference(config: object) -> bool:
     """Whether the method wants to know what outputs lack beside those of the 16-bit model."""
-    return _METHODS[type(config)].needs_reference(config)
+    return ROUNDERS[type(config)].needs_reference(config)
 
 
 def solve(config: object, problem: LinearProblem) -> Solution:
@@ -117,7 +127,7 @@ def solve(config: object, problem: LinearProblem) -> Solution:
             f"{problem.name}: {broken} of {problem.weight.numel()} weights are NaN or infinite. "
             "The checkpoint is damaged; download it again."
         )
-    return _METHODS[type(config)].round(config, problem)
+    return ROUNDERS[type(config)].round(config, problem)
 
 
 def relative_error(problem: LinearProblem, quantized: QuantizedLinear) -> float:
