@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show this method's knobs.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Show this method's knobs.", show_default=False)
     ] = None,
     gpu: Annotated[
         list[str] | None,
