@@ -75,7 +75,9 @@ def _fitting(preset: Scheme, shapes: Shapes) -> Scheme:
 
 def _worst(exporter: Any, scheme: Scheme, shapes: Shapes, device: str) -> Support:
     """What the layer is that the engine does least for, and which if others are something else."""
-    first = {shape: name for name, shape in reversed(shapes.items())}
+    first: dict[tuple[int, int], str] = {}
+    for layer, shape in shapes.items():
+        first.setdefault(shape, layer)
     found = {name: exporter.support(scheme, *shape, gpu=device) for shape, name in first.items()}
     name = max(found, key=lambda name: BEST_FIRST.index(found[name].kind))
     worst: Support = found[name]
@@ -83,4 +85,4 @@ def _worst(exporter: Any, scheme: Scheme, shapes: Shapes, device: str) -> Suppor
     if len(alike) < len(found):
         n, k = shapes[name]
         return replace(worst, reason=f"{name} [{n}, {k}]: {worst.reason}")
-    return replace(worst, reason=", ".join(dict.fromkeys(reversed(alike))))
+    return replace(worst, reason=", ".join(dict.fromkeys(alike)))

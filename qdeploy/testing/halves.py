@@ -57,7 +57,8 @@ def solve_halves(config: object, whole: LinearProblem) -> Sequence[Solution]:
     Raises:
         AssertionError: they do not call `group.totals` equally often.
     """
-    barrier, told = Barrier(2), [None, None]
+    barrier = Barrier(2)
+    told: list[Told] = [None, None]
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(_Half(rank, barrier, told).solve, config, whole) for rank in range(2)]
     # The one that waited for a thread that failed has less to say than that one.
