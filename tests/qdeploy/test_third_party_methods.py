@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -36,9 +36,14 @@ INSTALL = (
 
 @dataclass(frozen=True)
 class Reader:
-    """Somebody's folder with the model and the package in it, which is installed beside it."""
+    """Somebody's folder with the model and the package in it, which is installed beside it.
+
+    Attributes:
+        shown: command of the page → what it printed.
+    """
 
     folder: Path
+    shown: dict[str, str] = field(default_factory=dict)
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         here = {"PYTHONPATH": str(self.folder / "installed"), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
@@ -81,6 +86,7 @@ def reader(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Reader
             continue
         found = reader.qdeploy(*arguments)
         assert found.returncode == 0, f"{line}\n{found.stderr}"
+        reader.shown[line] = found.stdout
     return reader
 
 
@@ -107,7 +113,7 @@ def test_both_methods_are_listed_like_qdeploys_own(reader: Reader) -> None:
 
 
 def test_the_knobs_are_shown_with_bounds_and_defaults(reader: Reader) -> None:
-    shown = reader.qdeploy("methods", "descent").stdout
+    shown = reader.shown["qdeploy methods descent"]
     assert re.search(r"passes +│ int +│ ≥ 1, ≤ 100 +│ 4 +│ How often each column is looked at", shown)
     assert re.search(r"damp +│ float +│ ≥ 0, ≤ 1 +│ 0\.01 ", shown)
 
