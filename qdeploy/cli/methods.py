@@ -58,18 +58,21 @@ def methods(
 
         qdeploy methods --json | jq '.schemes[] | select(.kind == "native")'
     """
+    from dataclasses import asdict
+
     from qdeploy.methods.registered import find, find_all
     from qdeploy.serving import TYPICAL, serve_all, shapes_of
 
     if name is not None:
-        _show(_method(found := find(name)), [_knobs(found)], (), json)
+        found = find(name)
+        _show(asdict(found), [_knobs(found)], (), json)
         return
     installed, broken = find_all()
     served, broken_exporters = serve_all(shapes_of(model) if model else TYPICAL, gpu or ["auto"])
     broken += broken_exporters
     content = {
-        "methods": [_method(found) for found in installed],
-        "schemes": [_served(found) for found in served],
+        "methods": [asdict(method) for method in installed],
+        "schemes": [_as_json(row) for row in served],
         "broken": [{"name": e.name, "origin": e.origin, "reason": e.reason} for e in broken],
     }
     _show(content, [_overview(installed), _schemes(served)], broken, json)
@@ -91,13 +94,7 @@ def _show(content: Any, tables: Sequence[Table], broken: Sequence[EntryPointErro
         warn(str(error))
 
 
-def _method(found: Method) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(found)
-
-
-def _served(found: Served) -> dict[str, Any]:
+def _as_json(found: Served) -> dict[str, Any]:
     return {
         "scheme": found.scheme.name,
         "stored": found.scheme.describe(),
