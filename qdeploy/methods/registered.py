@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic.dataclasses import dataclass as validated
 from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic.fields import FieldInfo
 
@@ -62,20 +61,25 @@ class Method:
     knobs: tuple[Knob, ...]
 
 
-def find(name: str) -> Method:
-    """The method registered as `name`.
+def config_of(name: str) -> type:
+    """The config dataclass of the method registered as `name`.
 
     Raises:
         UnknownNameError: there is none.
         EntryPointError: its module cannot be imported, or what is registered is not a method.
     """
-    config = registry.load("methods", name)
-    origin = registry.origin("methods", name)
-    if not isinstance(config, type) or not is_dataclass(config):
-        raise EntryPointError("method", name, origin, f"it is no dataclass but {config!r}")
+    config, origin = registry.load("methods", name), registry.origin("methods", name)
+    if not isinstance(config, type) or not is_pydantic_dataclass(config):
+        raise EntryPointError("method", name, origin, f"it is no pydantic dataclass but {config!r}")
     if config not in ROUNDERS and config not in SCALINGS:
         reason = f"no function beside {config.__qualname__} is decorated with @rounder or @scaling for it"
         raise EntryPointError("method", name, origin, reason)
+    return config
+
+
+def find(name: str) -> Method:
+    """The method registered as `name`; raises as `config_of`."""
+    config, origin = config_of(name), registry.origin("methods", name)
     kind: Kind = "rounder" if config in ROUNDERS else "transform"
     needs_calibration = config in SCALINGS or ROUNDERS[config].needs_hessian
     return Method(name, kind, needs_calibration, _summary(config), origin, tuple(_knobs(config)))
@@ -98,7 +102,7 @@ def _summary(config: type) -> str:
 
 
 def _knobs(config: type) -> Iterator[Knob]:
-    fields = (config if is_pydantic_dataclass(config) else validated(config)).__pydantic_fields__
+    fields: dict[str, FieldInfo] = config.__pydantic_fields__  # type: ignore[attr-defined]
     for name, field in fields.items():
         required = field.is_required()
         default = None if required else field.get_default(call_default_factory=True)

@@ -127,7 +127,7 @@ def test_a_broken_package_is_named_and_the_rest_is_listed(tmp_path: Path) -> Non
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 0.3\n")
     (installed / "entry_points.txt").write_text(BROKEN)
     (tmp_path / "theirs.py").write_text(
-        "from dataclasses import dataclass\n@dataclass\nclass Config: ...\ndef function(): ...\n"
+        "from pydantic.dataclasses import dataclass\n@dataclass\nclass Config: ...\ndef function(): ...\n"
     )
     found = json.loads(qdeploy(tmp_path, "methods", "--json").stdout)
     assert [method["name"] for method in found["methods"]] == ["awq", "rtn", "smoothquant"]
@@ -136,7 +136,7 @@ def test_a_broken_package_is_named_and_the_rest_is_listed(tmp_path: Path) -> Non
     assert reasons["gptq"] == "several packages register the name"
     assert "importing theirs.nothing:Config failed (ModuleNotFoundError" in reasons["typo"]
     assert "importing theirs.nothing:Exporter failed (ModuleNotFoundError" in reasons["engine"]
-    assert reasons["function"].startswith("it is no dataclass but <function")
+    assert reasons["function"].startswith("it is no pydantic dataclass but <function")
     assert "no function beside Config is decorated with @rounder or @scaling" in reasons["alone"]
     assert {entry["origin"] for entry in found["broken"]} - {"theirs 0.3"} == {"qdeploy 0.1.0 and theirs 0.3"}
 
