@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.gptq_folder import gptq_state, is_gptq
 from qdeploy.formats.compressed_tensors import module_schemes
-from qdeploy.formats.dequantize import dequantized_state
-from qdeploy.int8_inputs import round_inputs
+from qdeploy.formats.dequantize import dequantized_state, input_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.rounded_inputs import round_inputs
 
 BATCH = 4
 """Windows that run together."""
@@ -63,10 +63,10 @@ class Scorer:
 
     @contextmanager
     def _rounded_inputs(self, folder: Path) -> Iterator[None]:
-        """Round the inputs of layers whose scheme has 8-bit activations, as engines do."""
+        """Round the inputs of layers whose scheme says so, as engines do."""
         reader = CheckpointReader(folder)
         schemes = {} if is_gptq(reader) else module_schemes(reader.config, reader)
-        handles = round_inputs(self._model, schemes)
+        handles = round_inputs(self._model, schemes, input_scales(reader, schemes))
         try:
             yield
         finally:

@@ -15,9 +15,7 @@ import torch
 
 from qdeploy.exporters.base import Finding
 from qdeploy.exporters.layers import Layer, expert_sets, fused_sets
-from qdeploy.formats import bits
-from qdeploy.formats.compressed_tensors import SUFFIXES
-from qdeploy.formats.ct_config import storage_format
+from qdeploy.formats.ct_layout import SUFFIXES, layout, storage_format
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import Scheme
 
@@ -65,16 +63,10 @@ def expected_tensors(layer: Layer) -> Expected:
     scheme, n, k = layer.scheme, layer.n, layer.k
     if scheme is None:
         return {"weight": (FLOATS, (n, k))}
-    groups = scheme.groups(k)
-    scales: Expected = {"weight_scale": (FLOATS, (n, groups))}
-    if scheme.activation_bits is not None:
-        return {"weight": ((torch.int8,), (n, k)), **scales}
-    packed: Expected = {
-        "weight_packed": ((torch.int32,), (n, bits.words(k, scheme.bits))),
-        "weight_shape": ((torch.int64,), (2,)),
+    return {
+        suffix: (FLOATS if dtype == torch.bfloat16 else (dtype,), shape)
+        for suffix, (dtype, shape) in layout(scheme, n, k).items()
     }
-    zeros: Expected = {"weight_zero_point": ((torch.int32,), (bits.words(n, scheme.bits), groups))}
-    return packed | scales | ({} if scheme.symmetric else zeros)
 
 
 def _check_header(

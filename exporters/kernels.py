@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qdeploy.exporters.float_kernels import FLOATS
+from qdeploy.exporters.kernel import ANY, Kernel
 from qdeploy.exporters.layers import FusedLayer
 from qdeploy.exporters.targets import Target
 from qdeploy.schemes import Scheme
@@ -24,51 +26,7 @@ MARLIN_TILES = ((64, 128), (128, 64))
 """Marlin pads N and K to multiples of either pair (`marlin_padded_nk`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """One kernel class of vLLM and what it takes.
-
-    Attributes:
-        capabilities: lowest and highest CUDA compute capability (times ten); None for the CPU.
-        symmetric, asymmetric: bits per weight that it takes on each grid.
-        groups: group sizes, None standing for one scale per channel; the empty set for any even size.
-        multiples: what N and K on one device must be multiples of.
-        avx512: whether a CPU must have AVX-512 or must not; None if it does not matter.
-    """
-
-    name: str
-    capabilities: tuple[int, int] | None
-    symmetric: frozenset[int]
-    asymmetric: frozenset[int]
-    groups: frozenset[int | None] = frozenset()
-    multiples: tuple[int, int] = (1, 1)
-    avx512: bool | None = None
-
-    def runs_on(self, target: Target) -> bool:
-        """Whether the device has this kernel at all."""
-        if self.capabilities is None:
-            return target.capability is None and self.avx512 in (None, target.avx512)
-        if target.capability is None:
-            return False
-        return self.capabilities[0] <= target.capability <= self.capabilities[1]
-
-    def objection(self, scheme: Scheme, n: int, k: int) -> str | None:
-        """Why the kernel cannot take a layer [n, k] of that scheme; None if it can."""
-        bits = self.symmetric if scheme.symmetric else self.asymmetric
-        if scheme.bits not in bits:
-            grid = "symmetric" if scheme.symmetric else "asymmetric"
-            return f"it takes no {grid} {scheme.bits}-bit weights"
-        if self.groups and scheme.group_size not in self.groups:
-            return f"it takes no group size {scheme.group_size or 'channel'}"
-        if n % self.multiples[0]:
-            return f"N = {n} is not a multiple of {self.multiples[0]}"
-        if k % self.multiples[1]:
-            return f"K = {k} is not a multiple of {self.multiples[1]}"
-        return None
-
-
 TORCH_INT4 = "TorchInt4LinearKernel"
-ANY = 10**6
 FOUR, FOUR_EIGHT, TWO_TO_EIGHT = frozenset({4}), frozenset({4, 8}), frozenset(range(2, 9))
 
 WEIGHT_ONLY = (
@@ -92,6 +50,9 @@ INT8 = (
     Kernel("CPUInt8ScaledMMLinearKernel", None, EIGHT, frozenset(), frozenset({None})),
 )
 """Kernels for int8 weights and activations."""
+
+INT4_INT8 = (Kernel("Dynamic4bitLinearKernel", None, FOUR, frozenset()),)
+"""For int4 weights with int8 activations: on CPUs alone."""
 
 
 GROUPED = frozenset({32, 64, 128, 256})
@@ -134,14 +95,25 @@ def choose(layer: FusedLayer, target: Target) -> Choice:
     if scheme is None:
         raise ValueError(f"{layer.name} is not quantized")
     reasons = []
-    weight_only, int8 = (WEIGHT_ONLY_EXPERTS, INT8_EXPERTS) if layer.experts else (WEIGHT_ONLY, INT8)
-    for kernel in weight_only if scheme.activation_bits is None else int8:
+    for kernel in _kernels(layer, scheme):
         if kernel.runs_on(target):
             objection = kernel.objection(scheme, layer.n, layer.k)
             if objection is None:
                 return Choice(kernel.name, padded=_padded(kernel, layer))
             reasons.append(f"{kernel.name}: {objection}")
     return Choice(None, tuple(reasons) or (f"vLLM {VLLM} has no {scheme.name} kernel for {target}",))
+
+
+def _kernels(layer: FusedLayer, scheme: Scheme) -> tuple[Kernel, ...]:
+    """The kernels for the number format, in the order in which vLLM asks them."""
+    if scheme.element is not None:
+        # vLLM has kernels for experts of minifloats; which of them it takes has not been read.
+        return () if layer.experts else FLOATS.get(scheme.name, ())
+    if scheme.activations is None:
+        return WEIGHT_ONLY_EXPERTS if layer.experts else WEIGHT_ONLY
+    if scheme.bits == 4:
+        return () if layer.experts else INT4_INT8
+    return INT8_EXPERTS if layer.experts else INT8
 
 
 def _padded(kernel: Kernel, layer: FusedLayer) -> bool:

@@ -100,11 +100,14 @@ def _other_scheme(layer: FusedLayer, target: Target) -> str:
     scheme = layer.scheme
     if layer.experts and target.capability is None:
         return "Export for a GPU; CPUs with AMX take W4A16 with groups of 64 or 128, and W8A8"
-    if target.capability is None and scheme and scheme.activation_bits is None:
+    if scheme and scheme.element is not None:
+        return "Use FP8_DYNAMIC there" + (", or export for a GPU" if target.capability is None else "")
+    if target.capability is None and scheme and scheme.activations is None:
         weights = {4: "W8A8", 8: "W4A16 or W8A8"}.get(scheme.bits, "W4A16")
         return f"Use {weights} there, or export for a GPU"
-    if scheme and scheme.activation_bits is not None:
-        return "Use W4A16 or W8A16 there, or a GPU before sm100"
+    if scheme and scheme.activations is not None:
+        gpu = "; W4A8 has a kernel on CPUs alone" if scheme.bits == 4 else ", or a GPU before sm100"
+        return f"Use W4A16 or W8A16 there{gpu}"
     return "Put the layer in the recipe's ignore list"
 
 

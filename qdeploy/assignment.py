@@ -81,6 +81,13 @@ def _fused(linears: Collection[str]) -> Iterator[tuple[str, list[str]]]:
                 yield parent, [full for s in siblings if (full := f"{parent}.{s}") in linears]
 
 
+def fused_with(name: str, linears: Collection[str]) -> list[str]:
+    """The layers that engines run as one matrix with this one, itself among them."""
+    parent, _, leaf = name.rpartition(".")
+    siblings = next((set_ for set_ in FUSED if leaf in set_), (leaf,))
+    return [full for sibling in siblings if (full := f"{parent}.{sibling}") in linears]
+
+
 def _check_experts(linears: Mapping[str, Any], resolved: Mapping[str, Planned]) -> None:
     stored: dict[str, dict[Scheme | None, str]] = {}
     for name in linears:

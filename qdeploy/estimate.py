@@ -17,7 +17,7 @@ import psutil
 
 from qdeploy.assignment import FUSED
 from qdeploy.checkpoint.companions import companions
-from qdeploy.formats import bits
+from qdeploy.formats.ct_layout import layout
 from qdeploy.memory import Budget, free_memory
 from qdeploy.methods.temporaries import hessian_bytes, lack_bytes, solving_bytes
 from qdeploy.modeling.activations import footprint, micro_batches
@@ -207,7 +207,9 @@ def _block_bytes(block: Block, plan: Plan, *, bfloat16: bool) -> int:
     for name, module in block.linears().items():
         total += 2 * module.weight.numel() if bfloat16 else 0
         if name in plan:
-            total += module.weight.numel() + packed_bytes(tuple(module.weight.shape), plan[name].scheme)
+            total += module.weight.numel() + packed_bytes(
+                (module.out_features, module.in_features), plan[name].scheme
+            )
     return total
 
 
@@ -236,14 +238,9 @@ def _stored_bytes(reader: CheckpointReader, plan: Plan) -> Iterator[int]:
             yield math.prod(reader.shape(name)) * reader.dtype(name).itemsize
 
 
-def packed_bytes(shape: tuple[int, ...], scheme: Scheme) -> int:
-    """Bytes of the compressed-tensors of a layer [N, K]; see `qdeploy.formats.compressed_tensors.pack`."""
-    n, k = shape
-    groups = scheme.groups(k)
-    if scheme.activation_bits is not None:
-        return n * k + 2 * n
-    zeros = 0 if scheme.symmetric else 4 * bits.words(n, scheme.bits) * groups
-    return 4 * n * bits.words(k, scheme.bits) + 2 * n * groups + 16 + zeros
+def packed_bytes(shape: tuple[int, int], scheme: Scheme) -> int:
+    """Bytes of the tensors of a layer [N, K]; see `qdeploy.formats.ct_layout`."""
+    return sum(dtype.itemsize * math.prod(size) for dtype, size in layout(scheme, *shape).values())
 
 
 @dataclass(frozen=True)

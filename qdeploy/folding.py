@@ -61,7 +61,9 @@ class Folding:
             states = next(iter(batches()))[:1]
             found = processes.share(find_feeds(call, states, groups))
             self._feeds = {
-                name: replace(feed, rows=feed.rows.to(states.device)) for name, feed in found.items()
+                name: replace(feed, rows=feed.rows.to(states.device))
+                for name, feed in found.items()
+                if feed.name not in plan or plan[feed.name].scheme.rows_scale_alone
             }
         self.divided: dict[str, Tensor] = {}
 
@@ -127,7 +129,7 @@ class Folding:
     def _sizes(self, feed: Feed, solved: Mapping[str, QuantizedLinear]) -> Tensor:
         """The magnitude of each row of a feed: of quantized ones that of their smallest scale."""
         if feed.name in solved:
-            return solved[feed.name].scales.float().amin(1)
+            return solved[feed.name].steps.amin(1)
         module = self._call.block.module.get_submodule(feed.name.removeprefix(f"{self._call.block.name}."))
         weight = next(module.parameters(recurse=False))
         return weight.detach().abs().reshape(len(weight), -1).amax(1)

@@ -28,8 +28,8 @@ class Planned:
 
     @property
     def needs_data(self) -> bool:
-        """Whether some stage looks at the layer's inputs."""
-        return bool(self.transforms) or needs_hessian(self.rounder)
+        """Whether some stage, or the number format, looks at the layer's inputs."""
+        return bool(self.transforms) or self.scheme.needs_data or needs_hessian(self.rounder)
 
     @property
     def method(self) -> str:

@@ -1,4 +1,4 @@
-"""The pivot: the one value in which every integer method ends and from which every format is packed."""
+"""The pivot: the one value in which every method ends and from which every format is packed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from qdeploy import levels
 from qdeploy.schemes import Scheme
 
 SMALLEST_SCALE = 2.0**-17
@@ -19,26 +20,41 @@ class QuantizedLinear:
 
     Attributes:
         codes: uint8 [N, K], 0 … scheme.qmax.
-        scales: bfloat16 [N, G], finite, ≥ SMALLEST_SCALE.
-        zeros: uint8 [N, G], or None for the symmetric grid.
+        scales: bfloat16 [N, G], finite, positive, exact in what the scheme stores them in; equal for rows
+            that share them.
+        zeros: uint8 [N, G], or None for the symmetric grid and for minifloats.
         scheme: the number format.
+        divisor: float32 [], what E4M3 scales are divided by; None for others.
+        input_scale: float32 [], the static scale of the layer's inputs; None where there is none.
     """
 
     codes: Tensor
     scales: Tensor
     zeros: Tensor | None
     scheme: Scheme
+    divisor: Tensor | None = None
+    input_scale: Tensor | None = None
+
+    @property
+    def steps(self) -> Tensor:
+        """What one level is worth, float32 [N, G]."""
+        return effective(self.scales, self.divisor)
 
     def dequantize(self) -> Tensor:
-        """The float32 weight [N, K] that these codes stand for: s · (q − z)."""
+        """The float32 weight [N, K] that these codes stand for: a step times each code's level."""
         n, k = self.codes.shape
-        grouped = self.codes.reshape(n, self.scales.shape[1], -1).float()
+        grouped = self.codes.reshape(n, self.scales.shape[1], -1)
         zeros = self.scheme.zero if self.zeros is None else self.zeros.float().unsqueeze(-1)
-        return ((grouped - zeros) * self.scales.float().unsqueeze(-1)).reshape(n, k)
+        return (levels.decode(grouped, zeros, self.scheme) * self.steps.unsqueeze(-1)).reshape(n, k)
 
     def divided_by(self, s: Tensor) -> QuantizedLinear:
-        """The layer with its rows divided by powers of two s [N]; exact."""
+        """The layer with its rows divided by powers of two s [N]; exact where each row has its own scales."""
         return replace(self, scales=(self.scales.float() / s.unsqueeze(1)).to(self.scales.dtype))
+
+
+def effective(scales: Tensor, divisor: Tensor | None) -> Tensor:
+    """Steps, float32, from stored scales and what they are divided by."""
+    return scales.float() if divisor is None else scales.float() / divisor
 
 
 def portable_scales(scales: Tensor) -> Tensor:

@@ -11,12 +11,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_serializer,
@@ -25,18 +23,14 @@ from pydantic import (
     model_validator,
 )
 
-from qdeploy import registry, schemes
-from qdeploy.errors import RecipeError, UsageError
+from qdeploy import registry, scheme_spec
+from qdeploy.errors import RecipeError
 from qdeploy.files import sha256_text
-from qdeploy.schemes import Scheme
+from qdeploy.scheme_spec import Frozen, SchemeSpec, parse_scheme
 from qdeploy.validation import explain
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Source(_Frozen):
+class Source(Frozen):
     """One text of the calibration, written NAME or NAME@WEIGHT.
 
     No name and no path of a text that can be read ends in @ and a number, so neither is ever taken for the
@@ -70,7 +64,7 @@ class Source(_Frozen):
         return self.name if self.weight == 1 else f"{self.name}@{str(self.weight).removesuffix('.0')}"
 
 
-class CalibrationConfig(_Frozen):
+class CalibrationConfig(Frozen):
     """Which text the statistics are gathered on.
 
     Attributes:
@@ -113,76 +107,7 @@ class CalibrationConfig(_Frozen):
         return self.model_copy(update={"source": sources})
 
 
-class SchemeSpec(_Frozen):
-    """A number format as written in a recipe: a preset's name or these fields.
-
-    Attributes:
-        bits: bits of a weight code.
-        group: columns that share a scale, "channel" for one scale per output channel, or "auto" for the
-            largest size that divides every layer of the rule.
-        symmetric: zero point in the middle of the grid.
-        activation_bits: None for 16-bit activations; 8 for int8 per token.
-    """
-
-    bits: Annotated[int, Field(ge=2, le=8)]
-    group: Annotated[int, Field(ge=1)] | Literal["channel", "auto"] = 128
-    symmetric: bool = True
-    activation_bits: Literal[8] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_preset(cls, value: Any) -> Any:
-        return _preset_fields(value) if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _has_a_kernel(self) -> SchemeSpec:
-        needed = {"bits": 8, "symmetric": True, "group": "channel"}
-        wrong = [field for field, value in needed.items() if getattr(self, field) != value]
-        if self.activation_bits is not None and wrong:
-            got = ", ".join(f"{field}: {str(getattr(self, field)).lower()}" for field in wrong)
-            need = ", ".join(f"{field}: {str(needed[field]).lower()}" for field in wrong)
-            raise UsageError(
-                f"No engine has a kernel for int8 activations with weights of {got}. Use {need}, "
-                "or a scheme with 16-bit activations."
-            )
-        return self
-
-    @property
-    def name(self) -> str:
-        """The preset's name, or one made the same way."""
-        return f"W{self.bits}A{self.activation_bits or 16}" + ("" if self.symmetric else "_ASYM")
-
-    def resolve(self, in_features: Mapping[str, int]) -> Scheme:
-        """The scheme for layers of these names and widths.
-
-        Raises:
-            UsageError: the group size does not divide some layer.
-        """
-        size = (
-            None
-            if self.group == "channel"
-            else schemes.GROUP_SIZES[0]
-            if self.group == "auto"
-            else self.group
-        )
-        scheme = Scheme(self.name, self.bits, size, self.symmetric, self.activation_bits)
-        if self.group == "auto":
-            return schemes.auto_group_size(scheme, in_features.values())
-        schemes.check_group_size(scheme, in_features)
-        return scheme
-
-
-def _preset_fields(name: str) -> dict[str, Any]:
-    scheme = schemes.preset(name)
-    return {
-        "bits": scheme.bits,
-        "group": scheme.group_size or "channel",
-        "symmetric": scheme.symmetric,
-        "activation_bits": scheme.activation_bits,
-    }
-
-
-class Stage(_Frozen):
+class Stage(Frozen):
     """A method and its knobs: in YAML, `gptq` or `gptq: {damp: 0.02}`.
 
     Attributes:
@@ -237,7 +162,7 @@ def _configure(method: str, knobs: Any) -> Any:
         raise RecipeError(f"{method}: {explain(error, config)}") from error
 
 
-class Rule(_Frozen):
+class Rule(Frozen):
     """What is done to the layers that `match` names.
 
     Attributes:
@@ -263,6 +188,11 @@ class Rule(_Frozen):
             value.setdefault("stages", ["gptq"])
         return value
 
+    @field_validator("scheme", mode="before")
+    @classmethod
+    def _parse_scheme(cls, value: Any) -> Any:
+        return parse_scheme(value)
+
     @model_validator(mode="after")
     def _check(self) -> Rule:
         if self.scheme is None and self.stages:
@@ -285,7 +215,7 @@ class Rule(_Frozen):
         return self.match == name
 
 
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """Everything that decides what a quantized checkpoint holds.
 
     Attributes:
@@ -340,11 +270,7 @@ class Recipe(_Frozen):
             symmetric: None for the preset's.
             calibration: fields of CalibrationConfig; what is left out keeps its default.
         """
-        spec = _preset_fields(scheme)
-        if group_size is not None:
-            spec["group"] = _group(group_size, spec)
-        if symmetric is not None:
-            spec["symmetric"] = symmetric
+        spec = scheme_spec.from_flags(scheme, group_size, symmetric)
         rule = {"match": "Linear", "scheme": spec, "stages": method.split("+")}
         return _validated({"model": model, "rules": [rule], "calibration": dict(calibration or {})}, "flags")
 
@@ -359,17 +285,6 @@ class Recipe(_Frozen):
     def rule_for(self, name: str, class_name: str) -> Rule | None:
         """The first rule that matches the module; None where none does."""
         return next((rule for rule in self.rules if rule.matches(name, class_name)), None)
-
-
-def _group(text: str, spec: Mapping[str, Any]) -> int | str:
-    text = text.lower()
-    if text == "auto" and spec["activation_bits"] is not None:
-        return "channel"
-    if text in ("channel", "auto"):
-        return text
-    if not text.isdecimal() or int(text) == 0:
-        raise UsageError(f"Group size {text!r} is neither a number nor 'channel' nor 'auto'.")
-    return int(text)
 
 
 def _validated(fields: Mapping[str, Any], origin: str) -> Recipe:

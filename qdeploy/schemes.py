@@ -1,19 +1,72 @@
-"""Number formats as data: what a weight code means and what happens to activations.
+"""Number formats as data: what a weight's code means and what happens to activations.
 
-Weight grids are unsigned integers 0 … 2^b − 1 with a scale per group of input columns (or per output channel)
-and a zero point: `w ≈ s · (q − z)`. Symmetric means z = 2^(b−1) everywhere.
+Integers are 0 … 2^b − 1 with a scale for a group of input columns (or an output channel) and a zero point:
+`w ≈ s · (q − z)`. Symmetric means z = 2^(b−1) everywhere. Minifloats have no zero point: `w ≈ s · value(q)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from qdeploy.errors import UnknownNameError, UsageError
 
 GROUP_SIZES = (128, 64, 32)
 """Group sizes that the engines' fast kernels take, largest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Minifloat:
+    """Numbers of a sign, exponent and mantissa in few bits, without infinities.
+
+    Attributes:
+        name: e.g. "e4m3".
+        bits: of a code; the sign is the highest.
+        mantissa: bits after the point.
+        least_exponent: of normal numbers; smaller ones are multiples of 2^(least_exponent − mantissa).
+        largest: finite value.
+    """
+
+    name: str
+    bits: int
+    mantissa: int
+    least_exponent: int
+    largest: float
+
+
+E4M3 = Minifloat("e4m3", 8, 3, -6, 448.0)
+E2M1 = Minifloat("e2m1", 4, 1, 0, 6.0)
+
+Steps = Literal["bfloat16", "e8m0", "e4m3"]
+"""What scales are rounded to: bfloat16; powers of two; E4M3 over one divisor for all layers run as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """How the engine rounds what a layer reads, symmetrically.
+
+    Attributes:
+        element: the number format; None for int8.
+        per: what has a scale of its own: "token", "tensor", or so many columns of a token.
+        dynamic: the scale comes from the values themselves; else from the calibration. The static scale of
+            groups with E4M3 scales is their divisor.
+        steps: see `Steps`; scales of activations that are not grouped are not rounded.
+    """
+
+    element: Minifloat | None = None
+    per: Literal["token", "tensor"] | int = "token"
+    dynamic: bool = True
+    steps: Steps = "bfloat16"
+
+    def describe(self) -> str:
+        """E.g. "int8 per token" or "static e4m3 per tensor"."""
+        name = self.element.name if self.element else "int8"
+        grouping = f"in groups of {self.per}" if isinstance(self.per, int) else f"per {self.per}"
+        return f"{'' if self.dynamic else 'static '}{name} {grouping}"
+
+
+INT8_PER_TOKEN = Activations()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +76,22 @@ class Scheme:
     Attributes:
         name: preset the scheme came from, e.g. "W4A16".
         bits: bits of a weight code, 2 to 8.
-        group_size: input columns that share one scale; None for one scale per output channel.
+        group_size: input columns that share one scale; None for all.
         symmetric: zero point fixed at 2^(bits−1).
-        activation_bits: None for 16-bit activations; 8 for int8, quantized per token at run time.
+        activations: None where they stay in 16 bits.
+        element: the number format of codes; None for integers.
+        steps: see `Steps`.
+        rows: output channels that share one scale; None for all of the layers that engines run as one.
     """
 
     name: str
     bits: int
     group_size: int | None
     symmetric: bool = True
-    activation_bits: Literal[8] | None = None
+    activations: Activations | None = None
+    element: Minifloat | None = None
+    steps: Steps = "bfloat16"
+    rows: int | None = 1
 
     @property
     def qmax(self) -> int:
@@ -44,14 +103,47 @@ class Scheme:
         """The zero point of the symmetric grid."""
         return 1 << (self.bits - 1)
 
+    @property
+    def rows_scale_alone(self) -> bool:
+        """Whether each output channel has scales of its own, which any power of two divides exactly."""
+        return self.rows == 1 and self.steps != "e4m3"
+
+    @property
+    def shared_largest(self) -> bool:
+        """Whether something is scaled by the largest weight of all layers that engines run as one."""
+        return self.rows is None or self.steps == "e4m3"
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether a scale of its activations comes from the calibration."""
+        return self.activations is not None and not self.activations.dynamic
+
     def groups(self, in_features: int) -> int:
         """Number of scales per output channel for a layer with `in_features` columns."""
         return 1 if self.group_size is None else in_features // self.group_size
 
     def describe(self) -> str:
-        """One line for people, e.g. "W4A16 symmetric, group 64"."""
-        grouping = "per channel" if self.group_size is None else f"group {self.group_size}"
-        return f"{self.name} {'symmetric' if self.symmetric else 'asymmetric'}, {grouping}"
+        """One line for people, e.g. "W4A16 symmetric, group 64" or "FP8_DYNAMIC e4m3, per channel"."""
+        kind = self.element.name if self.element else "symmetric" if self.symmetric else "asymmetric"
+        return f"{self.name} {kind}, {self._grouping()}"
+
+    def _grouping(self) -> str:
+        if self.rows is None:
+            return "per tensor"
+        if self.rows > 1:
+            return f"blocks of {self.rows} × {self.group_size}"
+        return "per channel" if self.group_size is None else f"group {self.group_size}"
+
+
+def _float(
+    name: str,
+    element: Minifloat,
+    group_size: int | None,
+    activations: Activations | None,
+    steps: Steps = "bfloat16",
+    rows: int | None = 1,
+) -> Scheme:
+    return Scheme(name, element.bits, group_size, True, activations, element, steps, rows)
 
 
 PRESETS: Mapping[str, Scheme] = {
@@ -64,7 +156,17 @@ PRESETS: Mapping[str, Scheme] = {
         Scheme("W2A16", bits=2, group_size=128),
         Scheme("W2A16_ASYM", bits=2, group_size=128, symmetric=False),
         Scheme("W8A16", bits=8, group_size=128),
-        Scheme("W8A8", bits=8, group_size=None, activation_bits=8),
+        Scheme("W8A8", bits=8, group_size=None, activations=INT8_PER_TOKEN),
+        Scheme("W8A8_STATIC", bits=8, group_size=None, activations=Activations(per="tensor", dynamic=False)),
+        Scheme("W4A8", bits=4, group_size=128, activations=INT8_PER_TOKEN),
+        _float("FP8_DYNAMIC", E4M3, None, Activations(E4M3)),
+        _float("FP8", E4M3, None, Activations(E4M3, "tensor", dynamic=False), rows=None),
+        _float("FP8_BLOCK", E4M3, 128, Activations(E4M3, 128), rows=128),
+        _float("FP8A16", E4M3, None, None),
+        _float("MXFP8", E4M3, 32, Activations(E4M3, 32, steps="e8m0"), "e8m0"),
+        _float("MXFP4", E2M1, 32, Activations(E2M1, 32, steps="e8m0"), "e8m0"),
+        _float("NVFP4", E2M1, 16, Activations(E2M1, 16, dynamic=False, steps="e4m3"), "e4m3"),
+        _float("NVFP4A16", E2M1, 16, None, "e4m3"),
     )
 }
 
@@ -79,6 +181,22 @@ def preset(name: str) -> Scheme:
     if found is None:
         raise UnknownNameError("scheme", name, PRESETS)
     return found
+
+
+def identify(scheme: Scheme) -> Scheme | None:
+    """The scheme under the name of the preset that it is a case of; None if it is a case of none.
+
+    Integers may have another group size than their preset's, and without rounded activations other bits.
+    """
+    for known in PRESETS.values():
+        free: dict[str, Any] = {"name": known.name}
+        if known.element is None and (known.activations is None or known.group_size is not None):
+            free["group_size"] = known.group_size
+        if replace(scheme, **free) == known:
+            return replace(scheme, name=known.name)
+    if scheme.element is not None or scheme.activations is not None or scheme.rows != 1:
+        return None
+    return replace(scheme, name=f"W{scheme.bits}A16" + ("" if scheme.symmetric else "_ASYM"))
 
 
 def fitting_group_sizes(in_features: Iterable[int]) -> list[int]:
@@ -104,16 +222,23 @@ def check_group_size(scheme: Scheme, in_features: Mapping[str, int]) -> None:
     Raises:
         UsageError: lists the layers and the sizes that fit all of them.
     """
-    if scheme.group_size is None:
+    wrong = misfits(scheme, in_features)
+    if not wrong:
         return
-    misfits = {name: k for name, k in in_features.items() if k % scheme.group_size}
-    if not misfits:
-        return
-    shown = ", ".join(f"{name} ({k} columns)" for name, k in list(misfits.items())[:4])
-    more = f" and {len(misfits) - 4} more" if len(misfits) > 4 else ""
     fits = [str(g) for g in fitting_group_sizes(in_features.values())] + ["channel"]
     raise UsageError(
-        f"Group size {scheme.group_size} does not divide {len(misfits)} of {len(in_features)} layers: "
-        f"{shown}{more}. Sizes that fit all of them: {', '.join(fits)}. "
+        f"Group size {scheme.group_size} does not divide {len(wrong)} of {len(in_features)} layers: "
+        f"{listed(wrong)}. Sizes that fit all of them: {', '.join(fits)}. "
         f"Use --group-size {fits[0]} or --group-size auto."
     )
+
+
+def misfits(scheme: Scheme, in_features: Mapping[str, int]) -> dict[str, int]:
+    """Name and columns of the layers that the scheme's groups do not divide."""
+    return {name: k for name, k in in_features.items() if scheme.group_size and k % scheme.group_size}
+
+
+def listed(widths: Mapping[str, int]) -> str:
+    """The first of some layers and their columns, for a message."""
+    shown = ", ".join(f"{name} ({k} columns)" for name, k in list(widths.items())[:4])
+    return shown + (f" and {len(widths) - 4} more" if len(widths) > 4 else "")

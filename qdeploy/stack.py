@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from qdeploy.modeling.skeleton import finite, materialized
 from qdeploy.planned import Plan
 from qdeploy.progress import progress
 from qdeploy.recipe import Recipe
+from qdeploy.rounded_inputs import rounding
 from qdeploy.solved import SolvedBlock
 from qdeploy.stopwatch import part
 from qdeploy.walk import (
@@ -131,8 +133,9 @@ class Stack:
             if block.name in self.finished:
                 if self.reference:
                     self.reference.run(call, activations)
-                self._restore(block)
-                propagate(call, activations)
+                with ExitStack() as hooks:
+                    self._restore(block, hooks)
+                    propagate(call, activations)
             else:
                 sequential = task.recipe.true_sequential
                 solved = quantize_with_data(
@@ -153,15 +156,19 @@ class Stack:
         with materialized(task.model, block, task.reader, self.device):
             self._write(block, quantize_without_data(block, task.plan, group=task.group), start)
 
-    def _restore(self, block: Block) -> None:
-        """Put the weights of a finished shard in place."""
+    def _restore(self, block: Block, hooks: ExitStack) -> None:
+        """Put the weights of a finished shard in place, and have layers round what they read."""
         tensors = self.task.group.share(self.writer.load(block.name) if self.writer else None)
         for name, module in block.linears().items():
             if name in self.task.plan:
                 packed = {
                     key.removeprefix(f"{name}."): t for key, t in tensors.items() if _owner(key) == name
                 }
-                set_weight(module, unpack(packed, self.task.plan[name].scheme).dequantize())
+                found = unpack(packed, self.task.plan[name].scheme)
+                set_weight(module, found.dequantize())
+                if found.scheme.activations is not None:
+                    hook = rounding(found.scheme.activations, found.input_scale)
+                    hooks.callback(module.register_forward_pre_hook(hook).remove)
         # And the rest: norms and biases may have taken over what the columns of others are multiplied by.
         quantized = {f"{name}.weight" for name in self.task.plan}
         for name in tensors.keys() & set(block.parameters) - quantized:

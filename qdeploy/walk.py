@@ -2,40 +2,40 @@
 
 With true-sequential order (GPTQ, arXiv 2210.17323) o_proj is calibrated on what quantized q, k and v make of
 the text. Layers that read the same tensor share one Hessian. Activations are float32, though products may be
-rounded to bfloat16 (`qdeploy.modeling.products`): the int8 activations of W8A8 are quantized by the engine
-per token, and have no statistics to gather here.
+rounded to bfloat16 (`qdeploy.modeling.products`). What a layer reads is rounded, where its scheme says so,
+once it is quantized: layers after it learn what that does to their inputs.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qdeploy.distributed import ALONE, Group
 from qdeploy.folding import Folding
+from qdeploy.gathered import Gathered
 from qdeploy.halting import Halting, halting
-from qdeploy.methods.base import LinearProblem, needs_reference, solve
-from qdeploy.methods.correction import Lack
-from qdeploy.methods.hessian import Hessian
-from qdeploy.methods.scaling import Channels
+from qdeploy.methods.base import needs_reference
 from qdeploy.methods.temporaries import solving_bytes
 from qdeploy.modeling.activations import BATCH_TOKENS, Activations, footprint
 from qdeploy.modeling.blocks import Block, shared_inputs
 from qdeploy.modeling.followed import Followed
 from qdeploy.modeling.inputs import BlockCall, stopped
-from qdeploy.modeling.products import product_dtype
 from qdeploy.modeling.residual import Reference, Targets
 from qdeploy.planned import Plan
 from qdeploy.quantized import QuantizedLinear
+from qdeploy.rounded_inputs import rounding
 from qdeploy.solved import Solved, SolvedBlock
+from qdeploy.solving import solve_layer
 from qdeploy.stopwatch import part
+
+PreHook = Callable[[nn.Module, tuple[Any, ...]], Any]
 
 SOME_TOKENS = 1024
 """Tokens that are run beside the others, for what transforms compare."""
@@ -44,12 +44,9 @@ SOME_TOKENS = 1024
 @part("solve")
 def quantize_without_data(block: Block, plan: Plan, *, group: Group = ALONE) -> SolvedBlock:
     """Solve the layers of a materialized block whose methods look at weights alone."""
+    linears = block.linears()
     return SolvedBlock(
-        {
-            name: _solve(name, module, None, plan, group)
-            for name, module in block.linears().items()
-            if name in plan
-        }
+        {name: solve_layer(name, linears, None, plan, group) for name in linears if name in plan}
     )
 
 
@@ -75,7 +72,7 @@ def quantize_with_data(
         group: the processes that have the other samples.
     """
     run = _Run(call, activations, plan, reference, group, in_order=true_sequential)
-    with run.targets.watching():
+    with run.targets.watching(), run.hooks:
         if true_sequential:
             states = activations.resident_bytes + (reference.resident_bytes if reference else 0)
             run.solve_in_order(run.may_halt(activations.budget.inside(states)), outputs=outputs)
@@ -104,52 +101,6 @@ def needs_a_reference(plan: Plan) -> bool:
     return any(needs_reference(planned.rounder) for planned in plan.values())
 
 
-class _Inputs:
-    """What is learnt of the input that a group of layers shares, and of what their outputs lack.
-
-    `tokens` is how many there will be, for groups with transforms; 0 for others.
-    """
-
-    def __init__(
-        self, group: Sequence[str], linears: Mapping[str, nn.Linear], targets: Targets, tokens: int
-    ) -> None:
-        self._linears, self._targets = linears, targets
-        columns, device = linears[group[0]].in_features, linears[group[0]].weight.device
-        products = product_dtype(device)
-        self.hessian = Hessian(columns, device, products)
-        self.channels = Channels(columns, tokens, device) if tokens else None
-        self.lacks = {
-            name: Lack(linears[name].out_features, columns, device, products)
-            for name in group
-            if name in targets
-        }
-
-    def add(self, x: Tensor) -> None:
-        """Take in the input [..., K] in the micro-batch that runs."""
-        self.hessian.add(x)
-        if self.channels:
-            self.channels.add(x)
-        for name, lack in self.lacks.items():
-            target, samples = self._targets.target(name, x.device)
-            if len(target):
-                read = x[samples]
-                lack.add(target - self._linears[name].forward(read), read)
-
-    def merge(self, group: Group) -> None:
-        """Take in what the other processes have seen."""
-        self.hessian.merge(group)
-        if self.channels:
-            self.channels.merge(group)
-        for lack in self.lacks.values():
-            lack.merge(group)
-
-    def divide(self, s: Tensor) -> None:
-        """Make them those of x / s, for s [K]."""
-        self.hessian.divide(s)
-        for lack in self.lacks.values():
-            lack.divide(s)
-
-
 class _Run:
     """One block being quantized: ways to get at the inputs of its layers, and what is solved so far."""
 
@@ -167,6 +118,8 @@ class _Run:
         self.device = _device(call.block)
         self.linears = call.block.linears()
         self.solved: dict[str, Solved] = {}
+        self.hooks = ExitStack()
+        self.roundings: dict[str, PreHook] = {}
         self.targets = self._targets(reference, in_order)
         with part("forward"):
             seen = shared_inputs(call.block, lambda: call(activations[:1].to(self.device)))
@@ -185,10 +138,11 @@ class _Run:
             layers[name] = layers[name].divided_by(divided[name])
         return SolvedBlock(layers, divided)
 
-    def _inputs(self, group: Sequence[str]) -> _Inputs:
+    def _inputs(self, group: Sequence[str]) -> Gathered:
         samples, length, _ = self.activations.shape
-        tokens = samples * length if self.folding.transforms(group) else 0
-        return _Inputs(group, self.linears, self.targets, tokens)
+        static = any(name in self.plan and self.plan[name].scheme.needs_data for name in group)
+        tokens = samples * length if static or self.folding.transforms(group) else 0
+        return Gathered(group, self.linears, self.targets, tokens)
 
     def _targets(self, reference: Reference | None, in_order: bool) -> Targets:
         """For all writers in order; together, none would see what another makes up for, so for the last."""
@@ -237,7 +191,7 @@ class _Run:
 
     @part("forward")
     def _advance(
-        self, forwards: Iterable[tuple[Halting, slice]], group: Sequence[str], inputs: _Inputs
+        self, forwards: Iterable[tuple[Halting, slice]], group: Sequence[str], inputs: Gathered
     ) -> None:
         """Let the forward of each micro-batch go on to `group` and halt there."""
 
@@ -260,7 +214,7 @@ class _Run:
 
     @part("forward")
     def _take_in(
-        self, groups: Sequence[Sequence[str]], inputs: Sequence[_Inputs], batches: Iterable[slice]
+        self, groups: Sequence[Sequence[str]], inputs: Sequence[Gathered], batches: Iterable[slice]
     ) -> None:
         """Add what the groups read to their Hessians; the block runs only as far as the last group."""
         for samples in batches:
@@ -282,11 +236,17 @@ class _Run:
     ) -> Iterator[None]:
         """Call `observe` with the position of a group and its input before its first layer runs."""
 
-        def watch(group: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            return lambda _, args: observe(group, args[0])
+        def watch(group: int, name: str) -> PreHook:
+            def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
+                observe(group, args[0])
+                # The forward may have halted there until the layer was quantized, and the call goes on with
+                # the hooks that it had when it began.
+                return self.roundings[name](module, args) if name in self.roundings else None
+
+            return hook
 
         handles = [
-            self.linears[names[0]].register_forward_pre_hook(watch(group))
+            self.linears[names[0]].register_forward_pre_hook(watch(group, names[0]))
             for group, names in enumerate(groups)
         ]
         try:
@@ -305,20 +265,26 @@ class _Run:
         return [partial(forward, samples) for samples in batches]
 
     @part("solve")
-    def _solve(self, names: Sequence[str], inputs: _Inputs | None) -> None:
+    def _solve(self, names: Sequence[str], inputs: Gathered | None) -> None:
         s = left_out = None
+        solved: dict[str, QuantizedLinear] = {}
         if inputs is not None:
             inputs.merge(self.processes)
             s, left_out = self._scale(names, inputs), self.folding.left_out(names)
         for name in names:
             if name not in self.plan:
                 continue
-            found = _solve(name, self.linears[name], inputs, self.plan, self.processes, s)
+            found = solve_layer(name, self.linears, inputs, self.plan, self.processes, s)
             self.solved[name] = found.with_word(left_out and f"{self.plan[name].method}: {name}: {left_out}")
-            weight = found.solution.quantized.dequantize()
+            solved[name] = found.solution.quantized
+        for name, quantized in solved.items():
+            weight, how = quantized.dequantize(), quantized.scheme.activations
             set_weight(self.linears[name], weight if s is None else weight / s)
+            if how is not None:
+                self.roundings[name] = hook = rounding(how, quantized.input_scale, s)
+                self.hooks.callback(self.linears[name].register_forward_pre_hook(hook).remove)
 
-    def _scale(self, names: Sequence[str], inputs: _Inputs) -> Tensor | None:
+    def _scale(self, names: Sequence[str], inputs: Gathered) -> Tensor | None:
         """Let the transforms of layers that share an input scale its channels; returns s [K] if they do."""
         if inputs.channels is None:
             return None
@@ -335,29 +301,6 @@ def _some_inputs(activations: Activations, targets: Targets, device: torch.devic
     with targets.aside():
         for samples in islice(activations.batches(), few):
             yield activations[samples].to(device)
-
-
-def _solve(
-    name: str, module: nn.Linear, inputs: _Inputs | None, plan: Plan, group: Group, s: Tensor | None = None
-) -> Solved:
-    """Each process solves its part of the rows; all get the whole. Columns are multiplied by s [K]."""
-    planned = plan[name]
-    start = time.perf_counter()
-    weight = module.weight.detach() if s is None else module.weight.detach() * s
-    rows = group.part(len(weight))
-    hessian = inputs.hessian if inputs else None
-    lack = inputs.lacks[name].matrix(rows) if inputs and name in inputs.lacks else None
-    own = solve(planned.rounder, LinearProblem(name, weight[rows], hessian, planned.scheme, lack, group))
-    solution = replace(own, quantized=_whole(own.quantized, len(weight), group))
-    return Solved(solution, time.perf_counter() - start, hessian.tokens if hessian else None)
-
-
-def _whole(part: QuantizedLinear, rows: int, group: Group) -> QuantizedLinear:
-    """The layer whose rows the processes have solved in parts."""
-    zeros = None if part.zeros is None else group.join(part.zeros, rows)
-    return replace(
-        part, codes=group.join(part.codes, rows), scales=group.join(part.scales, rows), zeros=zeros
-    )
 
 
 def _device(block: Block) -> torch.device:

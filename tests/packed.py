@@ -12,12 +12,12 @@ from torch import Tensor
 from qdeploy.checkpoint.companions import companions
 from qdeploy.formats.compressed_tensors import pack, quantization_config
 from qdeploy.quantized import QuantizedLinear, portable_scales
-from qdeploy.schemes import Scheme
+from qdeploy.schemes import INT8_PER_TOKEN, Scheme
 
 W4A16 = Scheme("W4A16", 4, 32)
 W4A16_ASYM = Scheme("W4A16_ASYM", 4, 32, symmetric=False)
 W8A16 = Scheme("W8A16", 8, 32)
-W8A8 = Scheme("W8A8", 8, None, activation_bits=8)
+W8A8 = Scheme("W8A8", 8, None, activations=INT8_PER_TOKEN)
 WEIGHTS = "model.safetensors"
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from qdeploy.checkpoint.manifest import Manifest, load_manifest
-from qdeploy.formats.compressed_tensors import SUFFIXES, module_schemes
+from qdeploy.formats.compressed_tensors import module_schemes
+from qdeploy.formats.ct_layout import SUFFIXES
 from qdeploy.modeling.checkpoint import CheckpointReader
-from qdeploy.schemes import Scheme
+from qdeploy.schemes import INT8_PER_TOKEN, Scheme
 
 CODES, SCALES = "quantized weights", "scales and zero points"
 EMBEDDINGS, LINEAR, VECTORS = "embeddings and output head", "16-bit linear layers", "norms and biases"
@@ -136,7 +137,9 @@ def _weights(reader: CheckpointReader, module: str) -> int:
     shape = f"{module}.weight_shape"
     if shape in reader:
         return math.prod(int(size) for size in reader.get(shape))
-    return math.prod(reader.shape(f"{module}.weight"))
+    if f"{module}.weight" in reader:
+        return math.prod(reader.shape(f"{module}.weight"))
+    return 2 * math.prod(reader.shape(f"{module}.weight_packed"))  # two minifloats of 4 bits a byte
 
 
 def served_by(schemes: set[Scheme]) -> list[str]:
@@ -150,8 +153,10 @@ def served_by(schemes: set[Scheme]) -> list[str]:
 
 def _vllm_cuda(scheme: Scheme) -> bool:
     # Its Humming kernel takes what Machete and Marlin do not: 2 to 8 bits, on either grid.
-    return scheme.activation_bits is None or scheme.symmetric
+    return not (scheme.bits == 4 and scheme.activations == INT8_PER_TOKEN)
 
 
 def _vllm_cpu(scheme: Scheme) -> bool:
-    return scheme.bits == 4 or scheme.activation_bits == 8
+    if scheme.element is not None:
+        return scheme.name == "FP8_DYNAMIC"
+    return scheme.bits == 4 or scheme.activations is not None

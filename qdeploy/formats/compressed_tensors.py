@@ -1,6 +1,5 @@
 """The compressed-tensors format of vLLM and transformers: tensors of one layer, both ways.
 
-pack-quantized holds weight-only integers as dense bit streams, int-quantized holds W8A8 weights as int8.
 `quantization_config` in config.json, which says which layer is which, is in `ct_config`.
 """
 
@@ -14,60 +13,108 @@ from torch import Tensor
 from qdeploy.errors import CheckpointError
 from qdeploy.formats import bits
 from qdeploy.formats.ct_config import module_schemes, quantization_config
+from qdeploy.formats.ct_layout import INT8, PACKED, SUFFIXES, layout, storage_format
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
-from qdeploy.schemes import Scheme
+from qdeploy.schemes import E4M3, Scheme
 
 __all__ = ["module_schemes", "pack", "quantization_config", "read_linear", "unpack"]
 
-SUFFIXES = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
-"""Every tensor that a quantized layer may own, its bias aside."""
+E8M0_BIAS = 127
+_SCALES = ("weight_scale", "input_scale")
 
 
 def pack(q: QuantizedLinear) -> dict[str, Tensor]:
-    """The tensors that stand for `q`, keyed by the suffix that follows the module's name.
-
-    pack-quantized: weight_packed int32 [N, ceil(K·b/32)], weight_scale bfloat16 [N, G], weight_shape int64
-    [2] = (N, K), and for asymmetric schemes weight_zero_point int32 [ceil(N·b/32), G].
-    int-quantized: weight int8 [N, K] = code − 128, weight_scale bfloat16 [N, 1].
-    """
-    if q.scheme.activation_bits is not None:
-        # Flipping the top bit is the subtraction of 128, read as two's complement.
-        return {"weight": (q.codes ^ 0x80).view(torch.int8), "weight_scale": q.scales}
-    tensors = {
-        "weight_packed": bits.pack(q.codes, q.scheme.bits),
-        "weight_scale": q.scales,
-        "weight_shape": torch.tensor(q.codes.shape),
-    }
+    """The tensors that stand for `q`, keyed by the suffix that follows the module's name; see `layout`."""
+    tensors = _pack_codes(q) | {"weight_scale": _pack_scales(q)}
+    if storage_format(q.scheme) == PACKED:
+        tensors["weight_shape"] = torch.tensor(q.codes.shape)
     if q.zeros is not None:
         tensors["weight_zero_point"] = bits.pack(q.zeros, q.scheme.bits, dim=0)
+    if q.divisor is not None:
+        tensors["weight_global_scale"] = q.divisor.reshape(1)
+    if q.input_scale is not None:
+        name = "input_scale" if q.divisor is None else "input_global_scale"
+        scale = q.input_scale.reshape(1)
+        tensors[name] = scale.bfloat16() if q.divisor is None else scale
     return tensors
 
 
-def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
-    """The inverse of `pack`; also reads what llm-compressor wrote in the same two formats.
+def _pack_codes(q: QuantizedLinear) -> dict[str, Tensor]:
+    name = storage_format(q.scheme)
+    if name == PACKED:
+        return {"weight_packed": bits.pack(q.codes, q.scheme.bits)}
+    if name == INT8:
+        return {"weight": (q.codes.short() - q.scheme.zero).to(torch.int8)}
+    if q.scheme.element == E4M3:
+        return {"weight": q.codes.view(torch.float8_e4m3fn)}
+    return {"weight_packed": q.codes[:, ::2] | (q.codes[:, 1::2] << 4)}
 
-    Scales keep the dtype they are stored in.
+
+def _pack_scales(q: QuantizedLinear) -> Tensor:
+    scheme = q.scheme
+    scales = q.scales[:1, 0] if scheme.rows is None else q.scales[:: scheme.rows].contiguous()
+    if scheme.steps == "e8m0":
+        return (scales.float().log2() + E8M0_BIAS).to(torch.uint8)
+    return scales.to(torch.float8_e4m3fn) if scheme.steps == "e4m3" else scales
+
+
+def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
+    """The inverse of `pack`; also reads what llm-compressor wrote in the same formats.
+
+    Scales keep the dtype they are stored in, where that is floating point of 16 or 32 bits.
 
     Raises:
         CheckpointError: a tensor is missing, or its dtype or shape does not fit the scheme.
     """
-    scales = _tensor(tensors, "weight_scale")
-    if scheme.activation_bits is not None:
-        weight = _tensor(tensors, "weight", torch.int8)
-        _check_shape("weight_scale", scales, (weight.shape[0], 1))
-        return QuantizedLinear(weight.view(torch.uint8) ^ 0x80, scales, None, scheme)
-    n, k = (int(size) for size in _tensor(tensors, "weight_shape"))
-    groups = scheme.groups(k)
-    packed = _tensor(tensors, "weight_packed", torch.int32)
-    _check_shape("weight_packed", packed, (n, bits.words(k, scheme.bits)))
-    _check_shape("weight_scale", scales, (n, groups))
-    zeros = None
-    if not scheme.symmetric:
-        packed_zeros = _tensor(tensors, "weight_zero_point", torch.int32)
-        _check_shape("weight_zero_point", packed_zeros, (bits.words(n, scheme.bits), groups))
-        zeros = bits.unpack(packed_zeros, scheme.bits, n, dim=0)
-    return QuantizedLinear(bits.unpack(packed, scheme.bits, k), scales, zeros, scheme)
+    n, k = _shape(tensors, scheme)
+    for suffix, (dtype, shape) in layout(scheme, n, k).items():
+        _check(tensors, suffix, None if suffix in _SCALES and dtype == torch.bfloat16 else dtype, shape)
+    zeros = tensors.get("weight_zero_point")
+    scale = tensors.get("input_scale" if scheme.steps != "e4m3" else "input_global_scale")
+    divisor = tensors.get("weight_global_scale")
+    return QuantizedLinear(
+        _unpack_codes(tensors, scheme, k),
+        _unpack_scales(tensors["weight_scale"], scheme, n),
+        None if scheme.symmetric or zeros is None else bits.unpack(zeros, scheme.bits, n, dim=0),
+        scheme,
+        None if divisor is None else divisor.reshape(()),
+        None if scale is None or not scheme.needs_data else scale.float().reshape(()),
+    )
+
+
+def _shape(tensors: Mapping[str, Tensor], scheme: Scheme) -> tuple[int, int]:
+    """(N, K)."""
+    if storage_format(scheme) == PACKED:
+        n, k = (int(size) for size in _tensor(tensors, "weight_shape"))
+        return n, k
+    if scheme.bits == 4 and scheme.element is not None:
+        n, half = _tensor(tensors, "weight_packed").shape
+        return n, 2 * half
+    n, k = _tensor(tensors, "weight").shape
+    return n, k
+
+
+def _unpack_codes(tensors: Mapping[str, Tensor], scheme: Scheme, k: int) -> Tensor:
+    name = storage_format(scheme)
+    if name == PACKED:
+        return bits.unpack(tensors["weight_packed"], scheme.bits, k)
+    if name == INT8:
+        return (tensors["weight"].short() + scheme.zero).to(torch.uint8)
+    if scheme.element == E4M3:
+        return tensors["weight"].view(torch.uint8)
+    packed = tensors["weight_packed"]
+    return torch.stack([packed & 15, packed >> 4], -1).flatten(1)
+
+
+def _unpack_scales(scales: Tensor, scheme: Scheme, n: int) -> Tensor:
+    if scheme.steps == "e8m0":
+        scales = torch.exp2(scales.float() - E8M0_BIAS).bfloat16()
+    elif scheme.steps == "e4m3":
+        scales = scales.bfloat16()
+    if scheme.rows is None:
+        return scales.reshape(1, 1).expand(n, 1)
+    return scales if scheme.rows == 1 else scales.repeat_interleave(scheme.rows, 0)[:n]
 
 
 def read_linear(reader: CheckpointReader, module: str, scheme: Scheme) -> QuantizedLinear:
@@ -84,14 +131,17 @@ def read_linear(reader: CheckpointReader, module: str, scheme: Scheme) -> Quanti
         raise CheckpointError(f"{module} in {reader.folder} is damaged: {error}.") from error
 
 
-def _tensor(tensors: Mapping[str, Tensor], suffix: str, dtype: torch.dtype | None = None) -> Tensor:
+def _tensor(tensors: Mapping[str, Tensor], suffix: str) -> Tensor:
     if suffix not in tensors:
         raise CheckpointError(f"tensor {suffix} is missing; the layer has {', '.join(sorted(tensors))}")
-    if dtype not in (None, tensors[suffix].dtype):
-        raise CheckpointError(f"{suffix} is {tensors[suffix].dtype}, expected {dtype}")
     return tensors[suffix]
 
 
-def _check_shape(suffix: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != expected:
-        raise CheckpointError(f"{suffix} has shape {list(tensor.shape)}, expected {list(expected)}")
+def _check(
+    tensors: Mapping[str, Tensor], suffix: str, dtype: torch.dtype | None, shape: tuple[int, ...]
+) -> None:
+    tensor = _tensor(tensors, suffix)
+    if dtype not in (None, tensor.dtype):
+        raise CheckpointError(f"{suffix} is {tensor.dtype}, expected {dtype}")
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(f"{suffix} has shape {list(tensor.shape)}, expected {list(shape)}")

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from qdeploy.errors import CheckpointError
+from qdeploy.formats.ct_layout import storage_format
 from qdeploy.modeling.checkpoint import CheckpointReader
-from qdeploy.schemes import PRESETS, Scheme
+from qdeploy.schemes import E2M1, E4M3, Activations, Minifloat, Scheme, Steps, identify
 
-PACKED, INT8 = "pack-quantized", "int-quantized"
 _WEIGHT_SUFFIXES = (".weight_packed", ".weight_scale")
-
-
-def storage_format(scheme: Scheme) -> str:
-    """The compressed-tensors name of how `scheme` is stored."""
-    return PACKED if scheme.activation_bits is None else INT8
+_SCALE_DTYPES = {"e8m0": "torch.uint8", "e4m3": "torch.float8_e4m3fn"}
+_ELEMENTS = {8: E4M3, 4: E2M1}
 
 
 def quantization_config(schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dict[str, Any]:
@@ -56,31 +54,50 @@ def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
     return {
         "targets": targets,
         "format": storage_format(scheme),
-        "weights": {
-            "num_bits": scheme.bits,
-            "type": "int",
-            "symmetric": scheme.symmetric,
-            "strategy": "channel" if scheme.group_size is None else "group",
-            "group_size": scheme.group_size,
-            "dynamic": False,
-        },
-        "input_activations": _per_token(scheme.activation_bits),
+        "weights": _weights(scheme),
+        "input_activations": scheme.activations and _inputs(scheme.activations),
         "output_activations": None,
     }
 
 
-def _per_token(bits: int | None) -> dict[str, Any] | None:
-    """Activations rounded per token at run time need no observer; the default one would be looked for."""
-    if bits is None:
-        return None
-    return {
-        "num_bits": bits,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "token",
-        "dynamic": True,
-        "observer": None,
+def _weights(scheme: Scheme) -> dict[str, Any]:
+    strategy = "channel" if scheme.group_size is None else "group"
+    if scheme.rows != 1:
+        strategy = "tensor" if scheme.rows is None else "block"
+    elif scheme.steps == "e4m3":
+        strategy = "tensor_group"
+    grouped = strategy in ("group", "tensor_group")
+    written: dict[str, Any] = {
+        "num_bits": scheme.bits,
+        "type": "float" if scheme.element else "int",
+        "symmetric": scheme.symmetric,
+        "strategy": strategy,
+        "group_size": scheme.group_size if grouped else None,
+        "dynamic": False,
     }
+    if strategy == "block":
+        written["block_structure"] = [scheme.rows, scheme.group_size]
+    return written | _scale_dtype(scheme.steps)
+
+
+def _inputs(activations: Activations) -> dict[str, Any]:
+    """Activations rounded with scales of their own need no observer; the default one would be looked for."""
+    element, per, local = activations.element, activations.per, activations.steps == "e4m3"
+    written: dict[str, Any] = {
+        "num_bits": element.bits if element else 8,
+        "type": "float" if element else "int",
+        "symmetric": True,
+        "strategy": ("tensor_group" if local else "group") if isinstance(per, int) else per,
+        "dynamic": "local" if local else activations.dynamic,
+        "observer": None if activations.dynamic else "static_minmax",
+    }
+    if isinstance(per, int):
+        written["group_size"] = per
+    return written | _scale_dtype(activations.steps)
+
+
+def _scale_dtype(steps: Steps) -> dict[str, str]:
+    return {"scale_dtype": _SCALE_DTYPES[steps]} if steps in _SCALE_DTYPES else {}
 
 
 def module_schemes(config: Mapping[str, Any], reader: CheckpointReader) -> dict[str, Scheme]:
@@ -142,31 +159,45 @@ def _resolve(module: str, groups: Sequence[tuple[Sequence[str], Scheme]]) -> Sch
 def _scheme(name: str, group: Mapping[str, Any]) -> Scheme:
     """The scheme that a config group spells out."""
     weights, inputs = group.get("weights") or {}, group.get("input_activations")
-    size = int(weights.get("group_size") or -1)
-    strategy = weights.get("strategy") or ("group" if size > 0 else "channel")
-    bits, symmetric = int(weights.get("num_bits", 8)), bool(weights.get("symmetric", True))
-    readable = (
-        weights.get("type", "int") == "int"
-        and strategy in ("group", "channel")
-        and weights.get("actorder") not in ("group", "dynamic")
-        and (inputs is None or _is_w8a8(bits, symmetric, strategy, inputs))
-    )
-    if not readable:
+    found = None
+    with suppress(KeyError, ValueError):
+        if weights.get("actorder") not in ("group", "dynamic"):
+            found = identify(_read_weights(weights, inputs and _read_inputs(inputs)))
+    if found is None:
         raise CheckpointError(
-            f"quantization_config group {name!r} is neither weight-only int nor int8 with per-token int8 "
-            f"activations: weights {weights}, input_activations {inputs}"
+            f"quantization_config group {name!r} is none of the number formats that can be read "
+            f"(`qdeploy methods` lists them): weights {weights}, input_activations {inputs}"
         )
-    group_size = size if strategy == "group" else None
-    return Scheme(_preset_name(bits, symmetric, inputs), bits, group_size, symmetric, 8 if inputs else None)
+    return found
 
 
-def _is_w8a8(bits: int, symmetric: bool, strategy: str, inputs: Mapping[str, Any]) -> bool:
-    keys = ("num_bits", "type", "symmetric", "strategy", "dynamic")
-    per_token = tuple(inputs.get(key) for key in keys) == (8, "int", True, "token", True)
-    return per_token and (bits, symmetric, strategy) == (8, True, "channel")
+def _read_weights(weights: Mapping[str, Any], activations: Activations | None) -> Scheme:
+    element, bits, strategy, size, steps = _number(weights)
+    rows: int | None = 1
+    if strategy == "tensor":
+        rows = None
+    elif strategy == "block":
+        rows, size = weights["block_structure"]
+    return Scheme("", bits, size, bool(weights.get("symmetric", True)), activations, element, steps, rows)
 
 
-def _preset_name(bits: int, symmetric: bool, inputs: Mapping[str, Any] | None) -> str:
-    name = f"W{bits}A{8 if inputs else 16}"
-    asymmetric = f"{name}_ASYM"
-    return asymmetric if not symmetric and asymmetric in PRESETS else name
+def _read_inputs(inputs: Mapping[str, Any]) -> Activations:
+    element, bits, strategy, size, steps = _number(inputs)
+    if (element is None and bits != 8) or not inputs.get("symmetric", True):
+        raise ValueError(f"activations {inputs}")
+    per = size if size is not None else strategy
+    return Activations(element, per, inputs.get("dynamic") is True, steps)  # type: ignore[arg-type]
+
+
+def _number(args: Mapping[str, Any]) -> tuple[Minifloat | None, int, str, int | None, Steps]:
+    """Element, bits, strategy, group size and steps out of what compressed-tensors calls QuantizationArgs."""
+    bits, size = int(args.get("num_bits", 8)), int(args.get("group_size") or -1)
+    strategy = args.get("strategy") or ("group" if size > 0 else "channel")
+    if strategy not in ("tensor", "channel", "group", "block", "token", "tensor_group"):
+        raise ValueError(f"strategy {strategy!r}")
+    element = _ELEMENTS[bits] if args.get("type", "int") == "float" else None
+    steps: Steps = "e4m3" if strategy == "tensor_group" else "bfloat16"
+    # MXFP4 of compressed-tensors before 0.13 does not name the type of its scales.
+    if args.get("scale_dtype") == _SCALE_DTYPES["e8m0"] or (element == E2M1 and strategy == "group"):
+        steps = "e8m0"
+    return element, bits, strategy, size if size > 0 else None, steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from qdeploy.errors import CheckpointError
-from qdeploy.formats.compressed_tensors import SUFFIXES, module_schemes, read_linear
-from qdeploy.int8_inputs import round_inputs
+from qdeploy.formats.compressed_tensors import module_schemes, read_linear
+from qdeploy.formats.ct_layout import SUFFIXES
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.experts import split_experts
+from qdeploy.rounded_inputs import round_inputs
+from qdeploy.schemes import Scheme
 
 
 def dequantized_state(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Parameters of the model in `folder` under the names that it has in 16 bits.
 
-    Quantized weights come as float32, exactly s · (q − z); everything else in the dtype it is stored in.
+    Quantized weights come as float32, exactly what their codes say; everything else as it is stored.
 
     Raises:
         CheckpointError: the folder is broken, or quantized in a way that cannot be read.
@@ -37,7 +39,7 @@ def dequantized_state(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def dequantized_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A transformers causal language model with the mathematics of the checkpoint in `folder`.
 
-    Weights are dequantized; inputs of W8A8 layers are rounded to int8 per token, as engines do. 16-bit
+    Weights are dequantized; inputs are rounded where their layers' scheme says so, as engines do. 16-bit
     folders load as they are. Needs memory for the whole model in `dtype`.
 
     Raises:
@@ -46,8 +48,19 @@ def dequantized_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     reader = CheckpointReader(folder)
     model = _load(folder, dict(dequantized_state(folder)), dtype)
     split_experts(model)  # so that every quantized layer is a module of that name
-    round_inputs(model, module_schemes(reader.config, reader))
+    schemes = module_schemes(reader.config, reader)
+    round_inputs(model, schemes, input_scales(reader, schemes))
     return model.eval()
+
+
+def input_scales(reader: CheckpointReader, schemes: Mapping[str, Scheme]) -> dict[str, Tensor]:
+    """Module → the static scale of its inputs, float32 [], where its scheme has one."""
+    found = {
+        name: read_linear(reader, name, scheme).input_scale
+        for name, scheme in schemes.items()
+        if scheme.needs_data
+    }
+    return {name: scale for name, scale in found.items() if scale is not None}
 
 
 def _load(folder: Path, state: dict[str, Tensor], dtype: torch.dtype) -> Any:

@@ -31,6 +31,7 @@ class LinearProblem:
         scheme: the number format to end in; its group size divides K.
         lack: M of `qdeploy.methods.correction`, float32 [N, K]; None where the method does not ask for it or
             the layer does not write to the residual stream.
+        largest: |w| of all layers that engines run as one, all their rows; None if there are no others.
         group: the processes that hold the other rows. What a method decides for all rows together must come
             from H or from `group.totals`, which is called equally often in every process.
     """
@@ -40,6 +41,7 @@ class LinearProblem:
     hessian: Hessian | None
     scheme: Scheme
     lack: Tensor | None = None
+    largest: float | None = None
     group: Group = ALONE
 
 

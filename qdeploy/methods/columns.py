@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qdeploy import levels
 from qdeploy.methods import kernels
 from qdeploy.methods.grid import Grid
 from qdeploy.methods.hessian import Factor
+from qdeploy.schemes import Scheme
 
 LEAF = 16
 """Columns that are rounded one at a time between matrix products."""
@@ -35,14 +37,14 @@ class Rounded:
 
 def round_columns(weight: Tensor, grid: Grid, factor: Factor) -> Rounded:
     """Round the columns of `weight` float32 [N, K] in the factor's order."""
-    if not kernels.fit_for(weight):
+    if not kernels.fit_for(weight, grid.scheme):
         return round_on_device(weight, grid, factor)
     rounded = Rounded(
         torch.empty_like(weight, dtype=torch.uint8),
         torch.empty_like(weight),
         weight.new_empty(len(weight)),
     )
-    tensors = (weight, factor.order, factor.lower, grid.scales.float(), grid.offsets())
+    tensors = (weight, factor.order, factor.lower, grid.steps(), grid.offsets())
     arrays = [tensor.contiguous().numpy() for tensor in tensors]
     results = [tensor.numpy() for tensor in (rounded.codes, rounded.targets, rounded.losses)]
     kernels.over_rows(kernels.round_rows, len(weight), *arrays, grid.scheme.qmax, *results)
@@ -55,21 +57,21 @@ def round_on_device(weight: Tensor, grid: Grid, factor: Factor) -> Rounded:
     group = order // (columns // grid.scales.shape[1])
     # Transposed, so that a column of W is contiguous.
     w = weight.T[order].contiguous()
-    s, z = grid.scales.float().T[group], grid.offsets().T[group]
-    rounding = _Rounding(w, factor.upper, s, z, grid.scheme.qmax)
+    s, z = grid.steps().T[group], grid.offsets().T[group]
+    rounding = _Rounding(w, factor.upper, s, z, grid.scheme)
     rounding.run()
     back = torch.argsort(order)
-    codes, targets = (found[back].T.contiguous() for found in (rounding.q, rounding.w))
+    codes = levels.encode(rounding.q, z, grid.scheme)
+    codes, targets = (found[back].T.contiguous() for found in (codes, rounding.w))
     return Rounded(codes, targets, rounding.e.square().sum(0))
 
 
 class _Rounding:
-    """The recursion over column ranges; all of W, E, S, Z are [K, N] in the order of rounding."""
+    """The recursion over column ranges; W, E, S, Z and levels Q are [K, N] in the order of rounding."""
 
-    def __init__(self, w: Tensor, u: Tensor, s: Tensor, z: Tensor, qmax: int) -> None:
-        self.w, self.u, self.s, self.z, self.qmax = w, u, s, z, qmax
-        self.e = torch.empty_like(w)
-        self.q = torch.empty_like(w, dtype=torch.uint8)
+    def __init__(self, w: Tensor, u: Tensor, s: Tensor, z: Tensor, scheme: Scheme) -> None:
+        self.w, self.u, self.s, self.z, self.scheme = w, u, s, z, scheme
+        self.e, self.q = torch.empty_like(w), torch.empty_like(w)
 
     def run(self) -> None:
         self._range(0, len(self.w))
@@ -89,6 +91,5 @@ class _Rounding:
         if j > start:
             self.w[j] -= self.u[start:j, j] @ self.e[start:j]
         w = self.w[j]
-        q = (w / self.s[j]).round_().add_(self.z[j]).clamp_(0, self.qmax)
-        self.q[j] = q
-        self.e[j] = (w - self.s[j] * (q - self.z[j])) / self.u[j, j]
+        self.q[j] = levels.nearest(w / self.s[j], self.z[j], self.scheme)
+        self.e[j] = (w - self.s[j] * self.q[j]) / self.u[j, j]

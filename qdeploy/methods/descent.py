@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qdeploy import levels
 from qdeploy.methods import kernels
 from qdeploy.methods.grid import Grid
 from qdeploy.methods.hessian import Factor
-from qdeploy.quantized import QuantizedLinear
+from qdeploy.schemes import Scheme
 
 
 def descend(weight: Tensor, codes: Tensor, grid: Grid, factor: Factor, passes: int) -> Tensor:
@@ -21,25 +22,25 @@ def descend(weight: Tensor, codes: Tensor, grid: Grid, factor: Factor, passes: i
     codes = codes.clone(memory_format=torch.contiguous_format)
     if not passes:
         return codes
-    rounded = QuantizedLinear(codes, grid.scales, grid.zeros, grid.scheme).dequantize()
-    gradient = (weight - rounded) @ factor.damped
-    scales, zeros, qmax = grid.scales.float(), grid.offsets(), grid.scheme.qmax
-    if kernels.fit_for(weight):
-        arrays = [tensor.numpy() for tensor in (factor.damped, gradient, scales, zeros)]
-        kernels.over_rows(kernels.descend_rows, len(weight), *arrays, qmax, passes, codes.numpy())
+    gradient = (weight - grid.quantized(codes).dequantize()) @ factor.damped
+    steps, zeros = grid.steps(), grid.offsets()
+    if kernels.fit_for(weight, grid.scheme):
+        arrays = [tensor.numpy() for tensor in (factor.damped, gradient, steps, zeros)]
+        kernels.over_rows(kernels.descend_rows, len(weight), *arrays, grid.scheme.qmax, passes, codes.numpy())
         return codes
     for _ in range(passes):
-        descend_columns(factor.damped, gradient, scales, zeros, qmax, codes)
+        descend_columns(factor.damped, gradient, steps, zeros, grid.scheme, codes)
     return codes
 
 
 def descend_columns(
-    h: Tensor, gradient: Tensor, scales: Tensor, zeros: Tensor, qmax: int, codes: Tensor
+    h: Tensor, gradient: Tensor, steps: Tensor, zeros: Tensor, scheme: Scheme, codes: Tensor
 ) -> None:
-    """One pass over all rows at a time, for a GPU; arguments as those of `kernels.descend_rows`."""
-    width = len(h) // scales.shape[1]
+    """One pass over all rows at a time, by tensor operations; arguments as of `kernels.descend_rows`."""
+    width = len(h) // steps.shape[1]
     for j in range(len(h)):
-        s, z, old = scales[:, j // width], zeros[:, j // width], codes[:, j].float()
-        new = ((old - z + gradient[:, j] / h[j, j] / s).round() + z).clamp(0, qmax)
-        codes[:, j] = new.to(torch.uint8)
+        s, z = steps[:, j // width], zeros[:, j // width]
+        old = levels.decode(codes[:, j], z, scheme)
+        new = levels.nearest(old + gradient[:, j] / h[j, j] / s, z, scheme)
+        codes[:, j] = levels.encode(new, z, scheme)
         gradient.addr_(s * (new - old), h[j], alpha=-1)

@@ -41,10 +41,9 @@ from qdeploy.methods.base import LinearProblem, Solution, relative_error, rounde
 from qdeploy.methods.columns import round_columns
 from qdeploy.methods.correction import corrected
 from qdeploy.methods.descent import descend
-from qdeploy.methods.grid import Grid, fit, search
+from qdeploy.methods.grid import Grid, by_shared_rows, fit, search
 from qdeploy.methods.hessian import LARGEST_DAMP, Factor, Hessian
 from qdeploy.methods.rtn import RTN, round_to_nearest
-from qdeploy.quantized import QuantizedLinear
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -93,7 +92,7 @@ def gptq(config: GPTQ, problem: LinearProblem) -> Solution:
         problem = replace(problem, weight=corrected(problem, factor, config.correction * _trust(hessian)))
     grid, codes = _round(config, problem, factor)
     codes = descend(problem.weight, codes, grid, factor, config.passes)
-    quantized = QuantizedLinear(codes, grid.scales, grid.zeros, grid.scheme)
+    quantized = grid.quantized(codes)
     few = _too_few(config, problem.name, hessian) if shrinkage > config.shrinkage else None
     return Solution(quantized, relative_error(problem, quantized), damp=factor.damp, fallback=broken or few)
 
@@ -104,18 +103,17 @@ def _round(config: GPTQ, problem: LinearProblem, factor: Factor) -> tuple[Grid, 
     Returns:
         The grid, and codes uint8 [N, K].
     """
-    weight, scheme = problem.weight, problem.scheme
+    weight, scheme, largest = problem.weight, problem.scheme, problem.largest
     if not config.grid:
-        grid = fit(weight, scheme)
+        grid = fit(weight, scheme, largest)
         return grid, round_columns(weight, grid, factor).codes
-    a = search(weight, scheme, factor.importance)
+    a = search(weight, scheme, factor.importance, largest)
     first = round_columns(weight, a, factor)
-    b = search(first.targets, scheme, factor.importance)
+    b = search(first.targets, scheme, factor.importance, largest)
     second = round_columns(weight, b, factor)
-    better = (second.losses < first.losses).unsqueeze(1)
-    zeros = None if a.zeros is None or b.zeros is None else torch.where(better, b.zeros, a.zeros)
-    grid = Grid(torch.where(better, b.scales, a.scales), zeros, scheme)
-    return grid, torch.where(better, second.codes, first.codes)
+    gains = by_shared_rows((first.losses - second.losses).unsqueeze(1), scheme.rows, torch.sum).squeeze(1)
+    better = gains > 0
+    return a.replaced(better, b), torch.where(better.unsqueeze(1), second.codes, first.codes)
 
 
 def _shrinkage(config: GPTQ, hessian: Hessian) -> float:

@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qdeploy.schemes import Scheme
+
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 Kernel = TypeVar("Kernel", bound=Callable[..., None])
@@ -44,9 +46,9 @@ def _compiled(kernel: Kernel) -> Kernel:
     return cast(Kernel, numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy")(kernel))
 
 
-def fit_for(tensor: Tensor) -> bool:
-    """Whether the kernels can work on this tensor where it is."""
-    return tensor.device.type == "cpu"
+def fit_for(tensor: Tensor, scheme: Scheme) -> bool:
+    """Whether the kernels can work on this tensor where it is: on integers, in this machine's memory."""
+    return tensor.device.type == "cpu" and scheme.element is None
 
 
 def over_rows(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:

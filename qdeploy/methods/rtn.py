@@ -24,5 +24,7 @@ class RTN:
 @rounder(RTN, needs_hessian=False)
 def round_to_nearest(config: RTN, problem: LinearProblem) -> Solution:
     """Quantize one layer by rounding to nearest."""
-    quantized = (search if config.grid else fit)(problem.weight, problem.scheme).nearest(problem.weight)
+    weight, scheme, largest = problem.weight, problem.scheme, problem.largest
+    grid = search(weight, scheme, largest=largest) if config.grid else fit(weight, scheme, largest)
+    quantized = grid.nearest(weight)
     return Solution(quantized, relative_error(problem, quantized))

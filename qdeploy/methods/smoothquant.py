@@ -15,9 +15,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from qdeploy.int8_inputs import round_per_token
 from qdeploy.methods.grid import fit
 from qdeploy.methods.scaling import ChannelProblem, scaling
+from qdeploy.rounded_inputs import rounded as round_activations
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -56,8 +56,8 @@ def _scales(alpha: float, problem: ChannelProblem) -> Tensor:
 def _error(s: Tensor, problem: ChannelProblem) -> Tensor:
     """Squared error of the layers' outputs on the sample, weights and activations rounded to nearest."""
     x = problem.sample / s
-    if problem.scheme.activation_bits is not None:
-        x = round_per_token(x)
+    if problem.scheme.activations is not None:
+        x = round_activations(x, problem.scheme.activations)
     lost = torch.zeros((), device=s.device)
     for weight in problem.weights:
         scaled = weight * s

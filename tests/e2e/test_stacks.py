@@ -12,13 +12,23 @@ from tests.e2e.conftest import qdeploy
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.parametrize(("scheme", "method"), [("W8A8", "smoothquant+gptq")])
+@pytest.mark.parametrize(
+    ("scheme", "method"),
+    [
+        ("W8A8", "smoothquant+gptq"),
+        ("W8A8_STATIC", "smoothquant+rtn"),
+        ("W4A8", "smoothquant+gptq"),
+        ("W4A16_ASYM", "awq+gptq"),
+        ("FP8_DYNAMIC", "gptq"),
+    ],
+)
 def test_a_stack_is_served_and_computes_what_the_checkpoint_says(
     model: Path, tmp_path: Path, scheme: str, method: str
 ) -> None:
     quantized, deploy = tmp_path / "quantized", tmp_path / "deploy"
     data = ["--samples", "8", "--sequence-length", "256"]
-    qdeploy("quantize", model, "--scheme", scheme, "--method", method, *data, "-o", quantized)
+    how = ["--scheme", scheme, "--group-size", "auto", "--method", method]
+    qdeploy("quantize", model, *how, *data, "-o", quantized)
     manifest = load_manifest(quantized)
     assert manifest is not None
     assert {module.method for module in manifest.modules} == {method}

@@ -7,10 +7,10 @@ from qdeploy.exporters.kernels import choose
 from qdeploy.exporters.layers import FusedLayer, Layer, per_device
 from qdeploy.exporters.parallel import check_dtype, check_heads, check_kernels, check_partition, kernel_counts
 from qdeploy.exporters.targets import TARGETS, find_target
-from qdeploy.schemes import PRESETS, Scheme
+from qdeploy.schemes import INT8_PER_TOKEN, PRESETS, Scheme
 
 W4, W4_ASYM = Scheme("W4A16", 4, 128), Scheme("W4A16_ASYM", 4, 128, symmetric=False)
-W8, W8A8 = Scheme("W8A16", 8, 128), Scheme("W8A8", 8, None, activation_bits=8)
+W8, W8A8 = Scheme("W8A16", 8, 128), Scheme("W8A8", 8, None, activations=INT8_PER_TOKEN)
 W3, W2_ASYM = PRESETS["W3A16"], PRESETS["W2A16_ASYM"]
 
 

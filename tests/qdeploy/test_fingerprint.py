@@ -6,13 +6,13 @@ import torch
 from qdeploy.fingerprint import DIGITS, fingerprint
 from qdeploy.formats.compressed_tensors import pack, unpack
 from qdeploy.quantized import QuantizedLinear, portable_scales
-from qdeploy.schemes import Scheme
+from qdeploy.schemes import INT8_PER_TOKEN, Scheme
 
 SCHEMES = [
     Scheme("W4A16", 4, 32),
     Scheme("W4A16_ASYM", 4, 32, symmetric=False),
     Scheme("W8A16", 8, None),
-    Scheme("W8A8", 8, None, activation_bits=8),
+    Scheme("W8A8", 8, None, activations=INT8_PER_TOKEN),
 ]
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from qdeploy import pipeline, stack, walk
+from qdeploy import pipeline, solving, stack, walk
 from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError, UsageError
 from qdeploy.fingerprint import fingerprint
@@ -167,13 +167,17 @@ def test_making_up_for_errors_brings_the_stream_back(tiny_llama: Path, tmp_path:
     assert missed[0.5] < 0.95 * missed[0.0]
 
 
-def test_no_budget_changes_a_byte(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("scheme", "group"), [("W4A16", "32"), ("W8A8", "channel")])
+def test_no_budget_changes_a_byte(
+    scheme: str, group: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(tiny_llama, scheme=scheme, group_size=group)
     monkeypatch.setattr(activations, "BATCH_TOKENS", 32)
     shape = (4, 32, 64)
     one = footprint([64, 128], shape)
     # All four micro-batches halt; two do; none does, and the hidden states are on the disk.
     states = states_together(shape, reference=True)
-    solving = estimated(recipe(tiny_llama)).solving
+    solving = estimated(asked).solving
     assert solving > one.running
     budgets = [10**9, states + solving + 2 * one.halted, one.running]
     rooms = [Budget(size).inside(states if i < 2 else 0) for i, size in enumerate(budgets)]
@@ -181,8 +185,8 @@ def test_no_budget_changes_a_byte(tiny_llama: Path, tmp_path: Path, monkeypatch:
     assert [states <= Budget(size).states for size in budgets] == [True, True, False]
     written = []
     for size in budgets:
-        manifest = quantize(recipe(tiny_llama), tmp_path / str(size), limits=Budget(size), force=True)
-        assert manifest["recipe_sha256"] == recipe(tiny_llama).sha256()
+        manifest = quantize(asked, tmp_path / str(size), limits=Budget(size), force=True)
+        assert manifest["recipe_sha256"] == asked.sha256()
         written.append(shard_bytes(tmp_path / str(size)))
     assert written[0] == written[1] == written[2]
 
@@ -220,7 +224,7 @@ def test_layers_solved_together_do_not_make_up_for_the_same_errors(
             corrected_layers.append(problem.name.rpartition(".")[2])
         return solve(config, problem)
 
-    monkeypatch.setattr(walk, "solve", watched)
+    monkeypatch.setattr(solving, "solve", watched)
     asked = recipe(tiny_llama).model_copy(update={"true_sequential": in_order})
     quantize(asked, tmp_path / "out")
     assert corrected_layers == 2 * writers  # blocks

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,14 @@ def test_flags_and_yaml_give_the_same_recipe(tmp_path: Path) -> None:
     assert Recipe.from_flags("m", scheme="W4A16_ASYM", group_size="64", calibration=calibration) == flags
 
 
-@pytest.mark.parametrize("scheme", PRESETS)
-@pytest.mark.parametrize("group_size", [None, "channel", "auto"])
+INTEGERS = [name for name, scheme in PRESETS.items() if scheme.element is None]
+FLOATS = [name for name in PRESETS if name not in INTEGERS]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "group_size"),
+    [*product(PRESETS, [None, "auto"]), *product(INTEGERS, ["channel"])],
+)
 def test_canonical_yaml_reads_back_equal(tmp_path: Path, scheme: str, group_size: str | None) -> None:
     recipe = Recipe.from_flags("m", scheme=scheme, group_size=group_size, method="rtn")
     path = tmp_path / "recipe.yaml"
@@ -64,6 +71,41 @@ def test_canonical_yaml_reads_back_equal(tmp_path: Path, scheme: str, group_size
     assert Recipe.from_yaml(path) == recipe
     assert recipe.rules[0].scheme is not None
     assert recipe.rules[0].scheme.name == scheme
+
+
+@pytest.mark.parametrize("scheme", FLOATS)
+def test_minifloats_are_written_by_name_and_leave_nothing_to_choose(scheme: str) -> None:
+    recipe = Recipe.from_flags("m", scheme=scheme.lower(), method="rtn")
+    assert recipe.model_dump()["rules"][0]["scheme"] == scheme
+    with pytest.raises(UsageError, match=f"{scheme} leaves nothing for --group-size to choose"):
+        Recipe.from_flags("m", scheme=scheme, group_size="64")
+    with pytest.raises(UsageError, match="--symmetric and --asymmetric"):
+        Recipe.from_flags("m", scheme=scheme, symmetric=True)
+
+
+def test_groups_of_minifloats_must_divide_every_layer() -> None:
+    recipe = Recipe.from_flags("m", scheme="FP8_BLOCK", method="rtn")
+    message = r"FP8_BLOCK has groups of 128 columns, which do not divide model.layers.0\..*q_proj \(576"
+    with pytest.raises(UsageError, match=message):
+        resolve_schemes(recipe, BLOCK)
+    resolved = resolve_schemes(Recipe.from_flags("m", scheme="NVFP4", method="rtn"), BLOCK)
+    assert {planned.scheme for planned in resolved.values()} == {PRESETS["NVFP4"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bits": 8, "activation_bits": 8}, "Use group: channel"),
+        ({"bits": 4, "activation_bits": 8, "symmetric": False}, "Use symmetric: true"),
+        ({"bits": 4, "activation_bits": 8, "static_activations": True}, "Use static_activations: false"),
+        ({"bits": 4, "static_activations": True}, "Add activation_bits: 8"),
+    ],
+)
+def test_activations_that_no_engine_takes_are_refused(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        Recipe.from_yaml(written(tmp_path, rule(scheme=fields)))
 
 
 def test_a_mixture_is_written_alike_in_flags_and_files(tmp_path: Path) -> None:

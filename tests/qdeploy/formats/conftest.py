@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,25 @@ import torch
 
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.formats import compressed_tensors
+from qdeploy.methods.grid import fit
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear, portable_scales
+from qdeploy.rounded_inputs import static_scale
 from qdeploy.schemes import Scheme
 
 
 def random_linear(scheme: Scheme, n: int = 64, k: int = 128) -> QuantizedLinear:
-    codes = torch.randint(0, scheme.qmax + 1, (n, k), dtype=torch.uint8)
-    shape = (n, scheme.groups(k))
-    scales = portable_scales(torch.rand(shape) * 0.5 / scheme.qmax)
-    zeros = None if scheme.symmetric else torch.randint(0, scheme.qmax + 1, shape, dtype=torch.uint8)
-    return QuantizedLinear(codes, scales, zeros, scheme)
+    if scheme.element is not None:
+        q = fit(torch.randn(n, k) * 0.1, scheme).nearest(torch.randn(n, k) * 0.1)
+    else:
+        codes = torch.randint(0, scheme.qmax + 1, (n, k), dtype=torch.uint8)
+        shape = (n, scheme.groups(k))
+        scales = portable_scales(torch.rand(shape) * 0.5 / scheme.qmax)
+        zeros = None if scheme.symmetric else torch.randint(0, scheme.qmax + 1, shape, dtype=torch.uint8)
+        q = QuantizedLinear(codes, scales, zeros, scheme)
+    if scheme.activations is None or scheme.activations.dynamic:
+        return q
+    return replace(q, input_scale=static_scale(torch.tensor(3.0), scheme.activations))
 
 
 @pytest.fixture

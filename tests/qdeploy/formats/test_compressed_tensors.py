@@ -17,7 +17,7 @@ from qdeploy.errors import CheckpointError
 from qdeploy.formats import compressed_tensors
 from qdeploy.formats.dequantize import dequantized_model
 from qdeploy.modeling.checkpoint import CheckpointReader
-from qdeploy.schemes import PRESETS, Scheme
+from qdeploy.schemes import INT8_PER_TOKEN, PRESETS, Scheme
 from tests.qdeploy.formats.conftest import random_linear
 
 SCHEMES = [
@@ -32,6 +32,10 @@ SCHEMES = [
     Scheme("W8A16", 8, 64),
     Scheme("W8A16", 8, 64, symmetric=False),
     PRESETS["W8A8"],
+    PRESETS["W8A8_STATIC"],
+    Scheme("W4A8", 4, 32, activations=INT8_PER_TOKEN),
+    Scheme("W4A8", 4, None, activations=INT8_PER_TOKEN),
+    *(scheme for scheme in PRESETS.values() if scheme.element is not None),
 ]
 TOKENS = torch.arange(24).reshape(2, 12)
 each_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=Scheme.describe)
@@ -56,11 +60,12 @@ def test_unpack_inverts_pack(scheme: Scheme) -> None:
 def test_compressed_tensors_decodes_to_our_dequantized_weight(scheme: Scheme) -> None:
     q = random_linear(scheme)
     tensors = compressed_tensors.pack(q)
-    tensors["weight_scale"] = tensors["weight_scale"].float()
+    if tensors["weight_scale"].dtype == torch.bfloat16:
+        tensors["weight_scale"] = tensors["weight_scale"].float()
     group = parsed_group(scheme)
     compressor = BaseCompressor.get_value_from_registry(str(group.format))
     decoded = compressor.decompress(tensors, group)["weight"]
-    assert torch.equal(decoded.float(), q.dequantize())
+    assert torch.equal(decoded, q.dequantize().to(decoded.dtype))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -105,7 +110,12 @@ def weight_only_model(folder: Path) -> Any:
     return model
 
 
-@pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.symmetric], ids=Scheme.describe)
+# In float32 transformers cannot run weights that compressed-tensors decodes to bfloat16: it does those with
+# scales of 8 bits. Blocks of 128 columns do not fit the tiny model.
+IN_FLOAT32 = [s for s in SCHEMES if s.symmetric and s.steps == "bfloat16" and s.rows != 128]
+
+
+@pytest.mark.parametrize("scheme", IN_FLOAT32, ids=Scheme.describe)
 def test_the_folder_loads_in_transformers(scheme: Scheme, packed_llama: Callable[..., Path]) -> None:
     folder = packed_llama(lambda _: scheme)
     ours = weight_only_model(folder)(TOKENS).logits

@@ -133,10 +133,18 @@ def test_refuses_what_it_cannot_read(changes: dict[str, Any], message: str, tmp_
 
 
 @pytest.mark.parametrize(
-    "weights", [{"type": "float"}, {"strategy": "tensor"}, {"actorder": "group"}, {"strategy": "block"}]
+    "weights",
+    [
+        {"type": "float"},
+        {"num_bits": 8, "type": "float"},
+        {"strategy": "tensor"},
+        {"actorder": "group"},
+        {"strategy": "block"},
+        {"strategy": "attn_head"},
+    ],
 )
 def test_refuses_other_number_formats(weights: dict[str, Any], tmp_path: Path) -> None:
     block = quantization_config(dict.fromkeys(MODULES, W4), [])
     block["config_groups"]["group_0"]["weights"] |= weights
-    with pytest.raises(CheckpointError, match="group 'group_0' is neither"):
+    with pytest.raises(CheckpointError, match="group 'group_0' is none of"):
         schemes_of(tmp_path, block)

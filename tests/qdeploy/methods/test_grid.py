@@ -5,7 +5,7 @@ import torch
 
 from qdeploy.methods.grid import fit, search
 from qdeploy.quantized import SMALLEST_SCALE
-from qdeploy.schemes import Scheme
+from qdeploy.schemes import PRESETS, Scheme
 from tests.qdeploy.methods.problems import scheme, weights
 
 SCHEMES = [
@@ -68,3 +68,45 @@ def test_search_never_loses_to_the_full_range_and_heeds_importance(symmetric: bo
     plain = (fit(weight, kind).nearest(weight).dequantize() - weight).square()
     assert error(importance) < error(None)
     assert error(importance) < float((plain * importance).sum())
+
+
+FLOATS = [scheme for scheme in PRESETS.values() if scheme.element is not None]
+each_float = pytest.mark.parametrize("scheme", FLOATS, ids=lambda scheme: scheme.name)
+
+
+@each_float
+@pytest.mark.parametrize("magnitude", [1e-3, 1.0, 1e4])
+def test_scales_of_minifloats_are_exact_in_what_stores_them(scheme: Scheme, magnitude: float) -> None:
+    weight = weights(256, 256) * magnitude
+    weight[0] = 0
+    for grid in (fit(weight, scheme), search(weight, scheme)):
+        scales = grid.scales.float()
+        assert (scales > 0).all()
+        if scheme.steps == "e8m0":
+            assert torch.equal(scales.log2(), scales.log2().round())
+        if scheme.steps == "e4m3":
+            assert torch.equal(scales, scales.to(torch.float8_e4m3fn).float())
+        blocks = scales.view(-1, scheme.rows or len(scales), scales.shape[1])
+        assert torch.equal(blocks, blocks[:, :1].expand_as(blocks))
+        assert not grid.nearest(weight).dequantize()[0].any()
+
+
+@each_float
+def test_minifloats_lose_little_and_a_search_never_more(scheme: Scheme) -> None:
+    weight = weights(256, 256) * torch.logspace(-2, 2, 256)[:, None]
+
+    def lost(found: torch.Tensor) -> float:
+        return float(((found - weight).square().sum() / weight.square().sum()).sqrt())
+
+    fitted, searched = (make(weight, scheme).nearest(weight).dequantize() for make in (fit, search))
+    assert lost(searched) <= lost(fitted)
+    assert lost(fitted) < (0.03 if scheme.bits == 8 else 0.15)
+
+
+def test_one_scale_for_layers_that_run_as_one() -> None:
+    small, large = weights() * 0.1, weights(seed=5)
+    largest = float(large.abs().amax())
+    for name in ("FP8", "NVFP4"):
+        a, b = (search(weight, PRESETS[name], largest=largest) for weight in (small, large))
+        shared = [grid.scales[0] if grid.divisor is None else grid.divisor for grid in (a, b)]
+        assert torch.equal(*shared)

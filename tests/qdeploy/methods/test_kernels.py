@@ -58,7 +58,7 @@ def test_neither_tiles_nor_leaves_need_be_full_and_threads_change_nothing(
 def test_scales_are_the_same(kind: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     importance = factor_of(kind).importance
     found = search(weights(), kind, importance)
-    monkeypatch.setattr(kernels, "fit_for", lambda _: False)
+    monkeypatch.setattr(kernels, "fit_for", lambda *_: False)
     expected = search(weights(), kind, importance)
     assert (found.scales == expected.scales).float().mean() > 0.99
 
@@ -91,7 +91,7 @@ def test_descent_lowers_the_loss_and_is_the_same(kind: Scheme) -> None:
 
     assert loss(found) < loss(first)
     expected = first.clone()
-    descend_columns(factor.damped, delta(first) @ factor.damped, scales, zeros, kind.qmax, expected)
+    descend_columns(factor.damped, delta(first) @ factor.damped, scales, zeros, kind, expected)
     assert (found == expected).float().mean() > 0.99
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from qdeploy.methods.scaling import ChannelProblem, channel_scales, powers_of_two
 from qdeploy.methods.smoothquant import SmoothQuant, _error
-from qdeploy.schemes import Scheme
+from qdeploy.schemes import INT8_PER_TOKEN, Scheme
 from tests.qdeploy.methods.problems import K, correlated_inputs, weights
 
-W8A8 = Scheme("W8A8", 8, None, activation_bits=8)
+W8A8 = Scheme("W8A8", 8, None, activations=INT8_PER_TOKEN)
 
 
 def possible(s: Tensor) -> Tensor:

@@ -1,0 +1,73 @@
+"""Where compressed-tensors puts what: the format of a scheme, and the tensors that a layer of it owns."""
+
+from __future__ import annotations
+
+import torch
+
+from qdeploy.formats import bits
+from qdeploy.schemes import E2M1, Scheme
+
+PACKED, INT8, FLOAT8, FLOAT8_ALONE = "pack-quantized", "int-quantized", "float-quantized", "naive-quantized"
+NVFP4, MXFP4, MXFP8 = "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized"
+
+SUFFIXES = (
+    "weight",
+    "weight_packed",
+    "weight_scale",
+    "weight_shape",
+    "weight_zero_point",
+    "weight_global_scale",
+    "input_scale",
+    "input_global_scale",
+)
+"""Every tensor that a quantized layer may own, its bias aside."""
+
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Suffix that follows the module's name → dtype and shape."""
+
+
+def storage_format(scheme: Scheme) -> str:
+    """The compressed-tensors name of how `scheme` is stored."""
+    if scheme.element is None:
+        return PACKED if scheme.activations is None else INT8
+    if scheme.element == E2M1:
+        return NVFP4 if scheme.steps == "e4m3" else MXFP4
+    if scheme.steps == "e8m0":
+        return MXFP8
+    return FLOAT8_ALONE if scheme.activations is None else FLOAT8
+
+
+def layout(scheme: Scheme, n: int, k: int) -> Layout:
+    """The tensors of a layer [N, K] as qdeploy writes them.
+
+    Scales may be of another floating type where others wrote them.
+    """
+    name = storage_format(scheme)
+    tensors = _codes(scheme, name, n, k) | {"weight_scale": _scales(scheme, name, n, k)}
+    if name == PACKED:
+        tensors["weight_shape"] = torch.int64, (2,)
+        if not scheme.symmetric:
+            words = bits.words(n, scheme.bits)
+            tensors["weight_zero_point"] = torch.int32, (words, scheme.groups(k))
+    if name == NVFP4:
+        tensors["weight_global_scale"] = torch.float32, (1,)
+        if scheme.needs_data:
+            tensors["input_global_scale"] = torch.float32, (1,)
+    elif scheme.needs_data:
+        tensors["input_scale"] = torch.bfloat16, (1,)
+    return tensors
+
+
+def _codes(scheme: Scheme, name: str, n: int, k: int) -> Layout:
+    if name == PACKED:
+        return {"weight_packed": (torch.int32, (n, bits.words(k, scheme.bits)))}
+    if name in (NVFP4, MXFP4):
+        return {"weight_packed": (torch.uint8, (n, k // 2))}
+    return {"weight": (torch.int8 if name == INT8 else torch.float8_e4m3fn, (n, k))}
+
+
+def _scales(scheme: Scheme, name: str, n: int, k: int) -> tuple[torch.dtype, tuple[int, ...]]:
+    dtype = {NVFP4: torch.float8_e4m3fn, MXFP4: torch.uint8, MXFP8: torch.uint8}.get(name, torch.bfloat16)
+    if scheme.rows is None:
+        return dtype, (1,)
+    return dtype, (-(-n // scheme.rows), scheme.groups(k))

@@ -1,0 +1,80 @@
+"""One layer, solved by the method that the recipe names, by all processes together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from qdeploy.assignment import fused_with
+from qdeploy.distributed import ALONE, Group
+from qdeploy.errors import QuantizationError
+from qdeploy.gathered import Gathered
+from qdeploy.methods.base import LinearProblem, solve
+from qdeploy.planned import Plan
+from qdeploy.quantized import QuantizedLinear
+from qdeploy.rounded_inputs import static_scale
+from qdeploy.schemes import Scheme
+from qdeploy.solved import Solved
+
+
+def solve_layer(
+    name: str,
+    linears: Mapping[str, nn.Linear],
+    inputs: Gathered | None,
+    plan: Plan,
+    group: Group,
+    s: Tensor | None = None,
+) -> Solved:
+    """Each process solves its part of the rows; all get the whole. Columns are multiplied by s [K]."""
+    planned, scheme = plan[name], plan[name].scheme
+    start = time.perf_counter()
+    weight = _scaled(linears[name], s)
+    group = group if scheme.rows == 1 else ALONE  # rows that share scales stay together
+    rows = group.part(len(weight))
+    hessian = inputs.hessian if inputs else None
+    lack = inputs.lacks[name].matrix(rows) if inputs and name in inputs.lacks else None
+    largest = None
+    if scheme.shared_largest:
+        largest = max(float(_scaled(linears[other], s).abs().amax()) for other in fused_with(name, linears))
+    problem = LinearProblem(name, weight[rows], hessian, scheme, lack, largest, group)
+    own = solve(planned.rounder, problem)
+    quantized = replace(
+        _whole(own.quantized, len(weight), group), input_scale=_input_scale(name, inputs, scheme, s)
+    )
+    solution = replace(own, quantized=quantized)
+    return Solved(solution, time.perf_counter() - start, hessian.tokens if hessian else None)
+
+
+def _scaled(linear: nn.Linear, s: Tensor | None) -> Tensor:
+    """The weight, its columns multiplied by s."""
+    weight = linear.weight.detach()
+    return weight if s is None else weight * s
+
+
+def _input_scale(name: str, inputs: Gathered | None, scheme: Scheme, s: Tensor | None) -> Tensor | None:
+    """The static scale of a layer's inputs; None where the scheme needs none.
+
+    Raises:
+        QuantizationError: no token reached the layer.
+    """
+    if scheme.activations is None or scheme.activations.dynamic:
+        return None
+    if inputs is None or inputs.channels is None or not inputs.hessian.tokens:
+        raise QuantizationError(
+            f"{name}: no calibration token reached it, and {scheme.name} needs the size of its inputs. "
+            "Take more --samples, or a scheme that rounds activations by their own size, such as W8A8 or "
+            "FP8_DYNAMIC."
+        )
+    largest = inputs.channels.largest
+    return static_scale((largest if s is None else largest / s).amax(), scheme.activations)
+
+
+def _whole(part: QuantizedLinear, rows: int, group: Group) -> QuantizedLinear:
+    """The layer whose rows the processes have solved in parts."""
+    zeros = None if part.zeros is None else group.join(part.zeros, rows)
+    return replace(
+        part, codes=group.join(part.codes, rows), scales=group.join(part.scales, rows), zeros=zeros
+    )
