@@ -3,6 +3,7 @@
 These names stay what they are; modules beside this one may change with any version.
 """
 
+from qdeploy import levels
 from qdeploy.distributed import Group
 from qdeploy.methods.base import LinearProblem, Solution, relative_error, rounder
 from qdeploy.methods.grid import Grid, fit, search
@@ -21,6 +22,7 @@ __all__ = [
     "Scheme",
     "Solution",
     "fit",
+    "levels",
     "portable_scales",
     "relative_error",
     "rounder",

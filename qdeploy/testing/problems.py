@@ -12,14 +12,15 @@ from qdeploy.methods.base import LinearProblem
 from qdeploy.methods.grid import fit
 from qdeploy.methods.hessian import Hessian
 from qdeploy.methods.scaling import ChannelProblem, powers_of_two
-from qdeploy.schemes import Scheme
+from qdeploy.schemes import PRESETS, Scheme
 
 N, K, TOKENS = 48, 128, 512
 SCHEMES = (
-    Scheme("W4A16", 4, 32),
-    Scheme("W3A16_ASYM", 3, 64, symmetric=False),
-    Scheme("W8A8", 8, None, activation_bits=8),
+    replace(PRESETS["W4A16"], group_size=32),
+    replace(PRESETS["W3A16_ASYM"], group_size=64),
+    *(PRESETS[name] for name in ("W8A8", "FP8", "MXFP4", "NVFP4A16")),
 )
+"""Both grids, both kinds of elements, and every way in which scales are shared or stored."""
 
 
 def layer_inputs(seed: int = 0) -> Tensor:
@@ -32,7 +33,7 @@ def layer_inputs(seed: int = 0) -> Tensor:
 def linear_problem(scheme: Scheme = SCHEMES[0], seed: int = 0) -> LinearProblem:
     """A random layer [48, 128] and what it reads."""
     weight = torch.randn(N, K, generator=torch.Generator().manual_seed(seed))
-    return LinearProblem("layer", weight, _hessian(layer_inputs(seed)), scheme)
+    return _problem(scheme, weight, _hessian(layer_inputs(seed)))
 
 
 def channel_problem(
@@ -78,9 +79,9 @@ def hard_layers(scheme: Scheme, *, with_data: bool) -> Iterator[tuple[str, Linea
     outlier, dead = plain.weight.clone(), x.clone()
     outlier[0, 0], dead[:, ::3] = 1e4, 0
     yield "an ordinary layer", plain
-    yield "a layer of zeros", replace(plain, weight=torch.zeros(N, K))
-    yield "weights below what scales hold", replace(plain, weight=plain.weight * 1e-9)
-    yield "one weight of 10⁴", replace(plain, weight=outlier)
+    yield "a layer of zeros", _problem(scheme, torch.zeros(N, K), plain.hessian)
+    yield "weights below what scales hold", _problem(scheme, plain.weight * 1e-9, plain.hessian)
+    yield "one weight of 10⁴", _problem(scheme, outlier, plain.hessian)
     yield "an input that is infinite", replace(plain, hessian=_hessian(torch.full((1, K), torch.inf)))
     if not with_data:
         yield "no calibration data", replace(plain, hessian=None)
@@ -102,6 +103,11 @@ def hard_channels(scheme: Scheme) -> Iterator[tuple[str, ChannelProblem]]:
     yield "channels that no weight uses", channel_problem(scheme, weights=unused)
     yield "a single layer", channel_problem(scheme, weights=plain.weights[:1])
     yield "no token", channel_problem(scheme, x[:0])
+
+
+def _problem(scheme: Scheme, weight: Tensor, hessian: Hessian | None) -> LinearProblem:
+    largest = float(weight.abs().amax()) if scheme.shared_largest else None
+    return LinearProblem("layer", weight, hessian, scheme, largest=largest)
 
 
 def _hessian(x: Tensor) -> Hessian:

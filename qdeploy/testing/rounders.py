@@ -8,8 +8,11 @@ import math
 import torch
 from torch import Tensor
 
+from qdeploy.levels import nearest_float
 from qdeploy.methods.base import LinearProblem, Solution, needs_hessian, relative_error, solve
+from qdeploy.methods.grid import by_shared_rows
 from qdeploy.quantized import SMALLEST_SCALE, QuantizedLinear
+from qdeploy.schemes import E4M3, Scheme
 from qdeploy.testing.halves import solve_halves
 from qdeploy.testing.problems import SCHEMES, hard_layers, linear_problem
 
@@ -27,6 +30,8 @@ def check_rounder(config: object) -> None:
     for scheme in SCHEMES:
         for what, problem in hard_layers(scheme, with_data=needs_hessian(config)):
             _check(f"{scheme.describe()}, {what}", config, problem)
+        if scheme.rows != 1:
+            continue  # such rows are not shared out
         whole = linear_problem(scheme)
         expected = solve(config, whole).relative_error
         for half in solve_halves(config, whole):
@@ -62,14 +67,28 @@ def _check_quantized(where: str, problem: LinearProblem, found: QuantizedLinear)
     _check_tensor(f"{where}: codes", found.codes, torch.uint8, (n, k))
     assert int(found.codes.max()) <= scheme.qmax, f"{where}: code {int(found.codes.max())} > {scheme.qmax}"
     _check_tensor(f"{where}: scales", found.scales, torch.bfloat16, grouped)
-    usable = bool((torch.isfinite(found.scales) & (found.scales >= SMALLEST_SCALE)).all())
-    assert usable, f"{where}: a scale is NaN, infinite or below {SMALLEST_SCALE:g}; use portable_scales"
-    assert (found.zeros is None) == scheme.symmetric, f"{where}: zeros are for asymmetric schemes alone"
+    _check_scales(where, found.scales.float(), scheme)
+    assert bool(found.dequantize().isfinite().all()), f"{where}: a code stands for NaN"
+    zeros = scheme.element is None and not scheme.symmetric
+    assert (found.zeros is not None) == zeros, f"{where}: zeros are for asymmetric schemes alone"
     if found.zeros is not None:
         _check_tensor(f"{where}: zeros", found.zeros, torch.uint8, grouped)
-        assert int(found.zeros.max()) <= scheme.qmax, (
-            f"{where}: zero {int(found.zeros.max())} > {scheme.qmax}"
-        )
+        assert int(found.zeros.max()) <= scheme.qmax, f"{where}: a zero point is above {scheme.qmax}"
+
+
+def _check_scales(where: str, scales: Tensor, scheme: Scheme) -> None:
+    """Whether the format can store them."""
+    least = SMALLEST_SCALE if scheme.steps == "bfloat16" else 0.0
+    usable = bool((scales.isfinite() & (scales > 0) & (scales >= least)).all())
+    assert usable, f"{where}: a scale is NaN, infinite or too small; use portable_scales"
+    stored = {
+        "bfloat16": lambda: scales,
+        "e8m0": lambda: scales.log2().round().exp2(),
+        "e4m3": lambda: nearest_float(scales.clone(), E4M3),
+    }[scheme.steps]()
+    assert torch.equal(scales, stored), f"{where}: {scheme.steps} does not hold all scales"
+    shared = torch.equal(scales, by_shared_rows(scales, scheme.rows, torch.amax))
+    assert shared, f"{where}: rows that share scales differ in them"
 
 
 def _check_tensor(what: str, found: Tensor, dtype: torch.dtype, shape: tuple[int, int]) -> None:

@@ -89,7 +89,7 @@ def totals_of_the_first(problem: LinearProblem) -> Solution:
     ("method", "words"),
     [
         (with_float_scales, r"W4A16 .*ordinary layer: scales are torch\.float32"),
-        (with_nan, "a scale is NaN, infinite or below"),
+        (with_nan, "a scale is NaN, infinite or too small"),
         (with_large_codes, "code 16 > 15"),
         (with_a_flattering_error, "relative_error is 0, but its codes lose 0.0"),
         (in_place, "the weight was written to"),
