@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from qdeploy import registry
 from qdeploy.calibration import CalibrationSet
 from qdeploy.checkpoint.manifest import Calibration, CalibrationPart, Manifest, Model, Module, Totals
 from qdeploy.checkpoint.writer import ShardWriter
@@ -81,6 +82,7 @@ def manifest(
     content = Manifest(
         provenance={
             **provenance(),
+            "methods": foreign_methods(recipe),
             "processes": group.world,
             # On this machine; an interrupted run may have been on another.
             "products": str(product_dtype(group.device)).removeprefix("torch."),
@@ -95,6 +97,13 @@ def manifest(
         totals=totals,
     )
     return content.model_dump(mode="json")
+
+
+def foreign_methods(recipe: Recipe) -> dict[str, str]:
+    """Methods of the recipe that other packages bring → package and version."""
+    names = sorted({stage.method for rule in recipe.rules for stage in rule.stages})
+    origins = {name: registry.origin("methods", name) for name in names}
+    return {name: origin for name, origin in origins.items() if not origin.startswith("qdeploy ")}
 
 
 def _seen(calibration: CalibrationSet) -> Calibration:

@@ -3,6 +3,7 @@
     QDeployError                exit code 2: one message for the user, no traceback
       UsageError                an option or argument that cannot work
         UnknownNameError        a method, scheme, engine … that does not exist; says what is near
+      EntryPointError           something that an installed package registers and that cannot be used
       RecipeError               a recipe that is not valid
       CheckpointError           a model folder that is missing, broken or of an unknown architecture
       CalibrationError          calibration text that is missing, empty or too short
@@ -53,6 +54,21 @@ class UnknownNameError(UsageError):
         super().__init__(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(names) or 'none'}.")
         self.name = name
         self.suggestions = guess
+
+
+class EntryPointError(QDeployError):
+    """Something that an installed package registers and that cannot be used.
+
+    Args:
+        kind: what it would be, e.g. "method".
+        name: under which name.
+        origin: the package, with its version.
+        reason: what is wrong.
+    """
+
+    def __init__(self, kind: str, name: str, origin: str, reason: str) -> None:
+        super().__init__(f"The {kind} {name!r} of {origin} cannot be used: {reason}. Mend or uninstall it.")
+        self.name, self.origin, self.reason = name, origin, reason
 
 
 class RecipeError(QDeployError):

@@ -255,6 +255,7 @@ def _calibration(task: Task) -> CalibrationSet | None:
 def _identity(task: Task, calibration: CalibrationSet | None) -> Identity:
     return Identity(
         qdeploy=__version__,
+        methods=account.foreign_methods(task.recipe),
         recipe=task.recipe.model_dump(mode="json"),
         model=task.reader.sha256,
         calibration=calibration.sha256 if calibration else None,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qdeploy import registry
 from qdeploy.errors import RecipeError
 from qdeploy.methods.base import needs_hessian, without_kernel
 from qdeploy.schemes import Scheme
@@ -38,7 +39,12 @@ class Planned:
     @property
     def method(self) -> str:
         """The stages in a word, e.g. "smoothquant+gptq"."""
-        return "+".join(type(config).__name__.lower() for config in (*self.transforms, self.rounder))
+        return "+".join(_name(config) for config in (*self.transforms, self.rounder))
+
+
+def _name(config: object) -> str:
+    """What a method is registered as; one that only its own program knows goes by the name of its class."""
+    return registry.name_of("methods", type(config)) or type(config).__name__.lower()
 
 
 Plan = Mapping[str, Planned]

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from qdeploy import registry, scheme_spec
+from qdeploy import scheme_spec
 from qdeploy.errors import RecipeError
 from qdeploy.files import sha256_text
 from qdeploy.scheme_spec import Frozen, SchemeSpec, parse_scheme
@@ -147,7 +147,9 @@ def _check_order(match: str, stages: Sequence[Stage]) -> None:
 
 
 def _configure(method: str, knobs: Any) -> Any:
-    config = registry.load("methods", method)
+    from qdeploy.methods.registered import config_of
+
+    config = config_of(method)
     if not isinstance(knobs, dict):
         raise RecipeError(f"{method}: knobs are written `{method}: {{knob: value}}`, not {knobs!r}.")
     known = [field.name for field in dataclasses.fields(config)]

@@ -12,7 +12,7 @@ from qdeploy.assignment import fused_with
 from qdeploy.distributed import ALONE, Group
 from qdeploy.errors import QuantizationError
 from qdeploy.gathered import Gathered
-from qdeploy.methods.base import LinearProblem, Quantized, solve
+from qdeploy.methods.base import LinearProblem, Quantized, needs_all_rows, solve
 from qdeploy.planned import Plan
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.reference_linear import ReferenceLinear
@@ -33,7 +33,8 @@ def solve_layer(
     planned, scheme = plan[name], plan[name].scheme
     start = time.perf_counter()
     weight = _scaled(linears[name], s)
-    group = group if scheme.rows == 1 else ALONE  # rows that share scales stay together
+    if scheme.rows != 1 or needs_all_rows(planned.rounder):
+        group = ALONE
     rows = group.part(len(weight))
     hessian = inputs.hessian if inputs else None
     lack = inputs.lacks[name].matrix(rows) if inputs and name in inputs.lacks else None

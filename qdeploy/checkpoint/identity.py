@@ -18,12 +18,14 @@ class Identity:
 
     Attributes:
         qdeploy: version.
+        methods: of the recipe those that other packages bring → package and version.
         recipe: every field, as in the manifest.
         model: SHA-256 of the model's weights and config.json.
         calibration: SHA-256 of the calibration tokens; None if no method looks at data.
     """
 
     qdeploy: str
+    methods: dict[str, str]
     recipe: dict[str, Any]
     model: str
     calibration: str | None
@@ -33,6 +35,7 @@ class Identity:
         """The identity of the run that made a checkpoint."""
         return cls(
             qdeploy=manifest.provenance["qdeploy"],
+            methods=manifest.provenance.get("methods", {}),
             recipe=manifest.recipe,
             model=manifest.model.sha256,
             calibration=manifest.calibration.sha256 if manifest.calibration else None,

@@ -38,7 +38,7 @@ Method = Annotated[
     str | None,
     typer.Option(
         help="How codes are chosen: gptq (needs calibration) or rtn; after transforms, if any, joined by +: "
-        "smoothquant+gptq. Default: gptq."
+        "smoothquant+gptq. All of them and their knobs: qdeploy methods. Default: gptq."
     ),
 ]
 GroupSize = Annotated[

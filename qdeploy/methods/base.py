@@ -72,15 +72,19 @@ Rounder = Callable[[Config, LinearProblem], Solution]
 
 
 @dataclass(frozen=True)
-class _Method:
+class Registered:
+    """A rounder's function, and what it wants to know of the layer beside its weight."""
+
     round: Rounder[Any]
     needs_hessian: bool
     needs_reference: Callable[[Any], bool]
     without_kernel: str | None
     refusal: Callable[[Scheme], str | None]
+    needs_all_rows: bool
 
 
-_METHODS: dict[type, _Method] = {}
+ROUNDERS: dict[type, Registered] = {}
+"""Config class → its method."""
 
 
 def rounder(
@@ -90,17 +94,24 @@ def rounder(
     needs_reference: Callable[[Config], bool] = lambda _: False,
     without_kernel: str | None = None,
     refusal: Callable[[Scheme], str | None] = lambda _: None,
+    needs_all_rows: bool = False,
 ) -> Callable[[Rounder[Config]], Rounder[Config]]:
     """Register the decorated function as the method that `config` configures.
 
     Args:
-        needs_hessian: see the function of that name; so `needs_reference`.
+        config: the config dataclass.
+        needs_hessian: whether the function looks at `LinearProblem.hessian`. Without it the method runs on
+            weights alone, and no calibration text is read unless another stage needs it.
+        needs_reference: whether, so configured, it looks at `LinearProblem.lack`.
         without_kernel: why no engine runs what it makes, if none does: its layers are stored dequantized.
         refusal: why the method cannot end in a number format, and what to do; None where it can.
+        needs_all_rows: whether a row's codes depend on the others, so that processes cannot share them out.
     """
 
     def register(function: Rounder[Config]) -> Rounder[Config]:
-        _METHODS[config] = _Method(function, needs_hessian, needs_reference, without_kernel, refusal)
+        ROUNDERS[config] = Registered(
+            function, needs_hessian, needs_reference, without_kernel, refusal, needs_all_rows
+        )
         return function
 
     return register
@@ -108,27 +119,32 @@ def rounder(
 
 def is_rounder(config: object) -> bool:
     """Whether a stage's config is that of a method that makes codes."""
-    return type(config) in _METHODS
+    return type(config) in ROUNDERS
 
 
 def needs_hessian(config: object) -> bool:
     """Whether the method wants the second moment of the layer's inputs."""
-    return _METHODS[type(config)].needs_hessian
+    return ROUNDERS[type(config)].needs_hessian
 
 
 def needs_reference(config: object) -> bool:
     """Whether the method wants to know what outputs lack beside those of the 16-bit model."""
-    return _METHODS[type(config)].needs_reference(config)
+    return ROUNDERS[type(config)].needs_reference(config)
 
 
 def without_kernel(config: object) -> str | None:
     """Why no engine runs what the method makes; None if some does."""
-    return _METHODS[type(config)].without_kernel
+    return ROUNDERS[type(config)].without_kernel
 
 
 def refusal(config: object, scheme: Scheme) -> str | None:
     """Why the method cannot end in the number format; None where it can."""
-    return _METHODS[type(config)].refusal(scheme)
+    return ROUNDERS[type(config)].refusal(scheme)
+
+
+def needs_all_rows(config: object) -> bool:
+    """Whether processes cannot share out a layer's rows."""
+    return ROUNDERS[type(config)].needs_all_rows
 
 
 def solve(config: object, problem: LinearProblem) -> Solution:
@@ -143,7 +159,7 @@ def solve(config: object, problem: LinearProblem) -> Solution:
             f"{problem.name}: {broken} of {problem.weight.numel()} weights are NaN or infinite. "
             "The checkpoint is damaged; download it again."
         )
-    solution = _METHODS[type(config)].round(config, problem)
+    solution = ROUNDERS[type(config)].round(config, problem)
     if without_kernel(config) is None or isinstance(solution.quantized, ReferenceLinear):
         return solution
     # A fallback of such a method has codes, but is stored as its other layers are.
@@ -156,10 +172,10 @@ def relative_error(problem: LinearProblem, quantized: Quantized) -> float:
 
     See `Solution.relative_error`.
     """
-    weight = problem.weight
+    weight, hessian = problem.weight, problem.hessian
     delta = weight - quantized.dequantize()
-    if problem.hessian is not None and problem.hessian.tokens:
-        lost, total = problem.hessian.energy(delta), problem.hessian.energy(weight, roughly=True)
+    if hessian is not None and hessian.tokens and hessian.finite:
+        lost, total = hessian.energy(delta), hessian.energy(weight, roughly=True)
     else:
         lost, total = float(delta.square().sum()), float(weight.square().sum())
     lost, total = problem.group.totals(lost, total)

@@ -102,14 +102,15 @@ class ChannelProblem:
 Config = TypeVar("Config")
 Scaling = Callable[[Config, ChannelProblem], Tensor]
 
-_SCALINGS: dict[type, Scaling[Any]] = {}
+SCALINGS: dict[type, Scaling[Any]] = {}
+"""Config class → its method."""
 
 
 def scaling(config: type[Config]) -> Callable[[Scaling[Config]], Scaling[Config]]:
     """Register the decorated function: it returns the s that it would like, float32 [K], all positive."""
 
     def register(function: Scaling[Config]) -> Scaling[Config]:
-        _SCALINGS[config] = function
+        SCALINGS[config] = function
         return function
 
     return register
@@ -117,7 +118,7 @@ def scaling(config: type[Config]) -> Callable[[Scaling[Config]], Scaling[Config]
 
 def channel_scales(config: object, problem: ChannelProblem) -> Tensor:
     """The s, float32 [K], that the method which `config` belongs to would like."""
-    return _SCALINGS[type(config)](config, problem)
+    return SCALINGS[type(config)](config, problem)
 
 
 def powers_of_two(wanted: Tensor, rows: Tensor, sizes: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ def smooth(config: SmoothQuant, problem: ChannelProblem) -> Tensor:
     """The s of the layers that read the same channels."""
     if config.alpha is not None:
         return _scales(config.alpha, problem)
+    if not len(problem.sample):
+        return torch.ones_like(problem.largest)
     candidates = [torch.ones_like(problem.largest), *(_scales(alpha, problem) for alpha in ALPHAS)]
     errors = torch.stack([_error(problem.possible(s), problem) for s in candidates])
     return candidates[int(errors.argmin())]

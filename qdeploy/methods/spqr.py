@@ -75,6 +75,7 @@ def _refusal(scheme: Scheme) -> str | None:
     needs_hessian=True,
     without_kernel="weights kept in 16 bits among the others have no kernel",
     refusal=_refusal,
+    needs_all_rows=True,
 )
 def spqr(config: SpQR, problem: LinearProblem) -> Solution:
     """Quantize one layer; where H cannot be used it is rounded to nearest, as `Solution.fallback` says."""
@@ -98,8 +99,7 @@ class _Run:
         self.columns = self.w.shape[1]
         self.width = self.columns // self.scheme.groups(self.columns)
         costs = self.w.var(0, correction=0) / self.u.diagonal().square()
-        total, count = problem.group.totals(float(costs.sum() * len(self.w)), len(self.w))
-        self.threshold = config.threshold * total / (count * self.columns)
+        self.threshold = config.threshold * float(costs.mean())
         self.kept = 0
 
     def result(self) -> Tensor:

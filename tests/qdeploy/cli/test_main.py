@@ -6,6 +6,7 @@ import pytest
 COMMANDS = [
     [],
     ["plan"],
+    ["methods"],
     ["quantize"],
     ["inspect"],
     ["export"],
