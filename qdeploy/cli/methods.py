@@ -117,12 +117,14 @@ def _table(title: str, *headings: str) -> Table:
 def _overview(installed: Sequence[Method]) -> Table:
     from rich.markup import escape
 
-    table = _table("Methods", "Name", "Kind", "Calibration", "Layers", "What it does", "Knobs", "From")
+    table = _table("Methods", "Name", "Kind", "Calibration", "Layers", "What it does")
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     for found in installed:
-        knobs = ", ".join(knob.name for knob in found.knobs) or "–"
+        told = found.summary if found.origin.startswith("qdeploy ") else f"{found.summary} ({found.origin})"
         needs = "needed" if found.needs_calibration else "–"
         layers = "reference" if found.without_kernel else "packed"
-        table.add_row(found.name, found.kind, needs, layers, escape(found.summary), knobs, found.origin)
+        table.add_row(found.name, found.kind, needs, layers, escape(told))
     return table
 
 
