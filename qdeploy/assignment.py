@@ -65,6 +65,8 @@ def _check_applies(rule: Rule, names: Sequence[str], linears: Mapping[str, Any])
 
 def _check_format(rule: Rule, planned: Planned) -> None:
     reason = refusal(planned.rounder, planned.scheme)
+    if planned.bases and planned.scheme.activations is not None:
+        reason = "in another basis activations stay in 16 bits; take a scheme such as W4A16"
     if reason is not None:
         raise RecipeError(
             f"Rule {rule.match!r}: {planned.method} cannot make {planned.scheme.describe()}: {reason}."

@@ -8,7 +8,9 @@ from typing import Any
 
 from qdeploy import registry
 from qdeploy.errors import RecipeError
-from qdeploy.methods.base import needs_hessian, without_kernel
+from qdeploy.methods.base import needs_all_rows, needs_hessian, without_kernel
+from qdeploy.methods.basis import BASES, WITHOUT_KERNEL
+from qdeploy.methods.scaling import SCALINGS
 from qdeploy.schemes import Scheme
 
 
@@ -29,12 +31,27 @@ class Planned:
     @property
     def needs_data(self) -> bool:
         """Whether some stage, or the number format, looks at the layer's inputs."""
-        return bool(self.transforms) or self.scheme.needs_data or needs_hessian(self.rounder)
+        return bool(self.scalings) or self.scheme.needs_data or needs_hessian(self.rounder)
+
+    @property
+    def scalings(self) -> tuple[Any, ...]:
+        """Those transforms that scale channels."""
+        return tuple(config for config in self.transforms if type(config) in SCALINGS)
+
+    @property
+    def bases(self) -> tuple[Any, ...]:
+        """Those transforms that change the basis."""
+        return tuple(config for config in self.transforms if type(config) in BASES)
+
+    @property
+    def needs_all_rows(self) -> bool:
+        """Whether processes cannot share out the layer's rows."""
+        return self.scheme.rows != 1 or bool(self.bases) or needs_all_rows(self.rounder)
 
     @property
     def without_kernel(self) -> str | None:
         """Why the layer is stored dequantized, if it is."""
-        return without_kernel(self.rounder)
+        return WITHOUT_KERNEL if self.bases else without_kernel(self.rounder)
 
     @property
     def method(self) -> str:
@@ -52,12 +69,12 @@ Plan = Mapping[str, Planned]
 
 
 def common_transforms(names: Sequence[str], plan: Plan) -> tuple[Any, ...]:
-    """The transforms of layers that read the same input.
+    """The channel scalings of layers that read the same input.
 
     Raises:
         RecipeError: they differ.
     """
-    found = [plan[name].transforms if name in plan else () for name in names]
+    found = [plan[name].scalings if name in plan else () for name in names]
     if any(transforms != found[0] for transforms in found):
         told = ", ".join(f"{name}: {plan[name].method if name in plan else '16 bit'}" for name in names)
         raise RecipeError(

@@ -12,7 +12,8 @@ from qdeploy.assignment import fused_with
 from qdeploy.distributed import ALONE, Group
 from qdeploy.errors import QuantizationError
 from qdeploy.gathered import Gathered
-from qdeploy.methods.base import LinearProblem, Quantized, needs_all_rows, solve
+from qdeploy.methods.base import LinearProblem, Quantized
+from qdeploy.methods.basis import solve_in
 from qdeploy.planned import Plan
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.reference_linear import ReferenceLinear
@@ -33,7 +34,7 @@ def solve_layer(
     planned, scheme = plan[name], plan[name].scheme
     start = time.perf_counter()
     weight = _scaled(linears[name], s)
-    if scheme.rows != 1 or needs_all_rows(planned.rounder):
+    if planned.needs_all_rows:
         group = ALONE
     rows = group.part(len(weight))
     hessian = inputs.hessian if inputs else None
@@ -42,7 +43,7 @@ def solve_layer(
     if scheme.shared_largest:
         largest = max(float(_scaled(linears[other], s).abs().amax()) for other in fused_with(name, linears))
     problem = LinearProblem(name, weight[rows], hessian, scheme, lack, largest, group)
-    own = solve(planned.rounder, problem)
+    own = solve_in(planned.bases, planned.rounder, problem)
     whole = _whole(own.quantized, len(weight), group)
     if isinstance(whole, QuantizedLinear):
         whole = replace(whole, input_scale=_input_scale(name, inputs, scheme, s))

@@ -78,7 +78,7 @@ class Registered:
     round: Rounder[Any]
     needs_hessian: bool
     needs_reference: Callable[[Any], bool]
-    without_kernel: str | None
+    without_kernel: Callable[[Any], str | None]
     refusal: Callable[[Scheme], str | None]
     needs_all_rows: bool
 
@@ -92,7 +92,7 @@ def rounder(
     *,
     needs_hessian: bool,
     needs_reference: Callable[[Config], bool] = lambda _: False,
-    without_kernel: str | None = None,
+    without_kernel: Callable[[Config], str | None] = lambda _: None,
     refusal: Callable[[Scheme], str | None] = lambda _: None,
     needs_all_rows: bool = False,
 ) -> Callable[[Rounder[Config]], Rounder[Config]]:
@@ -103,7 +103,8 @@ def rounder(
         needs_hessian: whether the function looks at `LinearProblem.hessian`. Without it the method runs on
             weights alone, and no calibration text is read unless another stage needs it.
         needs_reference: whether, so configured, it looks at `LinearProblem.lack`.
-        without_kernel: why no engine runs what it makes, if none does: its layers are stored dequantized.
+        without_kernel: why no engine runs what it makes, so configured, and its layers are stored
+            dequantized; None where some does.
         refusal: why the method cannot end in a number format, and what to do; None where it can.
         needs_all_rows: whether a row's codes depend on the others, so that processes cannot share them out.
     """
@@ -134,7 +135,7 @@ def needs_reference(config: object) -> bool:
 
 def without_kernel(config: object) -> str | None:
     """Why no engine runs what the method makes; None if some does."""
-    return ROUNDERS[type(config)].without_kernel
+    return ROUNDERS[type(config)].without_kernel(config)
 
 
 def refusal(config: object, scheme: Scheme) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qdeploy.distributed import Group
+from qdeploy.methods.hadamard import Orthogonal
 from qdeploy.stopwatch import part
 
 Order = Literal["forward", "backward", "driven"]
@@ -98,6 +99,13 @@ class Hessian:
         """Make it that of x / s: H ← S⁻¹HS⁻¹, exact for powers of two s [K]."""
         self._sum.div_(s).div_(s.unsqueeze(1))
         self._factors.clear()
+
+    def turned(self, v: Orthogonal, d: Tensor) -> Hessian:
+        """That of Vᵀ(x / d): H ← VᵀD⁻¹HD⁻¹V, for scales d [K]."""
+        found = Hessian(len(self._sum), self._sum.device, self._products)
+        scaled = (self.matrix * (max(self.tokens, 1) / 2)).double() / d / d.unsqueeze(1)
+        found._sum, found.tokens = v.turn_rows(v.turn(scaled)).float(), self.tokens
+        return found
 
     def merge(self, group: Group) -> None:
         """Take in what the other processes of `group` have added, so that H is over the tokens of all."""

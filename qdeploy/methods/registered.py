@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from pydantic import ValidationError
 from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic.fields import FieldInfo
 
 from qdeploy import registry
 from qdeploy.errors import EntryPointError
-from qdeploy.methods.base import ROUNDERS
+from qdeploy.methods.base import ROUNDERS, Registered
+from qdeploy.methods.basis import BASES, WITHOUT_KERNEL
 from qdeploy.methods.scaling import SCALINGS
 
 Kind = Literal["rounder", "transform"]
@@ -73,8 +75,10 @@ def config_of(name: str) -> type:
     config, origin = registry.load("methods", name), registry.origin("methods", name)
     if not isinstance(config, type) or not is_pydantic_dataclass(config):
         raise EntryPointError("method", name, origin, f"it is no pydantic dataclass but {config!r}")
-    if config not in ROUNDERS and config not in SCALINGS:
-        reason = f"no function beside {config.__qualname__} is decorated with @rounder or @scaling for it"
+    if not any(config in known for known in (ROUNDERS, SCALINGS, BASES)):
+        reason = (
+            f"no function beside {config.__qualname__} is decorated with @rounder, @scaling or @basis for it"
+        )
         raise EntryPointError("method", name, origin, reason)
     return config
 
@@ -84,8 +88,9 @@ def find(name: str) -> Method:
     config, origin = config_of(name), registry.origin("methods", name)
     rounder, said, knobs = ROUNDERS.get(config), _summary(config), tuple(_knobs(config))
     if rounder is None:
-        return Method(name, "transform", True, None, said, origin, knobs)
-    return Method(name, "rounder", rounder.needs_hessian, rounder.without_kernel, said, origin, knobs)
+        turns = config in BASES
+        return Method(name, "transform", not turns, WITHOUT_KERNEL if turns else None, said, origin, knobs)
+    return Method(name, "rounder", rounder.needs_hessian, _by_default(config, rounder), said, origin, knobs)
 
 
 def find_all() -> tuple[list[Method], list[EntryPointError]]:
@@ -97,6 +102,14 @@ def find_all() -> tuple[list[Method], list[EntryPointError]]:
         except EntryPointError as error:
             broken.append(error)
     return found, broken
+
+
+def _by_default(config: type, rounder: Registered) -> str | None:
+    """Why no engine runs what the method makes with its default knobs; None where it cannot be known."""
+    try:
+        return rounder.without_kernel(config())
+    except ValidationError:
+        return None
 
 
 def _summary(config: type) -> str:

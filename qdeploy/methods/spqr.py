@@ -73,7 +73,7 @@ def _refusal(scheme: Scheme) -> str | None:
 @rounder(
     SpQR,
     needs_hessian=True,
-    without_kernel="weights kept in 16 bits among the others have no kernel",
+    without_kernel=lambda _: "engines have no kernel for weights that are kept in 16 bits among others",
     refusal=_refusal,
     needs_all_rows=True,
 )

@@ -19,6 +19,9 @@ COPIES = 6
 CORRECTED = 2
 """More of them where errors are made up for: what outputs lack, and the weight that results."""
 
+TURNED = 2
+"""More of the Hessian for each of the SQUARES while it is turned into another basis, in float64."""
+
 TRANSFORMED = 6
 """Float32 copies of the weights of layers that share an input, while transforms try scales for them."""
 
@@ -40,10 +43,11 @@ def solving_bytes(linears: Mapping[str, nn.Linear], plan: Plan) -> int:
     """
     costs, tried = [0], Counter[tuple[str, int]]()
     for name, module in linears.items():
-        if name in plan and plan[name].transforms:
+        if name in plan and plan[name].scalings:
             tried[name.rpartition(".")[0], module.in_features] += TRANSFORMED * 4 * module.weight.numel()
         if name in plan:
             squares = hessian_bytes(module.in_features) if plan[name].needs_data else 0
             copies = COPIES + (CORRECTED if needs_reference(plan[name].rounder) else 0)
+            squares += TURNED * hessian_bytes(module.in_features) if plan[name].bases else 0
             costs += [SQUARES * squares, 2 * squares + copies * 4 * module.weight.numel()]
     return max(costs + list(tried.values()))

@@ -46,7 +46,9 @@ def test_rows_divide_by_powers_of_two() -> None:
     assert torch.equal(layer.divided_by(s).dequantize() * s[:, None], layer.dequantize())
 
 
-@pytest.mark.parametrize("method", ["spqr", "awq+spqr"])
+@pytest.mark.parametrize(
+    "method", ["spqr", "awq+spqr", "incoherence+ldlq", "smoothquant+incoherence+gptq", "incoherence+rtn"]
+)
 def test_the_folder_is_one_of_16_bits_that_says_what_it_is(
     method: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -83,10 +85,11 @@ def test_packed_layers_stand_beside_them(tiny_llama: Path, tmp_path: Path) -> No
     }
 
 
+@pytest.mark.parametrize("method", ["awq+spqr", "smoothquant+incoherence+ldlq"])
 def test_a_resumed_run_ends_in_the_same_bytes(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = recipe(tiny_llama, method="awq+spqr")
+    asked = recipe(tiny_llama, method=method)
     quantize(asked, tmp_path / "whole")
     solve = stack.quantize_with_data
 
@@ -100,6 +103,14 @@ def test_a_resumed_run_ends_in_the_same_bytes(
         quantize(asked, tmp_path / "resumed")
     quantize(asked, tmp_path / "resumed")
     assert shard_bytes(tmp_path / "resumed") == shard_bytes(tmp_path / "whole")
+
+
+def test_zeroquants_compensation_is_a_reference(tiny_llama: Path, tmp_path: Path) -> None:
+    for rank, serving in ((0, "native"), (4, "reference")):
+        stages = [{"zeroquant": {"rank": rank}}]
+        rule = {"match": "Linear", "scheme": {"bits": 4, "group": 32}, "stages": stages}
+        asked = Recipe.model_validate({"model": str(tiny_llama), "rules": [rule]})
+        assert quantize(asked, tmp_path / str(rank))["serving"] == serving
 
 
 def test_every_family_can_be_studied(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
