@@ -215,7 +215,7 @@ class Stack:
 def stored(quantized: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors that stand for a layer, by suffix; `dtype` is that of 16-bit weights."""
     if isinstance(quantized, ReferenceLinear):
-        return {"weight": quantized.weight.to(dtype)}
+        return {"weight": quantized.weight.to(dtype).contiguous()}
     return pack(quantized)
 
 
