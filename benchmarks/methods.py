@@ -10,28 +10,46 @@ from benchmarks.divergence import Scorer
 from benchmarks.runs import GROUP_SIZE, SAMPLES, Calibration, Run, run_qdeploy
 from benchmarks.table import gibibytes, table
 
-SCHEMES = ("W8A8", "W4A16")
-STACKS = ("rtn", "gptq", "smoothquant+rtn", "smoothquant+gptq", "awq+rtn", "awq+gptq")
+INT8 = ("rtn", "gptq", "smoothquant+rtn", "smoothquant+gptq", "awq+rtn", "awq+gptq")
+FLOATS = ("rtn", "gptq")
+STACKS = {
+    "W8A8": INT8,
+    "FP8_DYNAMIC": FLOATS,
+    "W4A8": ("rtn", "smoothquant+rtn", "gptq", "smoothquant+gptq"),
+    "NVFP4A16": FLOATS,
+    "MXFP4": FLOATS,
+    "W4A16": ("rtn", "hqq", "awq+rtn", "quarot", "ldlq", "awq+gptq", "gptq"),
+    "W4A16_ASYM": ("rtn", "hqq", "ldlq", "awq+gptq", "gptq"),
+    "W3A16_ASYM": ("rtn", "hqq", "quip", "spqr", "gptq"),
+    "W2A16_ASYM": ("rtn", "hqq", "quip", "spqr", "gptq"),
+}
+"""Scheme → stacks of methods."""
+
+OWN_GROUPS = {"spqr": 16}
+"""Method → its paper's group size, where the others' would not be its own."""
 
 
 def methods(model: Path, work: Path, data: Path | None) -> None:
     """Print KL divergence, perplexity, size, time and peak memory of every stack in every scheme.
 
     Args:
-        data: folder with WikiText-2 and Penn Treebank; without it they are left out.
+        data: folder with WikiText-2, Penn Treebank and C4; without it they are left out.
     """
     print(f"\n## Methods: KL divergence / perplexity, groups of {GROUP_SIZE} where a scheme has groups\n")
-    windows = {name: texts.windows(text, model) for name, text in texts.scored_texts(data).items()}
+    scored = texts.scored_texts(data) | (texts.c4(data) if data else {})
+    windows = {name: texts.windows(text, model) for name, text in scored.items()}
     scorer = Scorer(model, windows)
     header = ["", *windows, "weights", "quantizing", "peak"]
     whole = [f"{score.perplexity:.2f}" for score in scorer.score(model).values()]
     rows = [["16 bit", *whole, _size(model), "", ""]]
     calibration = Calibration(model, SAMPLES, work / "methods")
-    for scheme in SCHEMES:
-        for stack in STACKS:
-            run = run_qdeploy(calibration, work / f"{scheme}-{stack}", method=stack, scheme=scheme)
+    for scheme, stacks in STACKS.items():
+        for stack in stacks:
+            group = OWN_GROUPS.get(stack, GROUP_SIZE)
+            folder = work / f"{scheme}-{stack}"
+            run = run_qdeploy(calibration, folder, method=stack, scheme=scheme, group_size=group)
             rows.append(_row(f"{scheme} {stack}", run, scorer))
-            print(" ".join(rows[-1]), file=sys.stderr)
+            print(" ".join(rows[-1]), file=sys.stderr, flush=True)
     print(table(header, rows))
 
 

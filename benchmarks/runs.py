@@ -67,14 +67,17 @@ def run_qdeploy(
     *,
     method: str,
     scheme: str = "W4A16",
-    symmetric: bool = True,
+    symmetric: bool | None = None,
+    group_size: int = GROUP_SIZE,
     settings: Mapping[str, object] | None = None,
 ) -> Run:
     """Run `qdeploy quantize` as users do; its output goes into `folder`.
 
     Args:
         method: stages joined by "+".
-        scheme: a preset; where it has groups, they are of GROUP_SIZE.
+        scheme: a preset.
+        symmetric: None for the preset's grid.
+        group_size: where the preset has groups to choose.
         settings: of the last stage, where they are not its defaults.
 
     Raises:
@@ -86,7 +89,7 @@ def run_qdeploy(
         str(calibration.model.resolve()),
         scheme=scheme,
         method=method,
-        group_size=None if preset(scheme).group_size is None else str(GROUP_SIZE),
+        group_size=str(group_size) if preset(scheme).element is None and preset(scheme).group_size else None,
         symmetric=symmetric,
         calibration={
             "source": str(calibration.text.resolve()),

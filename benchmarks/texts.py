@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import inspect
+import json
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -42,6 +43,16 @@ def scored_texts(data: Path | None) -> dict[str, str]:
     files = {name: path.read_text(encoding="utf-8") for name, path in found.items() if path}
     texts = {name: text[:CHARACTERS] for name, text in {**files, "Python code": code}.items()}
     return {"documentation, unseen part": documentation()[-UNSEEN_CHARACTERS:], **texts}
+
+
+def c4(data: Path) -> dict[str, str]:
+    """Texts of C4, if the user has any: name → text, or nothing."""
+    file = next(data.rglob("c4*.jsonl"), None)
+    if file is None:
+        return {}
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    text = "\n\n".join(row.get("text") or row["prefix"] + row["gold_completion"] for row in rows)
+    return {"C4": text[:CHARACTERS]}
 
 
 def windows(text: str, model: Path) -> Tensor:

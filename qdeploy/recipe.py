@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,13 +133,31 @@ class Stage(Frozen):
         return {self.method: dataclasses.asdict(self.config)}
 
 
+WHOLE = {"quip": ("incoherence", "ldlq"), "quarot": ("rotation", "gptq")}
+"""Names of papers that are stacks of stages, and the stages."""
+
+
+def _spelled_out(stages: Any) -> Iterator[Any]:
+    """Stages with the names of whole papers replaced by theirs; what is no list is left to validation."""
+    for stage in stages if isinstance(stages, list | tuple) else [stages]:
+        yield from WHOLE.get(stage, (stage,)) if isinstance(stage, str) else (stage,)
+
+
 def _check_order(match: str, stages: Sequence[Stage]) -> None:
-    """Any transforms, then the one method that makes codes."""
+    """Any transforms, those that scale channels before those that change the basis, then one rounder."""
     from qdeploy.methods.base import is_rounder
+    from qdeploy.methods.basis import BASES
 
     kinds = ["rounder" if is_rounder(stage.config) else "transform" for stage in stages]
     if kinds and kinds[-1] == "rounder" and "rounder" not in kinds[:-1]:
-        return
+        turned = [type(stage.config) in BASES for stage in stages[:-1]]
+        if turned == sorted(turned):
+            return
+        told = ", ".join(stage.method for stage in stages)
+        raise RecipeError(
+            f"Rule {match!r}: channels are scaled in the layer's own basis. Put what changes it last of the "
+            f"transforms; its stages: {told}."
+        )
     given = ", ".join(f"{stage.method} ({kind})" for stage, kind in zip(stages, kinds, strict=True)) or "none"
     raise RecipeError(
         f"Rule {match!r} needs any number of transforms, then one rounder, such as gptq; its stages: {given}."
@@ -187,7 +205,7 @@ class Rule(Frozen):
         if isinstance(value.get("scheme"), str) and value["scheme"].lower() == "none":
             value["scheme"] = None
         if value.get("scheme") is not None:
-            value.setdefault("stages", ["gptq"])
+            value["stages"] = list(_spelled_out(value.get("stages", ["gptq"])))
         return value
 
     @field_validator("scheme", mode="before")

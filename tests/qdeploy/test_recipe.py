@@ -311,3 +311,16 @@ def test_gptq_is_the_default_stage_and_the_model_can_be_given(tmp_path: Path) ->
     path = tmp_path / "recipe.yaml"
     path.write_text("rules: [{match: Linear, scheme: W4A16}]")
     assert Recipe.from_yaml(path, model="m") == Recipe.from_flags("m")
+
+
+def test_papers_that_are_stacks_go_by_their_names(tmp_path: Path) -> None:
+    recipe = Recipe.from_flags("m", scheme="W2A16", method="quip")
+    assert [stage.method for stage in recipe.rules[0].stages] == ["incoherence", "ldlq"]
+    assert Recipe.from_yaml(written(tmp_path, rule(scheme="W2A16", stages=["quip"]))).rules == recipe.rules
+    smoothed = Recipe.from_flags("m", method="smoothquant+quip").rules[0]
+    assert [stage.method for stage in smoothed.stages] == ["smoothquant", "incoherence", "ldlq"]
+
+
+def test_channels_are_scaled_before_the_basis_changes() -> None:
+    with pytest.raises(RecipeError, match="Put what changes it last of the transforms"):
+        Recipe.from_flags("m", method="incoherence+awq+gptq")
