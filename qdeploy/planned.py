@@ -8,6 +8,7 @@ from typing import Any
 
 from qdeploy.errors import RecipeError
 from qdeploy.methods.base import needs_hessian
+from qdeploy.methods.rotation import Rotation
 from qdeploy.schemes import Scheme
 
 
@@ -19,11 +20,13 @@ class Planned:
         scheme: the number format to end in.
         rounder: config of the method that makes the codes.
         transforms: configs of the methods before it, in order.
+        rotation: of the whole model, before all of them; the same for all layers.
     """
 
     scheme: Scheme
     rounder: Any
     transforms: tuple[Any, ...] = ()
+    rotation: Rotation | None = None
 
     @property
     def needs_data(self) -> bool:
@@ -33,7 +36,8 @@ class Planned:
     @property
     def method(self) -> str:
         """The stages in a word, e.g. "smoothquant+gptq"."""
-        return "+".join(type(config).__name__.lower() for config in (*self.transforms, self.rounder))
+        before = () if self.rotation is None else (self.rotation,)
+        return "+".join(type(config).__name__.lower() for config in (*before, *self.transforms, self.rounder))
 
 
 Plan = Mapping[str, Planned]
