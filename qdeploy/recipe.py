@@ -293,8 +293,8 @@ class Recipe(Frozen):
         if len({rule.rotation for rule in rules}) > 1:
             told = "; ".join(f"{rule.match!r}: {rule.rotation or 'none'}" for rule in rules)
             raise RecipeError(
-                "rotation turns the residual stream that all layers share, so all rules with a scheme need the "
-                f"same one, or none; got {told}."
+                "rotation turns the residual stream that all layers share, so all rules with a scheme need "
+                f"the same one, or none; got {told}."
             )
         return self
 

@@ -31,15 +31,15 @@ class Orthogonal:
     def turn(self, x: Tensor) -> Tensor:
         """x·Q of each n values in turn, for x float64 [..., m·n]."""
         a, b = len(self.left), len(self.right)
-        rows = (x.reshape(-1, a * b) * self.signs).view(-1, a, b)
+        rows = (x.reshape(-1, a * b) * self.signs).reshape(-1, a, b)
         return (self.left.T @ (rows @ self.right)).reshape(x.shape)
 
     def turn_rows(self, x: Tensor) -> Tensor:
         """Qᵀ·x of each n rows in turn, for x float64 [m·n, K]."""
         a, b = len(self.left), len(self.right)
         signed = x.reshape(-1, a * b, x.shape[-1]) * self.signs[:, None]
-        halfway = self.left.T @ signed.view(len(signed), a, -1)
-        return (self.right.T @ halfway.view(len(signed), a, b, -1)).reshape(x.shape)
+        halfway = self.left.T @ signed.reshape(len(signed), a, -1)
+        return (self.right.T @ halfway.reshape(len(signed), a, b, -1)).reshape(x.shape)
 
 
 def random_hadamard(n: int, generator: torch.Generator) -> Orthogonal:
