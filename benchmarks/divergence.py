@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gptq_folder import gptq_state, is_gptq
@@ -46,7 +46,8 @@ class Scorer:
     def __init__(self, model: Path, windows: Mapping[str, Tensor]) -> None:
         self._model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         self._linears = {name for name in CheckpointReader(model).names if name.endswith("proj.weight")}
-        # Other tools may put another head in its place.
+        # Other tools, and rotations, put another head in its place.
+        self._tied = self._untied_head()
         self._head = self._model.get_output_embeddings().weight.detach().clone()
         self._windows = windows
         self._reference = {name: self._states(tokens) for name, tokens in windows.items()}
@@ -73,7 +74,17 @@ class Scorer:
             for handle in handles:
                 handle.remove()
 
+    def _untied_head(self) -> dict[str, str]:
+        """Let the head have weights of its own; returns its name → where they were, if it had none."""
+        head, embeddings = self._model.get_output_embeddings(), self._model.get_input_embeddings()
+        if head.weight is not embeddings.weight:
+            return {}
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        return {names[id(head.weight)]: names[id(embeddings.weight)]}
+
     def _load(self, state: dict[str, Tensor]) -> None:
+        state = {head: state[shared] for head, shared in self._tied.items()} | state
         unknown = self._model.load_state_dict(state, strict=False).unexpected_keys
         missing = self._linears - state.keys()
         if missing or unknown:

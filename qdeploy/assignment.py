@@ -39,8 +39,8 @@ def resolve_schemes(recipe: Recipe, linears: Mapping[str, tuple[int, int]]) -> d
         _check_applies(rule, names, linears)
         if rule.scheme is not None:
             scheme = rule.scheme.resolve({name: linears[name][1] for name in names})
-            *transforms, rounder = (stage.config for stage in rule.stages)
-            planned = Planned(scheme, rounder, tuple(transforms))
+            *transforms, rounder = (stage.config for stage in rule.stages if stage.config != rule.rotation)
+            planned = Planned(scheme, rounder, tuple(transforms), rule.rotation)
             _check_format(rule, planned)
             resolved.update(dict.fromkeys(names, planned))
     if not resolved:

@@ -48,6 +48,7 @@ class Estimate:
     Attributes:
         libraries: what this process has already, and what it will load: always RAM.
         embeddings: what lies before the blocks, while the samples are embedded.
+        rest: 16-bit tensors outside the blocks that are made, not mapped, as they are written: always RAM.
         block: the largest block, its codes and packed codes.
         hessians: those that are alive at once.
         solving: temporary matrices of the costliest layer.
@@ -64,6 +65,7 @@ class Estimate:
 
     libraries: int
     embeddings: int
+    rest: int
     block: int
     hessians: int
     solving: int
@@ -86,7 +88,7 @@ class Estimate:
     @property
     def in_use(self) -> int:
         """Bytes of RAM that are alive at the peak, beside the libraries."""
-        return self.states + (0 if self.on_device else self.model_peak)
+        return max(self.rest, self.states + (0 if self.on_device else self.model_peak))
 
     @property
     def holes(self) -> int:
@@ -167,6 +169,11 @@ def estimate(
         libraries=psutil.Process().memory_info().rss + LATER,
         # In float32, and the largest of them as it is read.
         embeddings=4 * sum(outside) + 2 * max(outside, default=0) if with_data else 0,
+        rest=sum(
+            _nbytes(reader, name)
+            for name in reader.names
+            if reader.is_edited(name) and not name.startswith(tuple(f"{block.name}." for block in blocks))
+        ),
         block=_block_bytes(
             largest, plan, bfloat16=with_data and limits.device is None and multiplies_bfloat16()
         ),
@@ -235,7 +242,11 @@ def _stored_bytes(reader: CheckpointReader, plan: Plan) -> Iterator[int]:
             n, k = reader.shape(name)
             yield packed_bytes((n, k), plan[owner].scheme)
         else:
-            yield math.prod(reader.shape(name)) * reader.dtype(name).itemsize
+            yield _nbytes(reader, name)
+
+
+def _nbytes(reader: CheckpointReader, name: str) -> int:
+    return math.prod(reader.shape(name)) * reader.dtype(name).itemsize
 
 
 def packed_bytes(shape: tuple[int, int], scheme: Scheme) -> int:

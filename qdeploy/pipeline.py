@@ -41,6 +41,7 @@ from qdeploy.modeling.skeleton import build_skeleton
 from qdeploy.planned import Plan
 from qdeploy.progress import console, warn
 from qdeploy.recipe import Recipe
+from qdeploy.rotated import rotated
 from qdeploy.shortage import less_memory, refuse_what_cannot_fit
 from qdeploy.stack import REST, Stack, Task
 from qdeploy.stopwatch import measuring
@@ -81,14 +82,13 @@ def quantize(
         UsageError: a group size does not fit, or there are more processes than samples.
         ResourceError: memory or disk cannot hold it, and nothing was written; or memory ran out on the way.
         CalibrationError: the calibration text is missing or too short.
+        QuantizationError: the recipe rotates a model that does not compute the same once it is turned.
         OutputError: `output` is in use, the disk is full, or the interrupted run was another one.
         DistributedError: another process of the group is gone.
         Interrupted: Ctrl-C.
     """
-    reader = CheckpointReader(resolve_model(recipe.model))
-    model = build_skeleton(reader)
-    blocks = find_blocks(model)
-    task = Task(recipe, reader, model, blocks, resolve_schemes(recipe, shapes(blocks)), group)
+    reader, model, blocks, plan = open_model(recipe)
+    task = Task(recipe, reader, model, blocks, plan, group)
     if _needs_data(task.plan):
         refuse_idle(group, recipe.calibration.samples)
     limits = limits or budget()
@@ -105,6 +105,24 @@ def quantize(
         refuse_what_cannot_fit(needed, output)
     with _compiling(task):
         return group.share(_lead(task, output, needed, restart=restart))
+
+
+def open_model(recipe: Recipe) -> tuple[CheckpointReader, Any, list[Block], Plan]:
+    """What a recipe starts from: the model's tensors, turned if it says so, skeleton, blocks and plan.
+
+    Raises:
+        CheckpointError: the model cannot be read or is of an unknown architecture.
+        UsageError: a group size does not fit.
+        RecipeError: rules do not fit the model's layers.
+        QuantizationError: the model cannot be rotated.
+    """
+    reader = CheckpointReader(resolve_model(recipe.model))
+    model = build_skeleton(reader)
+    blocks = find_blocks(model)
+    plan = resolve_schemes(recipe, shapes(blocks))
+    if recipe.rotation is not None:
+        reader = rotated(reader, model, blocks, recipe.rotation)
+    return reader, model, blocks, plan
 
 
 def _compiling(task: Task) -> AbstractContextManager[None]:
@@ -132,7 +150,7 @@ def _lead(task: Task, output: Path, needed: Estimate, *, restart: bool) -> dict[
         modules = [note for block in task.blocks for note in writer.notes(block.name)["modules"]]
         totals = account.totals(task.reader, writer, earlier + time.monotonic() - start, split)
         manifest = account.manifest(
-            task.recipe, task.reader, calibration, warnings, modules, totals, task.group
+            task.recipe, task.reader.stored, calibration, warnings, modules, totals, task.group
         )
         writer.finish(account.config(task.reader, task.model, task.plan), manifest, task.reader.folder)
     written: dict[str, Any] = read_json(output / MANIFEST)

@@ -10,6 +10,7 @@ from qdeploy import registry
 from qdeploy.errors import RecipeError
 from qdeploy.methods.base import needs_all_rows, needs_hessian, without_kernel
 from qdeploy.methods.basis import BASES, WITHOUT_KERNEL
+from qdeploy.methods.rotation import Rotation
 from qdeploy.methods.scaling import SCALINGS
 from qdeploy.schemes import Scheme
 
@@ -22,11 +23,13 @@ class Planned:
         scheme: the number format to end in.
         rounder: config of the method that makes the codes.
         transforms: configs of the methods before it, in order.
+        rotation: of the whole model, before all of them; the same for all layers.
     """
 
     scheme: Scheme
     rounder: Any
     transforms: tuple[Any, ...] = ()
+    rotation: Rotation | None = None
 
     @property
     def needs_data(self) -> bool:
@@ -56,7 +59,8 @@ class Planned:
     @property
     def method(self) -> str:
         """The stages in a word, e.g. "smoothquant+gptq"."""
-        return "+".join(_name(config) for config in (*self.transforms, self.rounder))
+        before = () if self.rotation is None else (self.rotation,)
+        return "+".join(_name(config) for config in (*before, *self.transforms, self.rounder))
 
 
 def _name(config: object) -> str:

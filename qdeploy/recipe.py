@@ -26,6 +26,7 @@ from pydantic import (
 from qdeploy import scheme_spec
 from qdeploy.errors import RecipeError
 from qdeploy.files import sha256_text
+from qdeploy.methods.rotation import Rotation
 from qdeploy.scheme_spec import Frozen, SchemeSpec, parse_scheme
 from qdeploy.validation import explain
 
@@ -144,10 +145,16 @@ def _spelled_out(stages: Any) -> Iterator[Any]:
 
 
 def _check_order(match: str, stages: Sequence[Stage]) -> None:
-    """Any transforms, those that scale channels before those that change the basis, then one rounder."""
+    """Rotation, transforms that scale channels, those that change the basis, then one rounder."""
     from qdeploy.methods.base import is_rounder
     from qdeploy.methods.basis import BASES
 
+    if any(isinstance(stage.config, Rotation) for stage in stages[1:]):
+        given = ", ".join(stage.method for stage in stages)
+        raise RecipeError(
+            f"Rule {match!r}: rotation turns the model before anything else is done; put it first, and once. "
+            f"Its stages: {given}."
+        )
     kinds = ["rounder" if is_rounder(stage.config) else "transform" for stage in stages]
     if kinds and kinds[-1] == "rounder" and "rounder" not in kinds[:-1]:
         turned = [type(stage.config) in BASES for stage in stages[:-1]]
@@ -226,6 +233,12 @@ class Rule(Frozen):
                 raise RecipeError(f"Rule {self.match!r} is not a regular expression: {error}.") from error
         return self
 
+    @property
+    def rotation(self) -> Rotation | None:
+        """The first stage's config, if that is a rotation."""
+        first = self.stages[0].config if self.stages else None
+        return first if isinstance(first, Rotation) else None
+
     def matches(self, name: str, class_name: str) -> bool:
         """Whether the rule is meant for this module."""
         if self.match.startswith("re:"):
@@ -293,6 +306,22 @@ class Recipe(Frozen):
         spec = scheme_spec.from_flags(scheme, group_size, symmetric)
         rule = {"match": "Linear", "scheme": spec, "stages": method.split("+")}
         return _validated({"model": model, "rules": [rule], "calibration": dict(calibration or {})}, "flags")
+
+    @model_validator(mode="after")
+    def _check_rotations(self) -> Recipe:
+        rules = [rule for rule in self.rules if rule.scheme is not None]
+        if len({rule.rotation for rule in rules}) > 1:
+            told = "; ".join(f"{rule.match!r}: {rule.rotation or 'none'}" for rule in rules)
+            raise RecipeError(
+                "rotation turns the residual stream that all layers share, so all rules with a scheme need "
+                f"the same one, or none; got {told}."
+            )
+        return self
+
+    @property
+    def rotation(self) -> Rotation | None:
+        """What the whole model is turned by before it is quantized."""
+        return next((rule.rotation for rule in self.rules if rule.scheme is not None), None)
 
     def to_yaml(self) -> str:
         """The canonical text; reading it back gives an equal recipe."""

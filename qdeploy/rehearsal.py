@@ -12,19 +12,17 @@ from typing import Any
 
 import torch
 
-from qdeploy.assignment import resolve_schemes
 from qdeploy.calibration import CalibrationSet
 from qdeploy.checkpoint.tensor_file import write_tensors
 from qdeploy.estimate import Estimate, estimate
 from qdeploy.memory import Budget, manage_heap
 from qdeploy.modeling.activations import Activations
-from qdeploy.modeling.blocks import Block, find_blocks
+from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.checkpoint import CheckpointReader
-from qdeploy.modeling.hub import resolve_model
 from qdeploy.modeling.inputs import BlockCall, enter
 from qdeploy.modeling.residual import Reference
-from qdeploy.modeling.skeleton import build_skeleton, materialized
-from qdeploy.pipeline import calibration_set, shapes
+from qdeploy.modeling.skeleton import materialized
+from qdeploy.pipeline import calibration_set, open_model
 from qdeploy.planned import Plan
 from qdeploy.recipe import Recipe
 from qdeploy.shortage import problems_with
@@ -82,10 +80,7 @@ def rehearse(recipe: Recipe, output: Path, limits: Budget) -> Outlook:
         QDeployError: as `pipeline.quantize`.
     """
     start = time.monotonic()
-    reader = CheckpointReader(resolve_model(recipe.model))
-    model = build_skeleton(reader)
-    blocks = find_blocks(model)
-    plan = resolve_schemes(recipe, shapes(blocks))
+    reader, model, blocks, plan = open_model(recipe)
     needed = estimate(recipe, reader, model, blocks, plan, limits)
     problems = list(problems_with(needed, output))
     if problems:

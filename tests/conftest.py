@@ -75,9 +75,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tiny(folder: Path, family: str, **changes: Any) -> Path:
-    """Save a random bfloat16 model of `family` with its tokenizer and return `folder`."""
+    """Save a random bfloat16 model of a `model_type` with its tokenizer and return `folder`."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **(SHARED | (FAMILIES | EXPERT_FAMILIES)[family] | changes))
+    config = AutoConfig.for_model(family, **(SHARED | (FAMILIES | EXPERT_FAMILIES).get(family, {}) | changes))
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():

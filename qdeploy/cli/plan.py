@@ -86,6 +86,7 @@ def needs(found: Outlook) -> Table:
     rows = [
         ("Interpreter and libraries", "RAM", needed.libraries),
         ("Embeddings, only at the start", where, needed.embeddings),
+        ("Embeddings and head as they are written", "RAM", needed.rest),
         ("One block and its codes", where, needed.block),
         ("Hessians", where, needed.hessians),
         ("Solving a layer", where, needed.solving),

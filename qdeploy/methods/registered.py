@@ -16,6 +16,7 @@ from qdeploy import registry
 from qdeploy.errors import EntryPointError
 from qdeploy.methods.base import ROUNDERS, Registered
 from qdeploy.methods.basis import BASES, WITHOUT_KERNEL
+from qdeploy.methods.rotation import Rotation
 from qdeploy.methods.scaling import SCALINGS
 
 Kind = Literal["rounder", "transform"]
@@ -75,7 +76,7 @@ def config_of(name: str) -> type:
     config, origin = registry.load("methods", name), registry.origin("methods", name)
     if not isinstance(config, type) or not is_pydantic_dataclass(config):
         raise EntryPointError("method", name, origin, f"it is no pydantic dataclass but {config!r}")
-    if not any(config in known for known in (ROUNDERS, SCALINGS, BASES)):
+    if not any(config in known for known in (ROUNDERS, SCALINGS, BASES, {Rotation})):
         reason = (
             f"no function beside {config.__qualname__} is decorated with @rounder, @scaling or @basis for it"
         )
@@ -88,8 +89,8 @@ def find(name: str) -> Method:
     config, origin = config_of(name), registry.origin("methods", name)
     rounder, said, knobs = ROUNDERS.get(config), _summary(config), tuple(_knobs(config))
     if rounder is None:
-        turns = config in BASES
-        return Method(name, "transform", not turns, WITHOUT_KERNEL if turns else None, said, origin, knobs)
+        why = WITHOUT_KERNEL if config in BASES else None
+        return Method(name, "transform", config in SCALINGS, why, said, origin, knobs)
     return Method(name, "rounder", rounder.needs_hessian, _by_default(config, rounder), said, origin, knobs)
 
 

@@ -7,9 +7,10 @@ no tensor is read before it is asked for.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,10 @@ DTYPES = {
 """safetensors' dtype names, as far as model folders use them."""
 
 
+Edit = Callable[[Tensor], Tensor]
+"""What is made of a tensor as it is read; shape and dtype stay."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """The elements at `index` of the stored tensor `name`; all of them where the index is empty."""
@@ -63,6 +68,7 @@ class CheckpointReader:
     Attributes:
         folder: the folder.
         config: the parsed `config.json`.
+        files: those with weights.
 
     Raises:
         CheckpointError: the folder, its config or a shard is missing, truncated or not safetensors.
@@ -74,6 +80,8 @@ class CheckpointReader:
         self.files = _shards(folder)
         self._entries = {name: entry for file in self.files for name, entry in _header(file).items()}
         _check_index(folder, self._entries)
+        self._edits: Mapping[str, Edit] = {}
+        self._stored: CheckpointReader | None = None
 
     @property
     def names(self) -> list[str]:
@@ -96,7 +104,34 @@ class CheckpointReader:
         entry = self._entry(name)
         with safe_open(entry.file, framework="pt") as file:
             tensor: Tensor = file.get_tensor(entry.part.name)
-        return tensor[entry.part.index]
+        part = tensor[entry.part.index]
+        return self._edits[name](part) if name in self._edits else part
+
+    def edited(
+        self, edits: Mapping[str, Edit], copies: Mapping[str, str], config: Mapping[str, Any]
+    ) -> CheckpointReader:
+        """This checkpoint as if other tensors and another config.json were in its files.
+
+        Args:
+            edits: tensor → what is made of it, each time that it is read.
+            copies: tensor to add → one in the files that it is a copy of, before edits.
+            config: fields of config.json that have other values.
+        """
+        other = copy.copy(self)
+        other._stored = self
+        other.config = {**self.config, **config}
+        other._entries = self._entries | {name: self._entry(stored) for name, stored in copies.items()}
+        other._edits = dict(edits)
+        return other
+
+    @property
+    def stored(self) -> CheckpointReader:
+        """This checkpoint as it is in its files."""
+        return self if self._stored is None else self._stored.stored
+
+    def is_edited(self, name: str) -> bool:
+        """Whether reading the tensor makes a new one, which takes memory."""
+        return name in self._edits
 
     def rename(self, parts: Mapping[str, Part]) -> None:
         """From here on know parts of stored tensors by other names, and no longer by the stored ones."""

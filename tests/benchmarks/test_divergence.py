@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,25 @@ def test_it_is_the_divergence_that_torch_computes(
     assert found["a"].divergence > 0
     # What was scored before leaves no trace.
     assert [score.divergence for score in scorer.score(tiny_llama).values()] == [0, 0]
+
+
+def test_a_head_of_its_own_is_scored_for_a_model_without(
+    tiny_model: Callable[[str], Path], tmp_path: Path, windows: dict[str, torch.Tensor]
+) -> None:
+    source = tiny_model("qwen2")
+    flags = {"scheme": "W8A16", "method": "rotation+rtn", "group_size": "32"}
+    quantize(Recipe.from_flags(str(source), **flags), tmp_path / "out")
+    scorer = Scorer(source, windows)
+    found = scorer.score(tmp_path / "out")
+    with torch.no_grad():
+        p, q = (
+            dequantized_model(folder)(windows["a"]).logits.log_softmax(-1).flatten(0, 1)
+            for folder in (source, tmp_path / "out")
+        )
+    expected = torch.nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
+    # The model's own head comes back where a folder has none.
+    assert [score.divergence for score in scorer.score(source).values()] == [0, 0]
+    assert found["a"].divergence == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_8_bit_activations_are_scored_as_engines_compute_them(

@@ -10,7 +10,9 @@ import yaml
 from qdeploy.assignment import resolve_schemes
 from qdeploy.errors import QDeployError, RecipeError, UnknownNameError, UsageError
 from qdeploy.methods.gptq import GPTQ
+from qdeploy.methods.rotation import Rotation
 from qdeploy.methods.rtn import RTN
+from qdeploy.methods.smoothquant import SmoothQuant
 from qdeploy.recipe import CalibrationConfig, Recipe, Source
 from qdeploy.schemes import PRESETS
 
@@ -324,3 +326,43 @@ def test_papers_that_are_stacks_go_by_their_names(tmp_path: Path) -> None:
 def test_channels_are_scaled_before_the_basis_changes() -> None:
     with pytest.raises(RecipeError, match="Put what changes it last of the transforms"):
         Recipe.from_flags("m", method="incoherence+awq+gptq")
+
+
+def test_a_rotation_comes_first_and_is_the_same_for_all_rules(tmp_path: Path) -> None:
+    down = rule("re:.*down_proj", "W8A16", ["rotation", "rtn"])
+    rest = rule(stages=[{"rotation": {"seed": 0}}, "smoothquant", "gptq"])
+    kept = {"match": "re:.*o_proj", "scheme": "none"}
+    found = Recipe.from_yaml(written(tmp_path, kept, down, rest))
+    assert found.rotation == Rotation()
+    plan = resolve_schemes(found, {name: (n, 128) for name, (n, _) in BLOCK.items()})
+    assert {planned.rotation for planned in plan.values()} == {Rotation()}
+    assert plan["model.layers.0.mlp.down_proj"].method == "rotation+rtn"
+    assert not plan["model.layers.0.mlp.down_proj"].needs_data
+    assert plan["model.layers.0.mlp.up_proj"].transforms == (SmoothQuant(),)
+    assert Recipe.from_yaml(written(tmp_path, rule())).rotation is None
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([rule(stages=["smoothquant", "rotation", "rtn"])], r"put it first, and once.*smoothquant, rotation"),
+        ([rule(stages=["rotation", "rotation", "rtn"])], "put it first, and once"),
+        ([rule(stages=["rotation"])], r"then one rounder.*rotation \(transform\)"),
+        (
+            [rule("re:.*down_proj"), rule(stages=["rotation", "rtn"])],
+            r"'re:\.\*down_proj': none; 'Linear': Rot",
+        ),
+        (
+            [
+                rule("re:.*down_proj", stages=[{"rotation": {"seed": 1}}, "rtn"]),
+                rule(stages=["rotation", "rtn"]),
+            ],
+            r"seed=1, .*seed=0, ",
+        ),
+        ([rule(stages=[{"rotation": {"seed": -1}}, "rtn"])], "rotation: seed: .*greater than or equal to 0"),
+        ([rule(stages=[{"rotation": {"r1": True}}, "rtn"])], "no knob 'r1'.*It has: seed, r2"),
+    ],
+)
+def test_what_a_rotation_cannot_be(tmp_path: Path, rules: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_yaml(written(tmp_path, *rules))

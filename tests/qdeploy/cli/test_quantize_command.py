@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,26 @@ def test_quantize_writes_the_checkpoint_and_prints_the_manifest(tiny_llama: Path
         str(tiny_llama), group_size="auto", calibration={"samples": 2, "sequence_length": 32}
     )
     assert manifest["recipe_sha256"] == expected.sha256()
+
+
+def test_a_rotation_is_a_stage_like_others(tiny_llama: Path, tmp_path: Path) -> None:
+    options = [*SMALL, "--method", "rotation+gptq"]
+    output_of("quantize", str(tiny_llama), *options, "-o", str(tmp_path / "out"))
+    manifest = json.loads((tmp_path / "out" / "qdeploy.json").read_text())
+    assert manifest["modules"][0]["method"] == "rotation+gptq"
+    assert manifest["recipe"]["rules"][0]["stages"][0] == {"rotation": {"seed": 0, "r2": True}}
+    assert "seed: 0" in output_of("recipe", "show", str(tiny_llama), *options)
+    message = error_of("quantize", str(tiny_llama), "--method", "gptq+rotation", "-o", str(tmp_path / "x"))
+    assert "put it first" in message
+
+
+def test_a_model_that_cannot_be_rotated_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    options = [*SMALL, "--method", "rotation+rtn", "-o", str(tmp_path / "out")]
+    message = error_of("quantize", str(tiny_model("gemma3_text")), *options)
+    assert re.search(
+        r"model\.layers\.0 computes something else .* 0\.001 is allowed.* Leave rotation out", message
+    )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

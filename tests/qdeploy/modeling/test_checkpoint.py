@@ -124,3 +124,19 @@ def test_a_broken_index(sharded: Path, text: str) -> None:
     (sharded / INDEX).write_text(text)
     with pytest.raises(CheckpointError, match="not a valid index"):
         CheckpointReader(sharded)
+
+
+def test_edits_copies_and_another_config_change_no_file(single: Path) -> None:
+    reader, name = CheckpointReader(single), "model.norm.weight"
+    other = reader.edited({name: torch.neg, "copy": torch.abs}, {"copy": name}, {"tie_word_embeddings": None})
+    assert torch.equal(other.get(name), -reader.get(name))
+    assert torch.equal(other.get("copy"), reader.get(name).abs())
+    assert other.shape("copy") == reader.shape(name)
+    assert other.names == [*reader.names, "copy"]
+    assert other.config == {**reader.config, "tie_word_embeddings": None}
+    assert other.sha256 == reader.sha256
+    assert other.stored is reader.stored is reader
+    assert other.is_edited("copy")
+    assert not reader.is_edited(name)
+    with pytest.raises(CheckpointError, match="no tensor 'absent'"):
+        reader.edited({}, {"copy": "absent"}, {})
