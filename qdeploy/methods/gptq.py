@@ -28,7 +28,6 @@ docs/gptq.md for what that gained.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Annotated
 
@@ -42,8 +41,8 @@ from qdeploy.methods.columns import round_columns
 from qdeploy.methods.correction import corrected
 from qdeploy.methods.descent import descend
 from qdeploy.methods.grid import Grid, fit, search
-from qdeploy.methods.hessian import LARGEST_DAMP, Factor, Hessian
-from qdeploy.methods.rtn import RTN, round_to_nearest
+from qdeploy.methods.hessian import LARGEST_DAMP, Factor
+from qdeploy.methods.trust import nearest_instead, trusted
 from qdeploy.quantized import QuantizedLinear
 
 
@@ -81,21 +80,17 @@ def gptq(config: GPTQ, problem: LinearProblem) -> Solution:
     With fewer tokens than columns H is trusted less, and where it cannot be used the layer is rounded to
     nearest; `Solution.fallback` says so.
     """
-    hessian = problem.hessian
-    if hessian is None or not hessian.tokens:
-        return _fallback(config, problem, "no calibration token reached it")
-    shrinkage = _shrinkage(config, hessian)
-    factor = hessian.factor(config.damp, shrinkage, config.act_order)
-    if factor is None:
-        return _fallback(config, problem, _unusable(config, hessian))
+    h = trusted("gptq", problem, config.damp, config.shrinkage, "driven" if config.act_order else "forward")
+    if isinstance(h, str):
+        return nearest_instead("gptq", problem, h, grid=config.grid)
     broken = _broken_lack(problem)
     if broken is None:
-        problem = replace(problem, weight=corrected(problem, factor, config.correction * _trust(hessian)))
-    grid, codes = _round(config, problem, factor)
-    codes = descend(problem.weight, codes, grid, factor, config.passes)
+        problem = replace(problem, weight=corrected(problem, h.factor, config.correction * h.share))
+    grid, codes = _round(config, problem, h.factor)
+    codes = descend(problem.weight, codes, grid, h.factor, config.passes)
     quantized = QuantizedLinear(codes, grid.scales, grid.zeros, grid.scheme)
-    few = _too_few(config, problem.name, hessian) if shrinkage > config.shrinkage else None
-    return Solution(quantized, relative_error(problem, quantized), damp=factor.damp, fallback=broken or few)
+    error = relative_error(problem, quantized)
+    return Solution(quantized, error, damp=h.factor.damp, fallback=broken or h.few)
 
 
 def _round(config: GPTQ, problem: LinearProblem, factor: Factor) -> tuple[Grid, Tensor]:
@@ -118,26 +113,6 @@ def _round(config: GPTQ, problem: LinearProblem, factor: Factor) -> tuple[Grid, 
     return grid, torch.where(better, second.codes, first.codes)
 
 
-def _shrinkage(config: GPTQ, hessian: Hessian) -> float:
-    """How far H is shrunk: all the way with no token, as configured from as many tokens as columns on."""
-    return config.shrinkage + (1 - config.shrinkage) * (1 - _trust(hessian))
-
-
-def _trust(hessian: Hessian) -> float:
-    """From 0 with no token to 1 from as many tokens as columns on.
-
-    What a covariance estimated from n tokens gets wrong goes with √(K/n); see the table in docs/experts.md.
-    """
-    return math.sqrt(min(1.0, hessian.tokens / len(hessian.diagonal)))
-
-
-def _too_few(config: GPTQ, name: str, hessian: Hessian) -> str:
-    return (
-        f"gptq: {name}: only {hessian.tokens} calibration tokens for {len(hessian.diagonal)} columns; H was "
-        f"shrunk by {_shrinkage(config, hessian):.2f} toward its diagonal, not {config.shrinkage:g}"
-    )
-
-
 def _broken_lack(problem: LinearProblem) -> str | None:
     """Why earlier errors cannot be made up for, None where they can or need not be."""
     if problem.lack is None or bool(torch.isfinite(problem.lack).all()):
@@ -146,19 +121,4 @@ def _broken_lack(problem: LinearProblem) -> str | None:
     return (
         f"gptq: {problem.name}: what its outputs lack is NaN or infinite in {bad} of {problem.lack.numel()} "
         "sums; earlier errors were not made up for"
-    )
-
-
-def _fallback(config: GPTQ, problem: LinearProblem, reason: str) -> Solution:
-    # An unusable H cannot measure the error either.
-    solution = round_to_nearest(RTN(grid=config.grid), replace(problem, hessian=None))
-    return replace(solution, fallback=f"gptq: {problem.name}: {reason}; rounded to nearest instead")
-
-
-def _unusable(config: GPTQ, hessian: Hessian) -> str:
-    if not hessian.finite:
-        return f"its calibration inputs hold NaN or infinity ({hessian.tokens} tokens)"
-    return (
-        f"its Hessian is not positive definite ({hessian.dead} of {len(hessian.diagonal)} columns dead, "
-        f"{hessian.tokens} tokens, damp {config.damp:g} retried up to {LARGEST_DAMP:g})"
     )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from qdeploy.distributed import Group
 from qdeploy.stopwatch import part
+
+Order = Literal["forward", "backward", "driven"]
+"""Which columns are rounded first: the first, the last, or those with the largest inputs."""
 
 LARGEST_DAMP = 1.0
 """Beyond this the identity outweighs H and the result is rounding to nearest."""
@@ -76,7 +80,7 @@ class Hessian:
         self.tokens, self._products = 0, products
         self._sum = torch.zeros(in_features, in_features, device=device)
         self._mirrored = True
-        self._factors: dict[tuple[float, float, bool], Factor | None] = {}
+        self._factors: dict[tuple[float, float, Order], Factor | None] = {}
 
     @part("hessian")
     def add(self, x: Tensor) -> None:
@@ -148,24 +152,24 @@ class Hessian:
         """False once an input held NaN or infinity."""
         return _finite(self._sum)
 
-    def factor(self, damp: float, shrinkage: float, act_order: bool) -> Factor | None:
+    def factor(self, damp: float, shrinkage: float, order: Order) -> Factor | None:
         """Factorize H⁻¹, once for all linears that share this input.
 
         Args:
             damp: fraction of the mean diagonal added to the diagonal; grown tenfold while H is not positive
                 definite, up to LARGEST_DAMP.
             shrinkage: H ← (1 − shrinkage)·H + shrinkage·diag(H).
-            act_order: round the most strongly driven columns first.
+            order: in which columns will be rounded.
 
         Returns:
             The factor, or None where no damping makes H positive definite.
         """
-        key = (damp, shrinkage, act_order)
+        key = (damp, shrinkage, order)
         if key not in self._factors:
             self._factors[key] = self._factorize(*key)
         return self._factors[key]
 
-    def _factorize(self, damp: float, shrinkage: float, act_order: bool) -> Factor | None:
+    def _factorize(self, damp: float, shrinkage: float, order: Order) -> Factor | None:
         if not self.finite:
             return None
         diagonal, dead = self.diagonal, self.diagonal == 0
@@ -173,16 +177,22 @@ class Hessian:
         h = self.matrix.mul_(1 - shrinkage)
         # A dead column is independent of all others: with any positive diagonal it is rounded to nearest.
         h.diagonal().copy_(torch.where(dead, mean, diagonal))
-        order = torch.arange(len(dead), device=h.device)
-        if act_order:
-            order = torch.argsort(diagonal, descending=True, stable=True)
+        columns = _ordered(diagonal, order)
         for tried, dtype in _attempts(damp):
             damped = h.to(dtype, copy=True)
             damped.diagonal().add_(tried * mean)
-            lower = _transposed_inverse_cholesky(damped, order)
+            lower = _transposed_inverse_cholesky(damped, columns)
             if lower is not None:
-                return Factor(lower.float(), order, tried, damped.float())
+                return Factor(lower.float(), columns, tried, damped.float())
         return None
+
+
+def _ordered(diagonal: Tensor, order: Order) -> Tensor:
+    """Columns, int64 [K], of an H with this diagonal [K]; of equally driven ones the first comes first."""
+    if order == "driven":
+        return torch.argsort(diagonal, descending=True, stable=True)
+    columns = torch.arange(len(diagonal), device=diagonal.device)
+    return columns if order == "forward" else columns.flip(0)
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -26,7 +26,7 @@ def lacking(r: Tensor, x: Tensor = X) -> LinearProblem:
 
 def factor_of(asked: LinearProblem) -> Factor:
     assert asked.hessian is not None
-    factor = asked.hessian.factor(GPTQ().damp, GPTQ().shrinkage, True)
+    factor = asked.hessian.factor(GPTQ().damp, GPTQ().shrinkage, "driven")
     assert factor is not None
     return factor
 
@@ -73,7 +73,7 @@ def test_few_tokens_are_trusted_less() -> None:
     asked = replace(asked, scheme=scheme(8))
     found = solve(GPTQ(correction=1.0), asked).quantized.dequantize()
     assert asked.hessian is not None
-    factor = asked.hessian.factor(GPTQ().damp, 1 - 0.5 * (1 - GPTQ().shrinkage), True)
+    factor = asked.hessian.factor(GPTQ().damp, 1 - 0.5 * (1 - GPTQ().shrinkage), "driven")
     assert factor is not None
     half, whole = (corrected(asked, factor, strength) for strength in (0.5, 1.0))
     assert (found - half).norm() < (found - whole).norm()

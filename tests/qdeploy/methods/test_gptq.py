@@ -51,7 +51,7 @@ def test_columns_equal_the_paper_done_step_by_step() -> None:
     """Algorithm 1 without any batching, in float64, over more columns than one leaf."""
     asked = problem(scheme(4, 32))
     assert asked.hessian is not None
-    factor = asked.hessian.factor(GPTQ().damp, GPTQ().shrinkage, True)
+    factor = asked.hessian.factor(GPTQ().damp, GPTQ().shrinkage, "driven")
     assert factor is not None
     grid = search(asked.weight, asked.scheme, factor.importance)
     found = round_columns(asked.weight, grid, factor)
@@ -75,7 +75,7 @@ def losses(asked: LinearProblem, factor: Factor, found: Solution) -> torch.Tenso
 def test_a_second_grid_and_passes_of_descent_each_lower_the_loss(symmetric: bool) -> None:
     asked = problem(scheme(3, 32, symmetric), weights(96))
     assert asked.hessian is not None
-    factor = asked.hessian.factor(GPTQ().damp, GPTQ().shrinkage, True)
+    factor = asked.hessian.factor(GPTQ().damp, GPTQ().shrinkage, "driven")
     assert factor is not None
     once = round_columns(asked.weight, search(asked.weight, asked.scheme, factor.importance), factor).losses
     twice = losses(asked, factor, solve(GPTQ(passes=0), asked))

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
-from qdeploy.methods.hessian import CHUNK, LEAF, STRIP, Hessian
+from qdeploy.methods.hessian import CHUNK, LEAF, STRIP, Hessian, Order
 from tests.qdeploy.methods.problems import correlated_inputs, hessian_of
 
 
@@ -30,22 +32,28 @@ def test_wide_inputs_give_a_symmetric_hessian() -> None:
     assert torch.equal(matrix, matrix.T)
 
 
-def test_factor_inverts_the_damped_shrunk_permuted_hessian() -> None:
+@pytest.mark.parametrize("order", get_args(Order))
+def test_factor_inverts_the_damped_shrunk_permuted_hessian(order: Order) -> None:
     hessian = hessian_of(correlated_inputs(k=16))
-    factor = hessian.factor(0.01, 0.3, True)
+    factor = hessian.factor(0.01, 0.3, order)
     assert factor is not None
     h, mean = hessian.matrix, hessian.diagonal.mean()
     expected = 0.7 * h + 0.3 * torch.diag(h.diagonal()) + 0.01 * mean * torch.eye(16)
     expected = expected[factor.order][:, factor.order]
     assert torch.equal(factor.upper, factor.upper.triu())
     torch.testing.assert_close(factor.upper.T @ factor.upper @ expected, torch.eye(16), rtol=0, atol=1e-3)
-    assert (hessian.diagonal[factor.order].diff() <= 0).all()
+    asked = {
+        "forward": list(range(16)),
+        "backward": list(range(15, -1, -1)),
+        "driven": hessian.diagonal.argsort(descending=True).tolist(),
+    }
+    assert factor.order.tolist() == asked[order]
 
 
 @pytest.mark.parametrize("columns", [2 * LEAF, 2 * LEAF + 40, 5 * LEAF + 1])
 def test_a_factor_larger_than_a_leaf_is_right_too(columns: int) -> None:
     hessian = hessian_of(torch.randn(4 * columns, columns, generator=torch.Generator().manual_seed(0)))
-    factor = hessian.factor(0.01, 0.3, True)
+    factor = hessian.factor(0.01, 0.3, "driven")
     assert factor is not None
     ordered = factor.damped[factor.order][:, factor.order]
     assert torch.equal(factor.upper, factor.upper.triu())
@@ -67,15 +75,15 @@ def test_energy_is_what_the_whole_matrix_gives(mirrored: bool) -> None:
 
 def test_factor_is_made_once_for_all_linears_that_share_the_input() -> None:
     hessian = hessian_of(correlated_inputs(k=16))
-    first = hessian.factor(0.01, 0.3, True)
-    assert hessian.factor(0.01, 0.3, True) is first
-    assert hessian.factor(0.01, 0.0, True) is not first
+    first = hessian.factor(0.01, 0.3, "driven")
+    assert hessian.factor(0.01, 0.3, "driven") is first
+    assert hessian.factor(0.01, 0.0, "driven") is not first
     hessian.add(correlated_inputs(k=16, seed=2))
-    assert hessian.factor(0.01, 0.3, True) is not first
+    assert hessian.factor(0.01, 0.3, "driven") is not first
 
 
 def test_a_rank_deficient_hessian_is_damped_until_it_can_be_factorized() -> None:
-    factor = hessian_of(torch.ones(4, 32)).factor(1e-18, 0.0, True)
+    factor = hessian_of(torch.ones(4, 32)).factor(1e-18, 0.0, "driven")
     assert factor is not None
     assert 1e-18 < factor.damp < 1e-8
     assert factor.upper.isfinite().all()
@@ -86,7 +94,7 @@ def test_a_hessian_of_broken_inputs_has_no_factor(broken: float) -> None:
     x = correlated_inputs(k=16)
     x[3, 5] = broken
     hessian = hessian_of(x)
-    assert hessian.factor(0.01, 0.3, True) is None
+    assert hessian.factor(0.01, 0.3, "driven") is None
     assert not hessian.finite
 
 
@@ -106,4 +114,4 @@ def test_products_of_bfloat16_are_summed_in_float32() -> None:
     error = (rounded.matrix - exact.matrix).abs() / exact.matrix.abs()
     assert 0 < error.max() < 2**-9  # a sum in bfloat16 would be off by more
     assert torch.equal(rounded.matrix, rounded.matrix.T)
-    assert rounded.factor(0.01, 0.0, True) is not None
+    assert rounded.factor(0.01, 0.0, "driven") is not None

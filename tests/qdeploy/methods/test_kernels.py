@@ -25,7 +25,7 @@ SCHEMES = [scheme(bits, 32, symmetric) for bits in (2, 4) for symmetric in (True
 def factor_of(kind: Scheme) -> Factor:
     hessian = problem(kind).hessian
     assert hessian is not None
-    factor = hessian.factor(0.01, 0.3, True)
+    factor = hessian.factor(0.01, 0.3, "driven")
     assert factor is not None
     return factor
 
@@ -37,7 +37,7 @@ def test_neither_tiles_nor_leaves_need_be_full_and_threads_change_nothing(
     """Rows that are no multiple of a tile, columns that are none of a leaf, and an odd number of them."""
     kind, weight = scheme(4, group), weights(2 * kernels.TILE + 9, 2 * kernels.LEAF + more)
     hessian = problem(kind, weight).hessian
-    factor = hessian.factor(0.01, 0.3, True) if hessian else None
+    factor = hessian.factor(0.01, 0.3, "driven") if hessian else None
     assert factor is not None
 
     def rounded(threads: int) -> torch.Tensor:
