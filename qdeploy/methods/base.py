@@ -125,10 +125,10 @@ def relative_error(problem: LinearProblem, quantized: QuantizedLinear) -> float:
 
     See `Solution.relative_error`.
     """
-    weight = problem.weight
+    weight, hessian = problem.weight, problem.hessian
     delta = weight - quantized.dequantize()
-    if problem.hessian is not None and problem.hessian.tokens:
-        lost, total = problem.hessian.energy(delta), problem.hessian.energy(weight, roughly=True)
+    if hessian is not None and hessian.tokens and hessian.finite:
+        lost, total = hessian.energy(delta), hessian.energy(weight, roughly=True)
     else:
         lost, total = float(delta.square().sum()), float(weight.square().sum())
     lost, total = problem.group.totals(lost, total)
