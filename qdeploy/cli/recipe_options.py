@@ -37,8 +37,8 @@ SchemeName = Annotated[
 Method = Annotated[
     str | None,
     typer.Option(
-        help="How codes are chosen: gptq (needs calibration) or rtn; after transforms, if any, joined by +: "
-        "smoothquant+gptq. Default: gptq."
+        help="How codes are chosen: gptq or ldlq (need calibration), hqq or rtn; after transforms, if any, "
+        "joined by +: smoothquant+gptq. Default: gptq."
     ),
 ]
 GroupSize = Annotated[

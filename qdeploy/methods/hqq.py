@@ -92,8 +92,7 @@ def improved(config: HQQ, w: Tensor, scales: Tensor, z: Tensor, qmax: int) -> Te
     steps, error = _rounded(w, scales, z, qmax)
     least = _norm(error, config.p)
     for _ in range(config.iterations):
-        target = w - unit * shrunk(error / unit, beta, config.p)
-        s = portable_scales(_least_squares(target, steps)).float()
+        s = _least_squares(w - unit * shrunk(error / unit, beta, config.p), steps)
         steps, error = _rounded(w, s, z, qmax)
         norm = _norm(error, config.p)
         falls = norm < least
@@ -110,7 +109,7 @@ def improved(config: HQQ, w: Tensor, scales: Tensor, z: Tensor, qmax: int) -> Te
 def shrunk(error: Tensor, beta: float, p: float) -> Tensor:
     """The E of β: the generalized soft threshold sign(e)·max(0, |e| − |e|^(p−1) / β), exact for p = 1."""
     size = error.abs()
-    return error.sign() * (size - size.pow(p - 1) / beta).clamp_min_(0)
+    return size.sub_(size.pow(p - 1).div_(beta)).clamp_min_(0).copysign_(error)
 
 
 def _rounded(w: Tensor, s: Tensor, z: Tensor, qmax: int) -> tuple[Tensor, Tensor]:
@@ -120,8 +119,9 @@ def _rounded(w: Tensor, s: Tensor, z: Tensor, qmax: int) -> tuple[Tensor, Tensor
 
 
 def _least_squares(target: Tensor, steps: Tensor) -> Tensor:
-    """The s [M, 1] with the least ‖target − s·steps‖² in each row; 0 where all steps are 0."""
-    return (target * steps).sum(1, keepdim=True) / steps.square().sum(1, keepdim=True).clamp_min(1)
+    """The s [M, 1] with the least ‖target − s·steps‖² in each row, as it is stored."""
+    products, squares = (target * steps).sum(1, keepdim=True), steps.square().sum(1, keepdim=True)
+    return portable_scales(products / squares.clamp_min(1)).float()  # no step: the smallest scale
 
 
 def _norm(error: Tensor, p: float) -> Tensor:
