@@ -54,10 +54,11 @@ def quantize(
     folder under the same paths; their result differs from one process's by rounding alone, more so where
     samples are shorter than 512 tokens.
 
-    A layer that GPTQ cannot solve is rounded to nearest, and listed in the summary and in qdeploy.json; so
-    are experts that too few calibration tokens reached, whose statistics are trusted less, and layers that
-    have no norm or layer before them which could take over what a transform scales. For different
-    formats or methods layer by layer, write a recipe; `qdeploy recipe show` prints one to start from.
+    A layer that GPTQ or LDLQ cannot solve is rounded to nearest, and listed in the summary and in
+    qdeploy.json; so are experts that too few calibration tokens reached, whose statistics are trusted less,
+    and layers that have no norm or layer before them which could take over what a transform scales. For
+    different formats or methods layer by layer, write a recipe; `qdeploy recipe show` prints one to start
+    from.
 
     Examples:
 

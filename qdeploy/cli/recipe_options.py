@@ -37,7 +37,7 @@ SchemeName = Annotated[
 Method = Annotated[
     str | None,
     typer.Option(
-        help="How codes are chosen: gptq (needs calibration) or rtn; after transforms, if any, joined by +: "
+        help="How codes are chosen: gptq (needs calibration), rtn, …; after transforms, if any, joined by +: "
         "smoothquant+gptq. All of them and their knobs: qdeploy methods. Default: gptq."
     ),
 ]

@@ -39,7 +39,7 @@ from tests.qdeploy.test_pipeline import all_tensors, recipe, shard_bytes, unpack
 
 TRANSFORMS = ("smoothquant", "awq", "smoothquant+awq")
 CPU = torch.device("cpu")
-ROUNDERS = ("rtn", "gptq")
+ROUNDERS = ("rtn", "gptq", "ldlq", "hqq")
 READERS = {
     "input_layernorm": ("q_proj", "k_proj", "v_proj", "qkv_proj"),
     "post_attention_layernorm": ("gate_proj", "up_proj", "gate_up_proj"),

@@ -25,6 +25,13 @@ def test_error_is_of_the_weights_alone_without_calibration() -> None:
     assert solution.relative_error == pytest.approx(float(delta.square().sum() / weights().square().sum()))
 
 
+def test_error_is_of_the_weights_alone_where_inputs_are_broken() -> None:
+    x = torch.ones(8, 64)
+    x[2, 3] = torch.nan
+    alone = solve(RTN(), LinearProblem("layer", weights(), None, scheme())).relative_error
+    assert solve(RTN(), problem(scheme(), x=x)).relative_error == alone
+
+
 def test_grid_search_lowers_the_error() -> None:
     asked = LinearProblem("layer", weights(), None, scheme(3))
     assert solve(RTN(grid=True), asked).relative_error < solve(RTN(), asked).relative_error
