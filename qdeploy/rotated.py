@@ -101,6 +101,7 @@ class _Rotating:
         self.r1 = random_hadamard(self.width, self.generator)
 
     def run(self) -> CheckpointReader:
+        """The turned checkpoint."""
         materialize_buffers(self.model, CPU)
         states = torch.randn(1, TOKENS.shape[1], self.width, generator=torch.Generator().manual_seed(0))
         edits = self._prove_ends(states[0, :1])

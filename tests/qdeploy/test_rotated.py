@@ -283,3 +283,21 @@ def test_a_rehearsal_runs_the_turned_model(tiny_model: Callable[[str], Path], tm
     assert outlook.timing is not None
     assert {planned.method for planned in outlook.plan.values()} == {"rotation+gptq"}
     assert outlook.needed.rest > 0
+
+
+def test_r2_is_left_out_where_value_heads_come_from_a_latent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {
+        "kv_lora_rank": 16,
+        "q_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 12,
+        "num_key_value_heads": 4,
+    }
+    source = save_tiny(tmp_path / "model", "deepseek_v3", **sizes, v_head_dim=16, first_k_dense_replace=2)
+    exact = in_float64(tmp_path / "float64", source)
+    reader = turned(exact)
+    assert "R2 is left out" in capsys.readouterr().err
+    expected, found = logits(exact), logits(written(tmp_path / "turned", reader))
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
