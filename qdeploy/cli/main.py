@@ -18,6 +18,7 @@ from qdeploy.errors import QDeployError
 
 ORDER = (
     "plan",
+    "sensitivity",
     "quantize",
     "inspect",
     "export",

@@ -132,7 +132,7 @@ def _record(model: Any, blocks: Sequence[Block], tokens: Tensor) -> list[BlockCa
 
             return forward
 
-        with _replaced_forwards(blocks, recorder):
+        with replaced_forwards(blocks, recorder):
             model.base_model(input_ids=tokens, use_cache=False)
     return calls
 
@@ -174,15 +174,14 @@ def _first_states(model: Any, blocks: Sequence[Block], tokens: Tensor) -> Tensor
 
             return forward
 
-        with _replaced_forwards(blocks[:1], receiver):
+        with replaced_forwards(blocks[:1], receiver):
             model.base_model(input_ids=tokens, use_cache=False)
     return received[0]
 
 
 @contextmanager
-def _replaced_forwards(
-    blocks: Sequence[Block], make: Callable[[Block], Callable[..., Any]]
-) -> Iterator[None]:
+def replaced_forwards(blocks: Sequence[Block], make: Callable[[Block], Callable[..., Any]]) -> Iterator[None]:
+    """Let blocks do something else for the time of a `with`; `make` says what, block by block."""
     # On the instance, so that attributes of the block that the model reads stay where they are.
     modules: list[nn.Module] = [block.module for block in blocks]
     try:

@@ -6,6 +6,7 @@ import pytest
 COMMANDS = [
     [],
     ["plan"],
+    ["sensitivity"],
     ["quantize"],
     ["inspect"],
     ["export"],

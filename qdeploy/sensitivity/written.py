@@ -1,0 +1,112 @@
+"""An assignment as a recipe that a person can read and edit."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from qdeploy.module_names import expert_of
+from qdeploy.recipe import CalibrationConfig, Recipe
+from qdeploy.sensitivity.assign import Assignment
+from qdeploy.sensitivity.candidates import Choice
+from qdeploy.sensitivity.units import Unit
+
+
+def recipe_of(
+    model: str, units: Sequence[Unit], chosen: Assignment, method: str, calibration: CalibrationConfig
+) -> Recipe:
+    """The recipe that gives every unit its scheme.
+
+    There is a rule for each scheme and kind of unit, and at the end one for all that is left, with the scheme
+    that most layers have.
+
+    Args:
+        method: stages joined by "+", the same for all.
+        calibration: of the quantizing.
+
+    Raises:
+        RecipeError: the stages are not transforms and then a rounder.
+        UnknownNameError: no such method.
+    """
+    layers: Counter[Choice] = Counter()
+    for unit in units:
+        layers[chosen[unit.name]] += len(unit.layers)
+    ((common, _),) = layers.most_common(1)
+    rules = [
+        _rule(f"re:{pattern}", scheme, method)
+        for pattern, scheme in _patterns(units, chosen)
+        if scheme != common
+    ]
+    rules.append(_rule("Linear", common, method))
+    return Recipe.model_validate(
+        {"model": model, "rules": rules, "calibration": calibration.model_dump(mode="json")}
+    )
+
+
+def recipe_text(recipe: Recipe, comments: Iterable[str]) -> str:
+    """YAML that loads as `recipe`, with only what a person needs, below comments."""
+    fields: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "calibration"})
+    rules = [
+        {"match": rule.match, "scheme": _scheme_fields(rule.scheme), **_stages(rule.stages)}
+        for rule in recipe.rules
+    ]
+    fields = {"model": recipe.model, "rules": rules, "calibration": fields["calibration"]}
+    body = yaml.safe_dump(fields, sort_keys=False, default_flow_style=None, width=10**6, allow_unicode=True)
+    return "".join(f"# {line}\n" for line in comments) + body
+
+
+def _stages(stages: Sequence[Any]) -> dict[str, list[str]]:
+    return {"stages": [stage.method for stage in stages]} if stages else {}
+
+
+def _scheme_fields(spec: Any) -> str | dict[str, Any]:
+    if spec is None:
+        return "none"
+    if spec.activation_bits is not None:
+        return str(spec.name)
+    fields = {"bits": spec.bits, "group": spec.group}
+    return fields if spec.symmetric else {**fields, "symmetric": False}
+
+
+def _rule(match: str, scheme: Choice, method: str) -> dict[str, Any]:
+    if scheme is None:
+        return {"match": match, "scheme": None}
+    fields = {
+        "bits": scheme.bits,
+        "group": scheme.group_size or "channel",
+        "symmetric": scheme.symmetric,
+        "activation_bits": scheme.activation_bits,
+    }
+    return {"match": match, "scheme": fields, "stages": method.split("+")}
+
+
+def _patterns(units: Sequence[Unit], chosen: Assignment) -> Iterable[tuple[str, Choice]]:
+    """A regular expression for each kind of unit in each scheme, with that scheme."""
+    blocks: Mapping[tuple[str, str], dict[Choice, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for unit in units:
+        stack, _, number = unit.block.rpartition(".")
+        blocks[stack, _inside(unit)][chosen[unit.name]].append(number)
+    for (stack, inside), numbers in blocks.items():
+        for scheme, own in numbers.items():
+            some = own[0] if len(own) == 1 else f"({'|'.join(own)})"
+            which = r"\d+" if len(numbers) == 1 else some
+            yield rf"{re.escape(stack)}\.{which}\.{inside}", scheme
+
+
+def _inside(unit: Unit) -> str:
+    """What the names of a unit's layers have after the block's, in every block."""
+    names = [name.removeprefix(f"{unit.block}.") for name in unit.layers]
+    parent = names[0].rpartition(".")[0]
+    if unit.experts:
+        first = next(iter(unit.layers))
+        expert = expert_of(first)
+        assert expert is not None
+        parent = expert[0].removeprefix(f"{unit.block}.")
+    leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    leaf = re.escape(leaves[0]) if len(leaves) == 1 else f"({'|'.join(map(re.escape, leaves))})"
+    path = [*(re.escape(part) for part in parent.split(".") if part), *([r"\d+"] if unit.experts else [])]
+    return r"\.".join([*path, leaf])
