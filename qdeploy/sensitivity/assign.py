@@ -108,7 +108,7 @@ def _too_small(options: Sequence[Sequence[Option]], sizes: Sizes, target: Target
     if target.kind == "bits":
         smallest = f"--target-bits {math.ceil(least / sizes.weights * 1e4) / 1e4:g}"
     else:
-        smallest = f"--target-size {math.ceil((least + sizes.rest) / 2**20)}MiB"
+        smallest = f"--target-size {math.ceil((least + sizes.rest) / 2**20 * 100) / 100:.2f}MiB"
     return (
         f"No assignment comes to {target}: the smallest with these schemes is {smallest}. Give at least "
         "that, or schemes of fewer bits by --schemes."

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
 
 from qdeploy.modeling.activations import Activations
 from qdeploy.modeling.inputs import BlockCall
@@ -25,7 +24,7 @@ from qdeploy.sensitivity.units import Unit
 
 @torch.no_grad()
 def measured_harms(recorded: Recorded, task: Task) -> Harms:
-    """The harm of each unit in each scheme; a step of `task` for each block and each of these harms.
+    """The harm of each unit in each scheme; a step of `task` for each block, and for each harm and batch.
 
     Raises:
         CheckpointError: a weight is not finite.
@@ -53,7 +52,7 @@ def measured_harms(recorded: Recorded, task: Task) -> Harms:
 
 @torch.no_grad()
 def measured_together(recorded: Recorded, assignment: Mapping[str, Choice], task: Task) -> Harm:
-    """The harm of all units in their schemes at once; a step of `task` for each block and one more.
+    """The harm of all units in their schemes at once; a step of `task` for each block and each batch.
 
     Args:
         assignment: unit → its scheme.
@@ -103,17 +102,12 @@ def _divergences(recorded: Recorded, states: Activations, copies: int, task: Tas
     subject = recorded.subject
     kl = torch.zeros(copies, recorded.samples, dtype=torch.float64)
     with output_head(subject.model, subject.blocks, subject.reader, subject.device) as head:
-        for v in range(copies):
-            for batch in recorded.batches():
-                p = head(recorded.before(len(subject.blocks), batch).to(subject.device))
-                q = head(states[_copy(recorded, v, batch)].to(subject.device))
-                kl[v, batch] = _kl(p, q).cpu()
-            task.advance()
+        for batch in recorded.batches():
+            p = head(recorded.before(len(subject.blocks), batch).to(subject.device)).float().log_softmax(-1)
+            for v in range(copies):
+                q = head(states[_copy(recorded, v, batch)].to(subject.device)).float().log_softmax(-1)
+                # Divergences are never negative, though their rounded sums can be.
+                kl[v, batch] = (p.exp() * (p - q)).sum(-1).double().mean(-1).clamp_min(0).cpu()
+                task.advance()
     for found in kl:
         yield Harm.mean(found)
-
-
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """Mean over positions, float64 [B], of logits [B, T, V]."""
-    p, q = p.float().log_softmax(-1), q.float().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1).double().mean(-1)

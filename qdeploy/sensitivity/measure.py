@@ -11,6 +11,7 @@ import torch
 
 from qdeploy import registry
 from qdeploy.memory import budget, manage_heap
+from qdeploy.modeling.activations import micro_batches
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.hub import resolve_model
@@ -132,7 +133,7 @@ def measure(subject: Subject, score: Score, seed: int) -> Harms:
     """
     blocks, trials = len(subject.blocks), len(subject.trials)
     if score == "kl":
-        with progress("Sensitivity", 2 * blocks + trials) as task:
+        with progress("Sensitivity", 2 * blocks + _batches(subject) * trials) as task:
             return measured_harms(record(subject, task, copies=trials), task)
     with progress("Sensitivity", 2 * blocks + 1) as task:
         return gradient_harms(record(subject, task), DRAWS, seed, task)
@@ -141,5 +142,9 @@ def measure(subject: Subject, score: Score, seed: int) -> Harms:
 def measure_together(subject: Subject, assignment: Assignment) -> Harm:
     """The harm of all units in their schemes at once, rounded to nearest, in float32."""
     exact = replace(subject, exact=True)
-    with progress("Checking the assignment", 2 * len(subject.blocks) + 1) as task:
+    with progress("Checking the assignment", 2 * len(subject.blocks) + _batches(subject)) as task:
         return measured_together(record(exact, task, copies=1), assignment, task)
+
+
+def _batches(subject: Subject) -> int:
+    return sum(1 for _ in micro_batches(*subject.tokens.shape))

@@ -49,18 +49,18 @@ def recipe_of(
 
 def recipe_text(recipe: Recipe, comments: Iterable[str]) -> str:
     """YAML that loads as `recipe`, with only what a person needs, below comments."""
-    fields: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "calibration"})
-    rules = [
-        {"match": rule.match, "scheme": _scheme_fields(rule.scheme), **_stages(rule.stages)}
-        for rule in recipe.rules
-    ]
-    fields = {"model": recipe.model, "rules": rules, "calibration": fields["calibration"]}
-    body = yaml.safe_dump(fields, sort_keys=False, default_flow_style=None, width=10**6, allow_unicode=True)
-    return "".join(f"# {line}\n" for line in comments) + body
+    lines = [*(f"# {comment}" for comment in comments), _line("model", recipe.model), "rules:"]
+    for rule in recipe.rules:
+        lines += [f"  - {_line('match', rule.match)}", f"    {_line('scheme', _scheme_fields(rule.scheme))}"]
+        if rule.stages:
+            lines.append(f"    {_line('stages', [stage.method for stage in rule.stages])}")
+    lines.append(_line("calibration", recipe.calibration.model_dump(mode="json")))
+    return "\n".join(lines) + "\n"
 
 
-def _stages(stages: Sequence[Any]) -> dict[str, list[str]]:
-    return {"stages": [stage.method for stage in stages]} if stages else {}
+def _line(key: str, value: Any) -> str:
+    flow = None if isinstance(value, dict | list) else False
+    return yaml.safe_dump({key: value}, default_flow_style=flow, sort_keys=False, width=10**6).strip()
 
 
 def _scheme_fields(spec: Any) -> str | dict[str, Any]:
