@@ -89,7 +89,7 @@ class _Step:
 def _hull(unit: int, options: Sequence[Option]) -> tuple[int, list[_Step]]:
     """The lightest option of a unit, and the steps from it along the convex hull to the one of least cost."""
     at = min(range(len(options)), key=lambda i: (options[i].weight, options[i].cost))
-    start, steps = at, []
+    start, steps = at, list[_Step]()
     while True:
         ahead = [
             _Step(unit, i, option.cost - options[at].cost, option.weight - options[at].weight)

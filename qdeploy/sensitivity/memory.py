@@ -39,7 +39,9 @@ def refuse_what_cannot_fit(subject: Subject, score: Score, draws: int) -> None:
 
 def _head(subject: Subject) -> int:
     """Everything outside the blocks in float32, and the logits of one sample."""
-    sizes = [subject.model.get_parameter(name).numel() for name in outside(subject.model, subject.blocks)]
+    sizes: list[int] = [
+        subject.model.get_parameter(name).numel() for name in outside(subject.model, subject.blocks)
+    ]
     vocabulary = subject.model.get_input_embeddings().num_embeddings
     return 4 * sum(sizes) + 2 * max(sizes) + LOGITS * 4 * subject.tokens.shape[1] * int(vocabulary)
 

@@ -109,7 +109,7 @@ def test_the_seed_alone_decides_the_labels(tiny_llama: Path, tmp_path: Path) -> 
     other = gradient_harms(record(tried, unseen()), 4, 1, unseen())
     assert once == again
     assert once != other
-    assert once.keys() == set((unit.name, scheme) for unit, scheme in tried.trials)
+    assert once.keys() == {(unit.name, scheme) for unit, scheme in tried.trials}
     fewer = subject(tiny_llama, [W8, W4_ASYM], tmp_path)
     apart = gradient_harms(record(fewer, unseen()), 4, 0, unseen())
     for unit in tried.units:  # what else is tried changes nothing
