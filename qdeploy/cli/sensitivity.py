@@ -14,6 +14,7 @@ from qdeploy.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from qdeploy.schemes import Scheme
     from qdeploy.sensitivity.assign import Target
     from qdeploy.sensitivity.candidates import Choice
     from qdeploy.sensitivity.result import Chosen, Result
@@ -227,30 +228,31 @@ def _described(scheme: Choice) -> str:
 
 
 def harms(found: Result) -> Table:
-    """Parts and their harm in each scheme, those first that suffer most from the scheme of fewest bits."""
+    """Parts and their harm in each scheme that was asked for, the most harmed first."""
     from rich.table import Table
 
     subject, chosen = found.prepared.subject, found.chosen
-    names = list(dict.fromkeys(column(scheme) for _, scheme in subject.trials))
-    table = Table(title="KL in nats per token, one part rounded and all else in 16 bit")
+    stack = subject.blocks[0].name.rpartition(".")[0]
+    tried = [c for c in found.asked.candidates if c.scheme.name in {s.name for _, s in subject.trials}]
+    table = Table(title=f"KL in nats per token with one part of {stack} rounded")
     table.add_column("Part", overflow="fold")
-    for name in names:
-        table.add_column(name, justify="right")
+    for candidate in tried:
+        table.add_column(str(candidate), justify="right", no_wrap=True)
     if chosen:
-        table.add_column("Chosen")
+        table.add_column("Chosen", no_wrap=True)
     for unit in sorted(subject.units, key=lambda unit: -_worst(found, unit)):
-        of = {column(scheme): found.harms[unit.name, scheme] for scheme in subject.schemes[unit.name]}
-        cells = [f"{of[name].nats:.2g}" if name in of else "–" for name in names]
+        columns = {candidate.for_unit(unit): str(candidate) for candidate in reversed(tried)}
+        cells = [_cell(found, unit, candidate.for_unit(unit)) for candidate in tried]
         picked = chosen.assigned.choices[unit.name] if chosen else None
-        table.add_row(unit.name, *cells, *([column(picked)] if chosen else []))
+        last = [columns[picked] if picked else "16 bit"] if chosen else []
+        short = unit.name.removeprefix(f"{stack}.").replace("_proj", "")  # else a row takes three lines
+        table.add_row(short, *cells, *last)
     return table
 
 
-def column(scheme: Choice) -> str:
-    """A scheme as the option names it."""
-    if scheme is None:
-        return "16 bit"
-    return scheme.name if scheme.activation_bits else f"{scheme.name}:{scheme.group_size or 'channel'}"
+def _cell(found: Result, unit: Unit, scheme: Scheme) -> str:
+    harm = found.harms.get((unit.name, scheme))
+    return f"{harm.nats:.5f}" if harm else "–"
 
 
 def _worst(found: Result, unit: Unit) -> float:

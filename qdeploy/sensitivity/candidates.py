@@ -50,6 +50,13 @@ class Candidate:
             raise UsageError(f"{text!r}: the group size of {scheme.name} is {needs}. Write {scheme.name}.")
         return cls(replace(scheme, group_size=int(group)), automatic=False)
 
+    def __str__(self) -> str:
+        return (
+            self.scheme.name
+            if self.automatic
+            else f"{self.scheme.name}:{self.scheme.group_size or 'channel'}"
+        )
+
     def for_unit(self, unit: Unit) -> Scheme:
         """The scheme with the unit's group size.
 

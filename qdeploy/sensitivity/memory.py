@@ -5,14 +5,15 @@ from __future__ import annotations
 from qdeploy.errors import ResourceError
 from qdeploy.estimate import LATER
 from qdeploy.memory import format_size, free_device, free_memory
+from qdeploy.modeling.activations import BATCH_TOKENS
 from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.outputs import outside
 from qdeploy.modeling.products import product_dtype
 from qdeploy.sensitivity.harm import Score
 from qdeploy.sensitivity.subject import Subject
 
-LOGITS = 4
-"""Copies of a sample's logits that are alive at once: themselves, their logarithms, gradients of both."""
+LOGITS = 5
+"""Tensors as large as logits that are alive at once: logits, their logarithms and exponentials, gradients."""
 
 GRAPH = 3
 """Tensors kept for the way back, for each number that a linear layer reads or puts out."""
@@ -38,12 +39,13 @@ def refuse_what_cannot_fit(subject: Subject, score: Score, draws: int) -> None:
 
 
 def _head(subject: Subject) -> int:
-    """Everything outside the blocks in float32, and the logits of one sample."""
+    """Everything outside the blocks in float32, and the logits of a sample or a micro-batch."""
     sizes: list[int] = [
         subject.model.get_parameter(name).numel() for name in outside(subject.model, subject.blocks)
     ]
     vocabulary = subject.model.get_input_embeddings().num_embeddings
-    return 4 * sum(sizes) + 2 * max(sizes) + LOGITS * 4 * subject.tokens.shape[1] * int(vocabulary)
+    tokens = max(subject.tokens.shape[1], BATCH_TOKENS)
+    return 4 * sum(sizes) + 2 * max(sizes) + LOGITS * 4 * tokens * int(vocabulary)
 
 
 def _block(subject: Subject, block: Block, score: Score) -> int:
