@@ -70,9 +70,10 @@ def sensitivity(
     """Measure what each part of a model suffers from each number format, and fit formats to a budget.
 
     Harm is the KL divergence of the model's predictions from those in 16 bit, in nats per token, with one
-    part rounded to nearest and all else in 16 bit. Parts are what engines run as one matrix: q, k and v; gate
-    and up; the experts of a block; and every other linear layer of the blocks. Formats that the engine has no
-    kernel for on the device are left out.
+    part rounded as the method does it and all else in 16 bit. Parts are what engines run as one matrix: q, k
+    and v; gate and up; the experts of a block; and every other linear layer of the blocks. Formats that the
+    engine has no kernel for on the device are left out. A method that looks at data, such as gptq, gets four
+    times as many samples beside those that harm is measured on; transforms are left out.
 
     With a target, the formats that keep to it with the least harm in sum are written as a recipe for qdeploy
     quantize; the check runs them together. Without one, the table is all.
@@ -109,7 +110,7 @@ def sensitivity(
         {"samples": samples, "sequence_length": sequence_length, "seed": seed, **given}
     )
     candidates = [Candidate.parse(name) for name in (schemes.split(",") if schemes else DEFAULT)]
-    found = run(Asked(model, candidates, engine, gpu, score, text), method, target, output)
+    found = run(Asked(model, candidates, engine, gpu, score, text, method), target, output)
     for line in refusals(found):
         console.print(line, highlight=False)
     if json:
@@ -271,7 +272,7 @@ def summary(chosen: Chosen, output: Path | None) -> Table:
     table.add_row("Bits per weight", f"{assigned.bits:.4f}, scales and zero points included")
     table.add_row("Weight files", format_size(assigned.size))
     table.add_row("KL, sum of each part alone", f"{assigned.harm:.4f} nats per token")
-    table.add_row("KL, all together", f"{chosen.together.nats:.4f}; both rounded to nearest")
+    table.add_row("KL, all together", f"{chosen.together.nats:.4f} nats per token")
     if output is not None:
         table.add_row("Next", f"qdeploy quantize --recipe {output} -o DEPLOY")
     return table

@@ -17,7 +17,7 @@ from qdeploy.modeling.outputs import output_head
 from qdeploy.progress import Task
 from qdeploy.sensitivity.candidates import Choice
 from qdeploy.sensitivity.harm import Harm, Harms
-from qdeploy.sensitivity.rounding import rounded
+from qdeploy.sensitivity.rounding import Rounding
 from qdeploy.sensitivity.subject import Recorded
 from qdeploy.sensitivity.units import Unit
 
@@ -34,9 +34,10 @@ def measured_harms(recorded: Recorded, task: Task) -> Harms:
     states = recorded.like(len(trials))
     for i, call in enumerate(recorded.calls):
         with subject.materialized(call.block):
+            rounding = Rounding(recorded, i)
             for v, (unit, scheme) in enumerate(trials):
                 if unit.block == call.block.name:
-                    with rounded(subject.model, dict.fromkeys(unit.layers, scheme)):
+                    with rounding.rounded(dict.fromkeys(unit.layers, scheme)):
                         _leave(recorded, i, call, states, v)
                 elif _is_before(recorded, unit, i):
                     _pass(recorded, call, states, v)
@@ -61,14 +62,14 @@ def measured_together(recorded: Recorded, assignment: Mapping[str, Choice], task
     states = recorded.like(1)
     for batch in recorded.batches():
         states[batch] = recorded.before(0, batch)
-    for call in recorded.calls:
+    for i, call in enumerate(recorded.calls):
         schemes = {
             name: scheme
             for unit in subject.inside(call.block)
             if (scheme := assignment[unit.name]) is not None
             for name in unit.layers
         }
-        with subject.materialized(call.block), rounded(subject.model, schemes):
+        with subject.materialized(call.block), Rounding(recorded, i).rounded(schemes):
             _pass(recorded, call, states, 0)
         task.advance()
     (harm,) = _divergences(recorded, states, 1, task)

@@ -39,7 +39,7 @@ from qdeploy.modeling.products import product_dtype
 from qdeploy.progress import Task
 from qdeploy.schemes import Scheme
 from qdeploy.sensitivity.harm import Harm, Harms
-from qdeploy.sensitivity.rounding import rounded_weight
+from qdeploy.sensitivity.rounding import Rounding
 from qdeploy.sensitivity.subject import Recorded
 from qdeploy.sensitivity.units import Unit
 
@@ -65,7 +65,7 @@ def gradient_harms(recorded: Recorded, draws: int, seed: int, task: Task) -> Har
     for i in reversed(range(len(subject.blocks))):
         block, units = subject.blocks[i], subject.inside(subject.blocks[i])
         with subject.materialized(block):
-            changes = _Changes(block.linears(), units, subject.schemes)
+            changes = _Changes(block.linears(), units, subject.schemes, Rounding(recorded, i))
             for s in range(recorded.samples):
                 states = recorded.before(i, slice(s, s + 1)).to(subject.device)
                 pulls[s] = changes.pull(recorded.calls[i], states, pulls[s].to(subject.device)).cpu()
@@ -102,22 +102,27 @@ class _Changes:
         linears: full name → layer of the block.
         units: the block's.
         schemes: unit → what it is tried in.
+        rounding: what rounds the layers.
     """
 
     def __init__(
-        self, linears: Mapping[str, nn.Linear], units: Sequence[Unit], schemes: Mapping[str, Sequence[Scheme]]
+        self,
+        linears: Mapping[str, nn.Linear],
+        units: Sequence[Unit],
+        schemes: Mapping[str, Sequence[Scheme]],
+        rounding: Rounding,
     ) -> None:
         self._units = [unit for unit in units if schemes[unit.name]]
         self._linears = {name: linears[name] for unit in self._units for name in unit.layers}
         self._schemes = {name: schemes[unit.name] for unit in self._units for name in unit.layers}
-        self._errors = {name: self._rounding_errors(name) for name in self._linears}
+        self._errors = {name: self._rounding_errors(name, rounding) for name in self._linears}
         self._found: dict[str, list[Tensor]] = {unit.name: [] for unit in self._units}
 
-    def _rounding_errors(self, name: str) -> list[Tensor]:
+    def _rounding_errors(self, name: str, rounding: Rounding) -> list[Tensor]:
         """Ŵ − W [N, K] in each scheme."""
         layer = self._linears[name]
         dtype = product_dtype(layer.weight.device)
-        return [(rounded_weight(layer, scheme) - layer.weight).to(dtype) for scheme in self._schemes[name]]
+        return [(rounding.weight(name, scheme) - layer.weight).to(dtype) for scheme in self._schemes[name]]
 
     def pull(self, call: BlockCall, states: Tensor, pulls: Tensor) -> Tensor:
         """Go back through the block with the gradients of one sample's outputs.

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from qdeploy import registry
 from qdeploy.memory import budget, manage_heap
+from qdeploy.methods.base import needs_hessian
 from qdeploy.modeling.activations import micro_batches
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -18,7 +20,7 @@ from qdeploy.modeling.hub import resolve_model
 from qdeploy.modeling.skeleton import build_skeleton
 from qdeploy.pipeline import calibration_tokens, shapes
 from qdeploy.progress import progress
-from qdeploy.recipe import CalibrationConfig
+from qdeploy.recipe import CalibrationConfig, Rule
 from qdeploy.schemes import Scheme
 from qdeploy.sensitivity.assign import Assignment
 from qdeploy.sensitivity.candidates import Candidate, Supports, choices
@@ -34,6 +36,9 @@ from qdeploy.support import Support
 DRAWS = 8
 """Sets of labels for each sample."""
 
+FITTED = 4
+"""Samples for Hessians, for each that harm is measured on: GPTQ would do too well on those that it saw."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -46,6 +51,7 @@ class Asked:
         gpu: device that it exports for.
         score: how harm is found.
         calibration: the text.
+        method: stages of the recipe, joined by "+"; the last of them rounds, transforms are left out.
     """
 
     model: str
@@ -54,6 +60,7 @@ class Asked:
     gpu: str
     score: Score
     calibration: CalibrationConfig
+    method: str
 
 
 @dataclass(frozen=True)
@@ -79,10 +86,13 @@ def prepare(asked: Asked, spill: Path) -> Prepared:
 
     Raises:
         CheckpointError: the model cannot be read or is of an unknown architecture.
+        RecipeError: the stages are not transforms and then a rounder.
         UsageError: a group size does not fit, or the target has a kernel for none of the schemes.
         CalibrationError: the text is missing or too short.
         ResourceError: memory cannot hold it.
     """
+    rule = Rule.model_validate({"match": "Linear", "scheme": "W4A16", "stages": asked.method.split("+")})
+    rounder = rule.stages[-1].config
     reader = CheckpointReader(resolve_model(asked.model))
     model = build_skeleton(reader)
     blocks = find_blocks(model)
@@ -94,7 +104,9 @@ def prepare(asked: Asked, spill: Path) -> Prepared:
         blocks=blocks,
         units=units,
         schemes=found.of,
-        tokens=calibration_tokens(asked.calibration, model, reader).tokens,
+        tokens=calibration_tokens(_enough(asked.calibration, rounder), model, reader).tokens,
+        scored=asked.calibration.samples,
+        rounder=rounder,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         limits=budget(),
         spill=spill,
@@ -103,6 +115,12 @@ def prepare(asked: Asked, spill: Path) -> Prepared:
     refuse_what_cannot_fit(subject, asked.score, DRAWS)
     manage_heap(ample=True)
     return Prepared(subject, dict(found.refused), Sizes(reader, units))
+
+
+def _enough(text: CalibrationConfig, rounder: Any) -> CalibrationConfig:
+    """With samples for Hessians, if the method wants them."""
+    times = 1 + FITTED if needs_hessian(rounder) else 1
+    return text.model_copy(update={"samples": times * text.samples})
 
 
 def support_of(engine: str, gpu: str) -> Supports:
@@ -140,11 +158,11 @@ def measure(subject: Subject, score: Score, seed: int) -> Harms:
 
 
 def measure_together(subject: Subject, assignment: Assignment) -> Harm:
-    """The harm of all units in their schemes at once, rounded to nearest, in float32."""
+    """The harm of all units in their schemes at once, in float32."""
     exact = replace(subject, exact=True)
     with progress("Checking the assignment", 2 * len(subject.blocks) + _batches(subject)) as task:
         return measured_together(record(exact, task, copies=1), assignment, task)
 
 
 def _batches(subject: Subject) -> int:
-    return sum(1 for _ in micro_batches(*subject.tokens.shape))
+    return sum(1 for _ in micro_batches(subject.scored, subject.tokens.shape[1]))

@@ -67,8 +67,8 @@ def _block(subject: Subject, block: Block, score: Score) -> int:
 def _states(subject: Subject, score: Score, draws: int) -> int:
     """Hidden states in RAM; what exceeds their share of it lies on the disk."""
     samples, length = subject.tokens.shape
-    width: int = subject.model.get_input_embeddings().embedding_dim
-    between = 4 * samples * length * width
-    copies = len(subject.trials) if score == "kl" else 0
-    gradients = draws * between if score == "gradient" else 0
-    return gradients + min((len(subject.blocks) + 1 + copies) * between, subject.limits.states)
+    each = 4 * length * int(subject.model.get_input_embeddings().embedding_dim)
+    copies = subject.scored * (len(subject.trials) if score == "kl" else 1)
+    gradients = draws * subject.scored if score == "gradient" else 0
+    states = min((samples * (len(subject.blocks) + 1) + copies) * each, subject.limits.states)
+    return gradients * each + states

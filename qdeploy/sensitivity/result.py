@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qdeploy.files import write_text
 from qdeploy.memory import format_size
-from qdeploy.recipe import CalibrationConfig, Rule
+from qdeploy.recipe import CalibrationConfig
 from qdeploy.sensitivity.assign import Assigned, Target, assign
 from qdeploy.sensitivity.harm import Harm, Harms
 from qdeploy.sensitivity.measure import Asked, Prepared, measure, measure_together, prepare
@@ -23,7 +23,7 @@ class Chosen:
     Attributes:
         target: the target.
         assigned: the choices and what they come to.
-        together: KL measured with all units in their schemes at once, rounded to nearest.
+        together: KL measured with all units in their schemes at once.
         recipe: the text of the recipe.
     """
 
@@ -52,11 +52,8 @@ class Result:
     chosen: Chosen | None
 
 
-def run(asked: Asked, method: str, target: Target | None, output: Path | None) -> Result:
+def run(asked: Asked, target: Target | None, output: Path | None) -> Result:
     """Measure, and with a target choose, check, and write the recipe to `output` if there is one.
-
-    Args:
-        method: stages of the recipe, joined by "+".
 
     Raises:
         UsageError: a scheme or the target cannot work.
@@ -66,26 +63,25 @@ def run(asked: Asked, method: str, target: Target | None, output: Path | None) -
         ResourceError: memory cannot hold it.
         OutputError: the disk refuses.
     """
-    Rule.model_validate({"match": "Linear", "scheme": "W4A16", "stages": method.split("+")})
     prepared = prepare(asked, output.resolve().parent if output else Path())
     start = time.monotonic()
     harms = measure(prepared.subject, asked.score, asked.calibration.seed)
     result = Result(asked, prepared, harms, time.monotonic() - start, None)
     if target is None:
         return result
-    chosen = _choose(result, method, target)
+    chosen = _choose(result, target)
     if output is not None:
         write_text(output, chosen.recipe)
     return Result(asked, prepared, harms, result.seconds, chosen)
 
 
-def _choose(result: Result, method: str, target: Target) -> Chosen:
+def _choose(result: Result, target: Target) -> Chosen:
     subject, sizes = result.prepared.subject, result.prepared.sizes
     assigned = assign(subject.units, subject.schemes, result.harms, sizes, target)
     together = measure_together(subject, assigned.choices)
     seen = result.asked.calibration
     calibration = CalibrationConfig(source=seen.source, seed=seen.seed)
-    recipe = recipe_of(result.asked.model, subject.units, assigned.choices, method, calibration)
+    recipe = recipe_of(result.asked.model, subject.units, assigned.choices, result.asked.method, calibration)
     text = recipe_text(recipe, _comments(result, target, assigned, together))
     return Chosen(target, assigned, together, text)
 
@@ -97,7 +93,7 @@ def _comments(result: Result, target: Target, assigned: Assigned, together: Harm
     yield f"Predicted: {assigned.bits:.4f} bits per weight of the blocks, with scales and zero points;"
     yield f"  weight files of {format_size(assigned.size)};"
     yield f"  KL {assigned.harm:.4f} nats per token, the sum of each part's alone ({asked.score} score)."
-    yield f"Measured with all parts together: KL {together.nats:.4f}. Both with weights rounded to nearest."
+    yield f"Measured with all parts together: KL {together.nats:.4f}."
     yield f"Text: {text.samples} x {text.sequence_length} tokens of {sources}, seed {text.seed}."
     yield "The first rule that matches a layer decides. q, k and v, gate and up, and all experts of a block"
     yield "need one scheme; scheme: none leaves layers in 16 bit."

@@ -35,7 +35,9 @@ class Subject:
         blocks: its decoder blocks.
         units: what is decided for.
         schemes: unit → what it is tried in, without 16 bit.
-        tokens: int64 [S, T].
+        tokens: int64 [S + F, T]. Harm is measured on the first S samples; the others are for Hessians.
+        scored: S.
+        rounder: config of the method that rounds.
         device: where blocks run.
         limits: what hidden states may take of the RAM.
         spill: folder on whose disk they are kept beyond that.
@@ -48,6 +50,8 @@ class Subject:
     units: Sequence[Unit]
     schemes: Mapping[str, Sequence[Scheme]]
     tokens: Tensor
+    scored: int
+    rounder: Any
     device: torch.device
     limits: Budget
     spill: Path
@@ -71,13 +75,13 @@ class Recorded:
     """Hidden states float32 of the 16-bit model.
 
     Args:
-        states: [(L + 1) · S, T, D]: those before block i are number i of L + 1.
-        samples: S.
+        states: [(L + 1) · (S + F), T, D]: those before block i are number i of L + 1.
     """
 
     def __init__(self, subject: Subject, calls: Sequence[BlockCall], states: Activations) -> None:
         self.subject, self.calls = subject, calls
-        self._states, self.samples = states, len(subject.tokens)
+        self._states, self.samples = states, subject.scored
+        self._all = len(subject.tokens)
 
     def before(self, block: int, samples: slice) -> Tensor:
         """[B, T, D] that enter the block of that number; what leaves the last one enters number L."""
@@ -88,15 +92,20 @@ class Recorded:
         self._states[self._place(block, samples)] = states
 
     def batches(self) -> Iterator[slice]:
-        """Micro-batches of samples."""
-        yield from micro_batches(*self.subject.tokens.shape)
+        """Micro-batches of the samples that harm is measured on."""
+        yield from micro_batches(self.samples, self.subject.tokens.shape[1])
+
+    def fitted(self) -> Iterator[slice]:
+        """Micro-batches of the others."""
+        for batch in micro_batches(self._all - self.samples, self.subject.tokens.shape[1]):
+            yield slice(self.samples + batch.start, self.samples + batch.stop)
 
     def like(self, copies: int) -> Activations:
-        """Room for so many times the hidden states between two blocks."""
+        """Room for so many times the hidden states of the S samples between two blocks."""
         return self._states.like(copies * self.samples)
 
     def _place(self, block: int, samples: slice) -> slice:
-        return slice(block * self.samples + samples.start, block * self.samples + samples.stop)
+        return slice(block * self._all + samples.start, block * self._all + samples.stop)
 
 
 @torch.no_grad()
@@ -116,13 +125,13 @@ def record(subject: Subject, task: Task, *, copies: int = 0) -> Recorded:
     )
     samples, length, width = first.shape
     shape = ((len(blocks) + 1) * samples, length, width)
-    together = states_bytes(shape) + copies * states_bytes(first.shape)
+    together = states_bytes(shape) + copies * states_bytes((subject.scored, length, width))
     recorded = Recorded(subject, calls, Activations(shape, subject.spill, subject.limits, together))
-    for batch in recorded.batches():
+    for batch in first.batches():
         recorded.put(0, batch, first[batch])
     for i, call in enumerate(calls):
         with subject.materialized(call.block):
-            for batch in recorded.batches():
+            for batch in first.batches():
                 recorded.put(i + 1, batch, call(recorded.before(i, batch).to(device)).cpu())
         task.advance()
     return recorded
