@@ -89,8 +89,11 @@ class Exporter(Protocol):
         """
         ...
 
-    def support(self, scheme: Scheme, n: int, k: int, *, gpu: str = "auto") -> Support:
+    def support(self, scheme: Scheme, n: int, k: int, *, gpu: str = "auto", experts: bool = False) -> Support:
         """How the engine runs a layer [n, k] of that scheme on the device.
+
+        Args:
+            experts: the experts of a block, whose layers that put hidden states out are [n, k].
 
         Raises:
             UnknownNameError: no such GPU.

@@ -70,14 +70,17 @@ class VllmExporter:
             _write(checked, output, report, target)
         return report
 
-    def support(self, scheme: Scheme, n: int, k: int, *, gpu: str = "auto") -> Support:
+    def support(self, scheme: Scheme, n: int, k: int, *, gpu: str = "auto", experts: bool = False) -> Support:
         """How vLLM runs a layer [n, k] of that scheme on the device.
+
+        Args:
+            experts: the experts of a block, whose layers that put hidden states out are [n, k].
 
         Raises:
             UnknownNameError: no such GPU.
         """
         layer = Layer("layer", n, k, scheme)
-        choice = choose(FusedLayer(layer.name, (layer,), n, k), find_target(gpu))
+        choice = choose(FusedLayer(layer.name, (layer,), n, k, experts), find_target(gpu))
         if choice.kernel is not None:
             return Support("native", choice.kernel)
         return Support("reference", "; ".join(choice.reasons))

@@ -74,7 +74,7 @@ def _check_format(rule: Rule, planned: Planned) -> None:
 
 
 def _check_fused(linears: Mapping[str, Any], resolved: Mapping[str, Planned]) -> None:
-    for parent, siblings in _fused(linears):
+    for parent, siblings in fused_sets(linears):
         found = {name: resolved[name].scheme if name in resolved else None for name in siblings}
         if len(set(found.values())) > 1:
             leaves = {name.rpartition(".")[2]: scheme for name, scheme in found.items()}
@@ -86,7 +86,7 @@ def _check_fused(linears: Mapping[str, Any], resolved: Mapping[str, Planned]) ->
         common_transforms(siblings, resolved)
 
 
-def _fused(linears: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+def fused_sets(linears: Collection[str]) -> Iterator[tuple[str, list[str]]]:
     """Name of a module and its layers that engines run as one matrix, those that are there."""
     for name in linears:
         parent, _, leaf = name.rpartition(".")

@@ -40,7 +40,7 @@ from qdeploy.modeling.hub import resolve_model
 from qdeploy.modeling.skeleton import build_skeleton
 from qdeploy.planned import Plan
 from qdeploy.progress import console, warn
-from qdeploy.recipe import Recipe
+from qdeploy.recipe import CalibrationConfig, Recipe
 from qdeploy.rotated import rotated
 from qdeploy.shortage import less_memory, refuse_what_cannot_fit
 from qdeploy.stack import REST, Stack, Task
@@ -238,9 +238,17 @@ def calibration_set(
     recipe: Recipe, plan: Plan, model: Any, reader: CheckpointReader
 ) -> CalibrationSet | None:
     """The calibration tokens; None if no method looks at data."""
-    if not _needs_data(plan):
-        return None
-    calibration = load_calibration(recipe.calibration, _tokenizer(reader.folder))
+    return calibration_tokens(recipe.calibration, model, reader) if _needs_data(plan) else None
+
+
+def calibration_tokens(config: CalibrationConfig, model: Any, reader: CheckpointReader) -> CalibrationSet:
+    """The calibration tokens.
+
+    Raises:
+        CalibrationError: the text is missing or too short, or the tokenizer is another model's.
+        CheckpointError: there is no tokenizer.
+    """
+    calibration = load_calibration(config, _tokenizer(reader.folder))
     highest, known = int(calibration.tokens.max()), model.get_input_embeddings().num_embeddings
     if highest >= known:
         raise CalibrationError(

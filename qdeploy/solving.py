@@ -39,9 +39,7 @@ def solve_layer(
     rows = group.part(len(weight))
     hessian = inputs.hessian if inputs else None
     lack = inputs.lacks[name].matrix(rows) if inputs and name in inputs.lacks else None
-    largest = None
-    if scheme.shared_largest:
-        largest = max(float(_scaled(linears[other], s).abs().amax()) for other in fused_with(name, linears))
+    largest = shared_largest(name, scheme, linears, s)
     problem = LinearProblem(name, weight[rows], hessian, scheme, lack, largest, group)
     own = solve_in(planned.bases, planned.rounder, problem)
     whole = _whole(own.quantized, len(weight), group)
@@ -49,6 +47,15 @@ def solve_layer(
         whole = replace(whole, input_scale=_input_scale(name, inputs, scheme, s))
     solution = replace(own, quantized=whole)
     return Solved(solution, time.perf_counter() - start, hessian.tokens if hessian else None)
+
+
+def shared_largest(
+    name: str, scheme: Scheme, linears: Mapping[str, nn.Linear], s: Tensor | None = None
+) -> float | None:
+    """The largest |w| of the layers that engines run as one with this one, where the scheme asks for it."""
+    if not scheme.shared_largest:
+        return None
+    return max(float(_scaled(linears[other], s).abs().amax()) for other in fused_with(name, linears))
 
 
 def _scaled(linear: nn.Linear, s: Tensor | None) -> Tensor:

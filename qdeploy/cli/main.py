@@ -19,6 +19,7 @@ from qdeploy.errors import QDeployError
 ORDER = (
     "plan",
     "methods",
+    "sensitivity",
     "quantize",
     "inspect",
     "export",

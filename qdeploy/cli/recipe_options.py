@@ -148,7 +148,7 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        _let_idle_threads_sleep()
+        let_idle_threads_sleep()
         flags = {option.name: given.pop(option.name) for option in OPTIONS}
         command(Asked(flags.pop("model"), flags.pop("recipe"), flags), **given)
 
@@ -159,7 +159,7 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _let_idle_threads_sleep() -> None:
+def let_idle_threads_sleep() -> None:
     """Before torch is loaded: its idle OpenMP threads spin on cores that compiled loops could use.
 
     GPTQ of SmolLM2-135M on two cores solves its layers in 14.9 s so, in 17.5 s without.

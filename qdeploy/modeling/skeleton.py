@@ -7,7 +7,7 @@ in float32, in which every bfloat16 and float16 weight is exact.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -93,16 +93,22 @@ def _check_parameters(model: nn.Module, reader: CheckpointReader) -> None:
 
 @contextmanager
 def materialized(
-    model: nn.Module, block: Block, reader: CheckpointReader, device: torch.device
+    model: nn.Module, block: Block, reader: CheckpointReader, device: torch.device, *, fast: bool = True
 ) -> Iterator[None]:
     """The block with its weights as `materialize` loads them, for the time of a `with`.
+
+    Args:
+        fast: let it round products to bfloat16 where that is faster.
 
     Raises:
         CheckpointError: a weight is NaN or infinite.
     """
     materialize(model, block.parameters, reader, device)
     try:
-        with fast_products(block.linears().values(), device), fast_attention(block.module, device):
+        with ExitStack() as stack:
+            if fast:
+                stack.enter_context(fast_products(block.linears().values(), device))
+                stack.enter_context(fast_attention(block.module, device))
             yield
     finally:
         release(model, block.parameters)

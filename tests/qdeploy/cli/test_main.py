@@ -7,6 +7,7 @@ COMMANDS = [
     [],
     ["plan"],
     ["methods"],
+    ["sensitivity"],
     ["quantize"],
     ["inspect"],
     ["export"],
