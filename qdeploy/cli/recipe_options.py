@@ -30,8 +30,8 @@ SchemeName = Annotated[
     str | None,
     typer.Option(
         "--scheme",
-        help="Number format: W4A16, W8A16, W8A8, W3A16 or W2A16; W4A16_ASYM, W3A16_ASYM and W2A16_ASYM "
-        "choose zero points. Default: W4A16.",
+        help="Number format: W4A16, W4A16_ASYM (with zero points), W8A8, W4A8, FP8_DYNAMIC, NVFP4 …; all of "
+        "them, and which engine runs them: qdeploy methods. Default: W4A16.",
     ),
 ]
 Method = Annotated[
