@@ -14,7 +14,6 @@ from qdeploy.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qdeploy.schemes import Scheme
     from qdeploy.sensitivity.assign import Target
     from qdeploy.sensitivity.candidates import Choice
     from qdeploy.sensitivity.result import Chosen, Result
@@ -47,7 +46,7 @@ def sensitivity(
         typer.Option(
             help="Formats to try beside 16 bit, joined by commas; NAME:GROUP sets the columns that share a "
             "scale, otherwise the largest of 128, 64 and 32 that divides a layer. "
-            "Default: W3A16,W4A16,W4A16_ASYM,W8A16,W8A8."
+            "Default: W3A16,W4A16,W4A16:32,W4A16_ASYM,W4A16_ASYM:32,W8A16,W8A8."
         ),
     ] = None,
     engine: Annotated[str, typer.Option(help="Engine whose kernels decide what may be used.")] = "vllm",
@@ -170,7 +169,7 @@ def refusals(found: Result) -> Iterator[str]:
     asked, units = found.asked, len(found.prepared.subject.units)
     for scheme, (reason, count) in found.prepared.refused.items():
         where = "" if count == units else f" for {count} of {units} parts"
-        yield f"{scheme} left out{where}: {asked.engine} on {asked.gpu} has no kernel ({reason})."
+        yield f"{scheme} left out{where} on {asked.engine}, {asked.gpu}: {reason}."
 
 
 def as_json(found: Result) -> dict[str, Any]:
@@ -251,8 +250,8 @@ def harms(found: Result) -> Table:
     return table
 
 
-def _cell(found: Result, unit: Unit, scheme: Scheme) -> str:
-    harm = found.harms.get((unit.name, scheme))
+def _cell(found: Result, unit: Unit, scheme: Choice) -> str:
+    harm = found.harms.get((unit.name, scheme)) if scheme else None
     return f"{harm.nats:.5f}" if harm else "–"
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from qdeploy.errors import UsageError
-from qdeploy.schemes import Scheme, auto_group_size, check_group_size, listed, misfits, preset
+from qdeploy.schemes import Scheme, auto_group_size, preset
 from qdeploy.sensitivity.units import Unit
 from qdeploy.support import Support
 
-DEFAULT = ("W3A16", "W4A16", "W4A16_ASYM", "W8A16", "W8A8")
+DEFAULT = ("W3A16", "W4A16", "W4A16:32", "W4A16_ASYM", "W4A16_ASYM:32", "W8A16", "W8A8")
 
 Choice = Scheme | None
 """A scheme, or None for 16 bit."""
@@ -59,19 +59,13 @@ class Candidate:
             else f"{self.scheme.name}:{self.scheme.group_size or 'channel'}"
         )
 
-    def for_unit(self, unit: Unit) -> Scheme:
-        """The scheme with the unit's group size.
-
-        Raises:
-            UsageError: a group size that was asked for does not divide the unit's layers.
-        """
-        widths = {name: k for name, (_, k) in unit.layers.items()}
-        if self.scheme.element is not None:
-            return self.scheme
-        if self.automatic:
-            return auto_group_size(self.scheme, widths.values())
-        check_group_size(self.scheme, widths)
-        return self.scheme
+    def for_unit(self, unit: Unit) -> Scheme | None:
+        """The scheme with the unit's group size; None where the one asked for does not divide its layers."""
+        widths = [k for _, k in unit.layers.values()]
+        if self.automatic and self.scheme.element is None:
+            return auto_group_size(self.scheme, widths)
+        size = self.scheme.group_size
+        return None if size is not None and any(k % size for k in widths) else self.scheme
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ class Choices:
 
     Attributes:
         of: unit → its schemes, without 16 bit.
-        refused: scheme → the target's reason for the first unit, and how many units it refuses.
+        refused: candidate → why the first unit that may not get it may not, and how many may not.
     """
 
     of: Mapping[str, Sequence[Scheme]]
@@ -88,27 +82,33 @@ class Choices:
 
 
 def choices(units: Sequence[Unit], candidates: Sequence[Candidate], supports: Supports) -> Choices:
-    """Schemes for each unit that the target serves natively.
+    """Schemes for each unit that fit it and that the target serves natively.
 
     Raises:
-        UsageError: a group size that was asked for does not divide some layer, or nothing is left.
+        UsageError: nothing is left.
     """
     of: dict[str, list[Scheme]] = {unit.name: [] for unit in units}
     refused: dict[str, tuple[str, int]] = {}
     for unit in units:
-        for scheme in dict.fromkeys(candidate.for_unit(unit) for candidate in candidates):
-            wrong = misfits(scheme, {name: k for name, (_, k) in unit.layers.items()})
-            support = supports(unit, scheme)
-            if wrong:
-                support = Support("reference", f"its groups do not divide {listed(wrong)}")
-            if support.kind == "native":
+        for candidate in candidates:
+            scheme = candidate.for_unit(unit)
+            objection = _objection(unit, candidate, scheme, supports)
+            if objection is not None:
+                first, count = refused.get(str(candidate), (objection, 0))
+                refused[str(candidate)] = first, count + 1
+            elif scheme is not None and scheme not in of[unit.name]:
                 of[unit.name].append(scheme)
-            else:
-                reason, count = refused.get(scheme.name, (support.reason, 0))
-                refused[scheme.name] = reason, count + 1
     if not any(of.values()):
         told = "; ".join(f"{name}: {reason}" for name, (reason, _) in refused.items())
-        raise UsageError(
-            f"The target has a kernel for none of the schemes ({told}). Give others by --schemes."
-        )
+        raise UsageError(f"Not one of the schemes can be used ({told}). Give others by --schemes.")
     return Choices(of, refused)
+
+
+def _objection(unit: Unit, candidate: Candidate, scheme: Scheme | None, supports: Supports) -> str | None:
+    """Why a unit cannot get a candidate; None if it can."""
+    if scheme is None:
+        size = candidate.scheme.group_size or 1
+        misfit = next(f"{name} ({k} columns)" for name, (_, k) in unit.layers.items() if k % size)
+        return f"groups of {size} do not divide {misfit}"
+    support = supports(unit, scheme)
+    return None if support.kind == "native" else f"no kernel ({support.reason})"

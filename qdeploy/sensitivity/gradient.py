@@ -19,7 +19,7 @@ The sum over positions has to be inside the square: g_lt gathers what position t
 through attention act together. Σ_t (g_lt·Δy_lt)², with the square inside, leaves those products out.
 
 D is a sum of many independent terms, so nearly normal, and D² has a relative spread of √2: n = samples ·
-draws estimates have one of √(2/n), 18 % for 64. Text is run once, and once backwards for each draw; an
+draws estimates have one of √(2/n), 12.5 % for 128. Text is run once, and once backwards for each draw; an
 output's change Δy is computed once for all draws. Nothing is kept of a block when the next is at work.
 """
 

@@ -33,7 +33,7 @@ from qdeploy.sensitivity.subject import Subject, record
 from qdeploy.sensitivity.units import Unit, find_units
 from qdeploy.support import Support
 
-DRAWS = 8
+DRAWS = 16
 """Sets of labels for each sample."""
 
 FITTED = 4
@@ -69,7 +69,7 @@ class Prepared:
 
     Attributes:
         subject: the model, its units and their schemes, and the text.
-        refused: scheme → why the target does not serve it, and for how many units.
+        refused: candidate → why the first unit that may not get it may not, and how many may not.
         sizes: what choices take.
     """
 
@@ -87,7 +87,7 @@ def prepare(asked: Asked, spill: Path) -> Prepared:
     Raises:
         CheckpointError: the model cannot be read or is of an unknown architecture.
         RecipeError: the stages are not transforms and then a rounder.
-        UsageError: a group size does not fit, or the target has a kernel for none of the schemes.
+        UsageError: none of the schemes can be used.
         CalibrationError: the text is missing or too short.
         ResourceError: memory cannot hold it.
     """

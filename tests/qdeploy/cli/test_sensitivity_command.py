@@ -93,9 +93,9 @@ def test_both_scores_answer(tiny_llama: Path) -> None:
 def test_what_the_engine_cannot_run_is_left_out_and_told(tiny_llama: Path) -> None:
     options = [*SMALL[:4], "--gpu", "cpu-avx512", "--schemes", "W4A16:32,W8A16:32"]
     result = runner.invoke(app, [str(tiny_llama), *options, "--json"], catch_exceptions=False)
-    assert "W8A16 left out: vllm on cpu-avx512 has no kernel" in " ".join(result.stderr.split())
+    assert "W8A16:32 left out on vllm, cpu-avx512: no kernel" in " ".join(result.stderr.split())
     data = json.loads(result.stdout)
-    assert [*data["left_out"]] == ["W8A16"]
+    assert [*data["left_out"]] == ["W8A16:32"]
     assert {c["scheme"].split()[0] for unit in data["units"] for c in unit["choices"]} == {"W4A16", "16"}
 
 
@@ -109,7 +109,7 @@ def test_what_the_engine_cannot_run_is_left_out_and_told(tiny_llama: Path) -> No
         (["--target-bits", "3"], UsageError, "smallest with these schemes is --target-bits 4.5"),
         (["--target-size", "10KiB"], UsageError, "smallest with these schemes is --target-size 0.1"),
         (["--target-bits", "16"], UsageError, "16-bit model itself"),
-        (["--schemes", "W4A16:48"], UsageError, "Group size 48 does not divide"),
+        (["--schemes", "W4A16:48"], UsageError, "groups of 48 do not divide"),
         (["--schemes", "W5A99"], UnknownNameError, "Unknown scheme"),
         (["--engine", "vlllm"], UnknownNameError, "vllm"),
         (["--gpu", "h1000"], UnknownNameError, "h100"),
