@@ -26,8 +26,8 @@ and 29 of SmolLM2-135M-Instruct (decoded from Q4_1), groups of 64:
 β is 10 in units of the weights, as published, which leaves E = 0 for errors below 0.17: those of all but
 0.003 % of this model's weights at 4 bits, 7 % at 2. Where E = 0 the fit is plain least squares. With errors
 in steps of the first grid instead, the p-norm falls further (4 bits symmetric, searched grid: to 0.1982),
-but the model gets worse, and so it does with the searched grid: see docs/methods.md. With 8 bits, better
-scales lie closer than two bfloat16 numbers, and nothing changes.
+but the model gets worse, and so it does with the searched grid: see docs/methods.md. With 8 bits,
+better scales lie closer than two bfloat16 numbers; in tests nothing changed.
 """
 
 from __future__ import annotations

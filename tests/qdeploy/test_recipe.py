@@ -203,7 +203,7 @@ def test_rules_that_never_apply_are_errors(tmp_path: Path) -> None:
         (
             {"method": "gtpq"},
             UnknownNameError,
-            r"Unknown method 'gtpq'\. Did you mean 'gptq'\? Available: awq, gptq, rtn",
+            r"Unknown method 'gtpq'\. Did you mean 'gptq'\? Available: awq, gptq, hqq, ldlq, rtn",
         ),
         ({"group_size": "big"}, UsageError, "Group size 'big' is neither"),
         ({"group_size": "0"}, UsageError, "Group size '0'"),
