@@ -37,18 +37,15 @@ class Rounded:
 
 def round_columns(weight: Tensor, grid: Grid, factor: Factor) -> Rounded:
     """Round the columns of `weight` float32 [N, K] in the factor's order."""
-    if not kernels.fit_for(weight, grid.scheme):
+    if not kernels.fit_for(weight):
         return round_on_device(weight, grid, factor)
-    rounded = Rounded(
-        torch.empty_like(weight, dtype=torch.uint8),
-        torch.empty_like(weight),
-        weight.new_empty(len(weight)),
-    )
+    found, targets, losses = torch.empty_like(weight), torch.empty_like(weight), weight.new_empty(len(weight))
     tensors = (weight, factor.order, factor.lower, grid.steps(), grid.offsets())
     arrays = [tensor.contiguous().numpy() for tensor in tensors]
-    results = [tensor.numpy() for tensor in (rounded.codes, rounded.targets, rounded.losses)]
-    kernels.over_rows(kernels.round_rows, len(weight), *arrays, grid.scheme.qmax, *results)
-    return rounded
+    results = [tensor.numpy() for tensor in (found, targets, losses)]
+    kind = kernels.Levels.of(grid.scheme).arguments
+    kernels.over_rows(kernels.round_rows, len(weight), *arrays, *kind, *results)
+    return Rounded(grid.encode(found), targets, losses)
 
 
 def round_on_device(weight: Tensor, grid: Grid, factor: Factor) -> Rounded:

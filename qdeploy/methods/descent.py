@@ -24,10 +24,11 @@ def descend(weight: Tensor, codes: Tensor, grid: Grid, factor: Factor, passes: i
         return codes
     gradient = (weight - grid.quantized(codes).dequantize()) @ factor.damped
     steps, zeros = grid.steps(), grid.offsets()
-    if kernels.fit_for(weight, grid.scheme):
+    if kernels.fit_for(weight):
+        found, kind = grid.decode(codes), kernels.Levels.of(grid.scheme).arguments
         arrays = [tensor.numpy() for tensor in (factor.damped, gradient, steps, zeros)]
-        kernels.over_rows(kernels.descend_rows, len(weight), *arrays, grid.scheme.qmax, passes, codes.numpy())
-        return codes
+        kernels.over_rows(kernels.descend_rows, len(weight), *arrays, *kind, passes, found.numpy())
+        return grid.encode(found)
     for _ in range(passes):
         descend_columns(factor.damped, gradient, steps, zeros, grid.scheme, codes)
     return codes

@@ -38,10 +38,21 @@ class Grid:
         return effective(self.scales, self.divisor)
 
     def offsets(self) -> Tensor:
-        """Zero points as float32 [N, G]."""
+        """Zero points as float32 [N, G]; of minifloats 0."""
         if self.zeros is None:
-            return torch.full_like(self.scales, float(self.scheme.zero), dtype=torch.float32)
+            middle = 0.0 if self.scheme.element else float(self.scheme.zero)
+            return torch.full_like(self.scales, middle, dtype=torch.float32)
         return self.zeros.float()
+
+    def encode(self, found: Tensor) -> Tensor:
+        """The codes, uint8 [N, K], of levels float32 [N, K]."""
+        zeros = self.offsets().unsqueeze(-1)
+        return levels.encode(_grouped(found, self.scheme), zeros, self.scheme).flatten(1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The levels, float32 [N, K], of codes uint8 [N, K]."""
+        zeros = self.offsets().unsqueeze(-1)
+        return levels.decode(_grouped(codes, self.scheme), zeros, self.scheme).flatten(1)
 
     def nearest(self, weight: Tensor) -> QuantizedLinear:
         """Round each weight [N, K] to the nearest grid value."""
@@ -107,10 +118,11 @@ def search(
     scales, zeros = _spanning(weight, scheme, shares, largest, divisor)
     if importance is None:
         importance = torch.ones_like(weight[0])
-    if scheme.rows == 1 and kernels.fit_for(weight, scheme):
-        best = torch.zeros(scales.shape[1:], dtype=torch.int64)
-        arrays = [tensor.contiguous().numpy() for tensor in (weight, importance, scales, zeros)]
-        kernels.over_rows(kernels.search_rows, len(weight), *arrays, scheme.qmax, best.numpy())
+    if scheme.rows == 1 and kernels.fit_for(weight):
+        best, kind = torch.zeros(scales.shape[1:], dtype=torch.int64), kernels.Levels.of(scheme).arguments
+        tensors = (weight, importance, effective(scales, divisor), zeros)
+        arrays = [tensor.contiguous().numpy() for tensor in tensors]
+        kernels.over_rows(kernels.search_rows, len(weight), *arrays, *kind, best.numpy())
     else:
         best = least_errors(weight, importance, effective(scales, divisor), zeros, scheme)
     chosen = best.unsqueeze(0)

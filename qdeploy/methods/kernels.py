@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import numba
@@ -19,11 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qdeploy.schemes import Scheme
+from qdeploy.schemes import PRESETS, Scheme
 
 Floats = NDArray[np.float32]
-Codes = NDArray[np.uint8]
-Kernel = TypeVar("Kernel", bound=Callable[..., None])
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 TILE = 64
 """Rows that are rounded together, side by side in the vector registers."""
@@ -37,8 +37,16 @@ SCAN = 32
 UNROLLED = 4
 """Columns whose errors are taken off a later one in a single pass over it."""
 
+EXPONENT = np.int32(0x7F800000)
+"""The bits of a float32 that hold its exponent: by themselves they are the power of two of its magnitude."""
+
 FASTMATH = {"contract", "reassoc", "nsz"}
 """What the compiler may assume. Not that a division is a product with the reciprocal: ties would differ."""
+
+
+def _inlined(function: Kernel) -> Kernel:
+    """The same for a part of kernels."""
+    return cast(Kernel, numba.njit(inline="always", error_model="numpy")(function))
 
 
 def _compiled(kernel: Kernel) -> Kernel:
@@ -46,9 +54,43 @@ def _compiled(kernel: Kernel) -> Kernel:
     return cast(Kernel, numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy")(kernel))
 
 
-def fit_for(tensor: Tensor, scheme: Scheme) -> bool:
-    """Whether the kernels can work on this tensor where it is: on integers, in this machine's memory."""
-    return tensor.device.type == "cpu" and scheme.element is None
+@dataclass(frozen=True)
+class Levels:
+    """Which levels a number format has, as numbers that the kernels compute with.
+
+    Levels near x are multiples of a spacing: the power of two of |x|, but at least `least`, times `fraction`.
+    Integers have the spacing 1 everywhere.
+
+    Attributes:
+        mask: of the bits of a float32 those of its exponent; 0 for integers.
+        lowest, highest: limits of a level plus the zero point.
+    """
+
+    mask: np.int32
+    least: np.float32
+    fraction: np.float32
+    lowest: np.float32
+    highest: np.float32
+
+    @classmethod
+    def of(cls, scheme: Scheme) -> Levels:
+        """Those of a scheme."""
+        one, element = np.float32(1), scheme.element
+        if element is None:
+            return cls(np.int32(0), one, one, np.float32(0), np.float32(scheme.qmax))
+        least, fraction = np.exp2([element.least_exponent, -element.mantissa]).astype(np.float32)
+        largest = np.float32(element.largest)
+        return cls(EXPONENT, least, fraction, -largest, largest)
+
+    @property
+    def arguments(self) -> tuple[np.int32, np.float32, np.float32, np.float32, np.float32]:
+        """In the order in which kernels take them."""
+        return self.mask, self.least, self.fraction, self.lowest, self.highest
+
+
+def fit_for(tensor: Tensor) -> bool:
+    """Whether the kernels can work on this tensor where it is."""
+    return tensor.device.type == "cpu"
 
 
 def over_rows(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
@@ -66,6 +108,13 @@ def over_rows(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
             part.result()
 
 
+@_inlined
+def _spacing(x: np.float32, mask: np.int32, least: np.float32, fraction: np.float32) -> Any:
+    """How far levels near x are apart; see `Levels`."""
+    power = np.int32(np.float32(x).view(np.int32) & mask).view(np.float32)
+    return max(power, least) * fraction
+
+
 @_compiled
 def search_rows(
     start: int,
@@ -74,7 +123,11 @@ def search_rows(
     importance: Floats,
     scales: Floats,
     zeros: Floats,
-    qmax: int,
+    mask: np.int32,
+    least: np.float32,
+    fraction: np.float32,
+    lowest: np.float32,
+    highest: np.float32,
     best: NDArray[np.int64],
 ) -> None:
     """Find for each group of `weight` [N, K] the candidate with the least weighted squared rounding error.
@@ -86,21 +139,27 @@ def search_rows(
     """
     candidates, _, groups = scales.shape
     columns = weight.shape[1] // groups
-    lowest, highest = np.float32(0), np.float32(qmax)
     for n in range(start, stop):
         for g in range(groups):
             w = weight[n, g * columns : (g + 1) * columns]
             cost = importance[g * columns : (g + 1) * columns]
-            least = np.float32(np.inf)
+            smallest = np.float32(np.inf)
             for c in range(candidates):
                 s, z = scales[c, n, g], zeros[c, n, g]
                 inverse, error = np.float32(1) / s, np.float32(0)
-                for k in range(columns):
-                    q = min(max(np.rint(w[k] * inverse) + z, lowest), highest)
-                    delta = s * (q - z) - w[k]
-                    error += cost[k] * delta * delta
-                if error < least:
-                    least = error
+                if mask == 0:
+                    for k in range(columns):
+                        q = min(max(np.rint(w[k] * inverse) + z, lowest), highest)
+                        delta = s * (q - z) - w[k]
+                        error += cost[k] * delta * delta
+                else:
+                    for k in range(columns):
+                        x = w[k] * inverse
+                        d = _spacing(x, mask, least, fraction)
+                        delta = s * min(max(np.rint(x / d) * d, lowest), highest) - w[k]
+                        error += cost[k] * delta * delta
+                if error < smallest:
+                    smallest = error
                     best[n, g] = c
 
 
@@ -113,8 +172,12 @@ def round_rows(
     lower: Floats,
     scales: Floats,
     zeros: Floats,
-    qmax: int,
-    codes: Codes,
+    mask: np.int32,
+    least: np.float32,
+    fraction: np.float32,
+    lowest: np.float32,
+    highest: np.float32,
+    levels: Floats,
     targets: Floats,
     losses: Floats,
 ) -> None:
@@ -123,16 +186,16 @@ def round_rows(
     Args:
         order: [K].
         lower: Uᵀ [K, K], in this order.
-        scales, zeros: [N, G].
-        codes: [N, K], becomes the codes.
+        scales, zeros: [N, G]; zeros of minifloats are 0.
+        mask, least, fraction, lowest, highest: see `Levels`.
+        levels: [N, K], becomes the levels.
         targets: [N, K], becomes what each weight was when it was rounded.
         losses: [N], becomes Σ e².
     """
     columns, groups = weight.shape[1], scales.shape[1]
     width = columns // groups
-    lowest, highest = np.float32(0), np.float32(qmax)
     w, e = np.zeros((columns + 1, TILE), np.float32), np.zeros((LEAF, TILE), np.float32)
-    q8 = np.zeros((columns, TILE), np.uint8)
+    level = np.zeros((columns, TILE), np.float32)
     s, z = np.ones((groups, TILE), np.float32), np.zeros((groups, TILE), np.float32)
     for top in range(start, stop, TILE):
         rows = min(TILE, stop - top)
@@ -147,9 +210,11 @@ def round_rows(
             for j in range(first, last):
                 g, inverse = order[j] // width, np.float32(1) / lower[j, j]
                 for n in range(TILE):
-                    q = min(max(np.rint(w[j, n] / s[g, n]) + z[g, n], lowest), highest)
-                    q8[j, n] = np.uint8(q)
-                    e[j - first, n] = (w[j, n] - s[g, n] * (q - z[g, n])) * inverse
+                    x = w[j, n] / s[g, n]
+                    d = _spacing(x, mask, least, fraction)
+                    q = min(max(np.rint(x / d) * d + z[g, n], lowest), highest) - z[g, n]
+                    level[j, n] = q
+                    e[j - first, n] = (w[j, n] - s[g, n] * q) * inverse
                 for n in range(rows):
                     losses[top + n] += e[j - first, n] * e[j - first, n]
                 for i in range(j + 1, last):
@@ -171,7 +236,7 @@ def round_rows(
                         w[i + 1, n] -= v0 * e0 + v1 * e1 + v2 * e2 + v3 * e3
         for n in range(rows):
             for j in range(columns):
-                codes[top + n, order[j]] = q8[j, n]
+                levels[top + n, order[j]] = level[j, n]
                 targets[top + n, order[j]] = w[j, n]
 
 
@@ -183,9 +248,13 @@ def descend_rows(
     gradient: Floats,
     scales: Floats,
     zeros: Floats,
-    qmax: int,
+    mask: np.int32,
+    least: np.float32,
+    fraction: np.float32,
+    lowest: np.float32,
+    highest: np.float32,
     passes: int,
-    codes: Codes,
+    levels: Floats,
 ) -> None:
     """Give each code in turn the value that is best beside all others; see `qdeploy.methods.descent`.
 
@@ -193,18 +262,21 @@ def descend_rows(
         h: [K, K].
         gradient: (W − Q)H [N, K], kept up to date.
         scales, zeros: [N, G].
+        mask, least, fraction, lowest, highest: see `Levels`.
         passes: how often at most each code is looked at.
-        codes: [N, K], improved in place.
+        levels: [N, K], improved in place.
     """
     columns = len(h)
     width = columns // scales.shape[1]
-    lowest, highest = np.float32(0), np.float32(qmax)
+    # Below a power of two minifloats are half as far apart as above it.
+    share = np.float32(0.5) if mask == 0 else np.float32(0.25)
     half = np.empty(columns, np.float32)
     for n in range(start, stop):
         row = gradient[n]
         for j in range(columns):
             # The gradient at which the best value is half a step away.
-            half[j] = np.float32(0.5) * scales[n, j // width] * h[j, j]
+            d = _spacing(levels[n, j], mask, least, fraction)
+            half[j] = share * d * scales[n, j // width] * h[j, j]
         for _ in range(passes):
             changed = False
             for first in range(0, columns, SCAN):
@@ -216,11 +288,14 @@ def descend_rows(
                 for j in range(first, last):
                     if abs(row[j]) <= half[j]:
                         continue
-                    s, z, old = scales[n, j // width], zeros[n, j // width], np.float32(codes[n, j])
-                    new = min(max(np.rint(old - z + row[j] / h[j, j] / s) + z, lowest), highest)
+                    s, z, old = scales[n, j // width], zeros[n, j // width], levels[n, j]
+                    x = old + row[j] / h[j, j] / s
+                    d = _spacing(x, mask, least, fraction)
+                    new = min(max(np.rint(x / d) * d + z, lowest), highest) - z
                     if new != old:
                         changed = True
-                        codes[n, j] = np.uint8(new)
+                        levels[n, j] = new
+                        half[j] = share * _spacing(new, mask, least, fraction) * s * h[j, j]
                         step, hj = s * (new - old), h[j]
                         for k in range(columns):
                             row[k] -= step * hj[k]
@@ -234,11 +309,11 @@ def compile_all() -> None:
     def ones(*shape: int) -> Floats:
         return np.ones(shape, np.float32)
 
-    order, codes = np.arange(LEAF), np.zeros((1, LEAF), np.uint8)
+    order, kind = np.arange(LEAF), Levels.of(PRESETS["W4A16"]).arguments
     weight, square, grid = ones(1, LEAF), ones(LEAF, LEAF), ones(1, 1)
-    search_rows(0, 1, weight, ones(LEAF), ones(1, 1, 1), ones(1, 1, 1), 1, np.zeros((1, 1), np.int64))
-    round_rows(0, 1, weight, order, square, grid, grid, 1, codes, ones(1, LEAF), ones(1))
-    descend_rows(0, 1, square, ones(1, LEAF), grid, grid, 1, 1, codes)
+    search_rows(0, 1, weight, ones(LEAF), ones(1, 1, 1), ones(1, 1, 1), *kind, np.zeros((1, 1), np.int64))
+    round_rows(0, 1, weight, order, square, grid, grid, *kind, ones(1, LEAF), ones(1, LEAF), ones(1))
+    descend_rows(0, 1, square, ones(1, LEAF), grid, grid, *kind, 1, ones(1, LEAF))
 
 
 @contextmanager
