@@ -10,18 +10,18 @@ from benchmarks.divergence import Scorer
 from benchmarks.runs import GROUP_SIZE, SAMPLES, Calibration, Run, run_qdeploy
 from benchmarks.table import gibibytes, table
 
-INT8 = ("rtn", "gptq", "smoothquant+rtn", "smoothquant+gptq", "awq+rtn", "awq+gptq")
 FLOATS = ("rtn", "gptq")
+SCALED = ("smoothquant+rtn", "smoothquant+gptq", "awq+rtn", "awq+gptq")
+FEW_BITS = ("rtn", "gptq", "quip", "spqr")
 STACKS = {
-    "W8A8": INT8,
+    "W8A8": ("rtn", "gptq", *SCALED),
     "FP8_DYNAMIC": FLOATS,
-    "W4A8": ("rtn", "smoothquant+rtn", "gptq", "smoothquant+gptq"),
+    "W4A8": ("rtn", "gptq", "smoothquant+rtn", "smoothquant+gptq"),
     "NVFP4A16": FLOATS,
-    "MXFP4": FLOATS,
-    "W4A16": ("rtn", "hqq", "awq+rtn", "quarot", "ldlq", "awq+gptq", "gptq"),
-    "W4A16_ASYM": ("rtn", "hqq", "ldlq", "awq+gptq", "gptq"),
-    "W3A16_ASYM": ("rtn", "hqq", "quip", "spqr", "gptq"),
-    "W2A16_ASYM": ("rtn", "hqq", "quip", "spqr", "gptq"),
+    "W3A16_ASYM": FEW_BITS,
+    "W2A16_ASYM": FEW_BITS,
+    "W4A16_ASYM": FLOATS,
+    "W4A16": ("rtn", "gptq", "rotation+rtn", "quarot", "ldlq", "hqq", *SCALED),
 }
 """Scheme → stacks of methods."""
 

@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from qdeploy import pipeline, solving, stack, walk
+from qdeploy import pipeline, stack, walk
 from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError, UsageError
 from qdeploy.fingerprint import fingerprint
 from qdeploy.formats.compressed_tensors import module_schemes, unpack
 from qdeploy.memory import Budget
+from qdeploy.methods import basis
 from qdeploy.methods.base import LinearProblem, Solution, solve
 from qdeploy.methods.gptq import GPTQ
 from qdeploy.modeling import activations, products, residual
@@ -224,7 +225,7 @@ def test_layers_solved_together_do_not_make_up_for_the_same_errors(
             corrected_layers.append(problem.name.rpartition(".")[2])
         return solve(config, problem)
 
-    monkeypatch.setattr(solving, "solve", watched)
+    monkeypatch.setattr(basis, "solve", watched)
     asked = recipe(tiny_llama).model_copy(update={"true_sequential": in_order})
     quantize(asked, tmp_path / "out")
     assert corrected_layers == 2 * writers  # blocks
