@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -81,23 +81,14 @@ def round_inputs(
     """
     return [
         model.get_submodule(name).register_forward_pre_hook(
-            rounding(scheme.activations, (scales or {}).get(name))
+            partial(_round_input, scheme.activations, (scales or {}).get(name))
         )
         for name, scheme in schemes.items()
         if scheme.activations is not None
     ]
 
 
-def rounding(
-    how: Activations, scale: Tensor | None = None, s: Tensor | None = None
-) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-    """A forward pre-hook that rounds a layer's input; divided by s [K] while it is rounded."""
-    return partial(_round_input, how, scale, s)
-
-
 def _round_input(
-    how: Activations, scale: Tensor | None, s: Tensor | None, _: nn.Module, inputs: tuple[Any, ...]
+    how: Activations, scale: Tensor | None, _: nn.Module, inputs: tuple[Any, ...]
 ) -> tuple[Any, ...]:
-    x = inputs[0]
-    found = rounded(x, how, scale) if s is None else rounded(x / s, how, scale) * s
-    return (found, *inputs[1:])
+    return (rounded(inputs[0], how, scale), *inputs[1:])

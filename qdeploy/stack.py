@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qdeploy.account import note
 from qdeploy.calibration import CalibrationSet
@@ -30,7 +29,6 @@ from qdeploy.planned import Plan
 from qdeploy.progress import progress
 from qdeploy.recipe import Recipe
 from qdeploy.reference_linear import ReferenceLinear
-from qdeploy.rounded_inputs import rounding
 from qdeploy.solved import SolvedBlock
 from qdeploy.stopwatch import part
 from qdeploy.walk import (
@@ -136,9 +134,8 @@ class Stack:
             if block.name in self.finished:
                 if self.reference:
                     self.reference.run(call, activations)
-                with ExitStack() as hooks:
-                    self._restore(block, hooks)
-                    propagate(call, activations)
+                self._restore(block)
+                propagate(call, activations)
             else:
                 sequential = task.recipe.true_sequential
                 solved = quantize_with_data(
@@ -159,30 +156,24 @@ class Stack:
         with materialized(task.model, block, task.reader, self.device):
             self._write(block, quantize_without_data(block, task.plan, group=task.group), start)
 
-    def _restore(self, block: Block, hooks: ExitStack) -> None:
-        """Put the weights of a finished shard in place, and have layers round what they read."""
+    def _restore(self, block: Block) -> None:
+        """Put the weights of a finished shard in place."""
         tensors = self.task.group.share(self.writer.load(block.name) if self.writer else None)
         for name, module in block.linears().items():
             if name in self.task.plan:
-                self._restore_layer(name, module, tensors, hooks)
+                set_weight(module, self._restored(name, tensors))
         # And the rest: norms and biases may have taken over what the columns of others are multiplied by.
         quantized = {f"{name}.weight" for name in self.task.plan}
         for name in tensors.keys() & set(block.parameters) - quantized:
             block.module.get_parameter(name.removeprefix(f"{block.name}.")).copy_(tensors[name])
 
-    def _restore_layer(
-        self, name: str, module: nn.Linear, tensors: Mapping[str, Tensor], hooks: ExitStack
-    ) -> None:
+    def _restored(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The weight of a layer that is stored in these tensors, float32 [N, K]."""
         planned = self.task.plan[name]
         if planned.without_kernel is not None:
-            set_weight(module, tensors[f"{name}.weight"].float())
-            return
+            return tensors[f"{name}.weight"].float()
         packed = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if _owner(key) == name}
-        found = unpack(packed, planned.scheme)
-        set_weight(module, found.dequantize())
-        if found.scheme.activations is not None:
-            hook = rounding(found.scheme.activations, found.input_scale)
-            hooks.callback(module.register_forward_pre_hook(hook).remove)
+        return unpack(packed, planned.scheme).dequantize()
 
     @part("pack")
     def _write(self, block: Block, solved: SolvedBlock, start: float) -> None:

@@ -2,17 +2,16 @@
 
 With true-sequential order (GPTQ, arXiv 2210.17323) o_proj is calibrated on what quantized q, k and v make of
 the text. Layers that read the same tensor share one Hessian. Activations are float32, though products may be
-rounded to bfloat16 (`qdeploy.modeling.products`). What a layer reads is rounded, where its scheme says so,
-once it is quantized: layers after it learn what that does to their inputs.
+rounded to bfloat16 (`qdeploy.modeling.products`). Where the engine will round what layers read, the walk does not:
+see docs/methods.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +28,9 @@ from qdeploy.modeling.followed import Followed
 from qdeploy.modeling.inputs import BlockCall, stopped
 from qdeploy.modeling.residual import Reference, Targets
 from qdeploy.planned import Plan
-from qdeploy.quantized import QuantizedLinear
-from qdeploy.rounded_inputs import rounding
 from qdeploy.solved import Solved, SolvedBlock
 from qdeploy.solving import solve_layer
 from qdeploy.stopwatch import part
-
-PreHook = Callable[[nn.Module, tuple[Any, ...]], Any]
 
 SOME_TOKENS = 1024
 """Tokens that are run beside the others, for what transforms compare."""
@@ -72,7 +67,7 @@ def quantize_with_data(
         group: the processes that have the other samples.
     """
     run = _Run(call, activations, plan, reference, group, in_order=true_sequential)
-    with run.targets.watching(), run.hooks:
+    with run.targets.watching():
         if true_sequential:
             states = activations.resident_bytes + (reference.resident_bytes if reference else 0)
             run.solve_in_order(run.may_halt(activations.budget.inside(states)), outputs=outputs)
@@ -118,8 +113,6 @@ class _Run:
         self.device = _device(call.block)
         self.linears = call.block.linears()
         self.solved: dict[str, Solved] = {}
-        self.hooks = ExitStack()
-        self.roundings: dict[str, PreHook] = {}
         self.targets = self._targets(reference, in_order)
         with part("forward"):
             seen = shared_inputs(call.block, lambda: call(activations[:1].to(self.device)))
@@ -236,17 +229,11 @@ class _Run:
     ) -> Iterator[None]:
         """Call `observe` with the position of a group and its input before its first layer runs."""
 
-        def watch(group: int, name: str) -> PreHook:
-            def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
-                observe(group, args[0])
-                # The forward may have halted there until the layer was quantized, and the call goes on with
-                # the hooks that it had when it began.
-                return self.roundings[name](module, args) if name in self.roundings else None
-
-            return hook
+        def watch(group: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            return lambda _, args: observe(group, args[0])
 
         handles = [
-            self.linears[names[0]].register_forward_pre_hook(watch(group, names[0]))
+            self.linears[names[0]].register_forward_pre_hook(watch(group))
             for group, names in enumerate(groups)
         ]
         try:
@@ -280,9 +267,6 @@ class _Run:
         for name, quantized in solved.items():
             weight = quantized.dequantize()
             set_weight(self.linears[name], weight if s is None else weight / s)
-            if isinstance(quantized, QuantizedLinear) and quantized.scheme.activations is not None:
-                self.roundings[name] = hook = rounding(quantized.scheme.activations, quantized.input_scale, s)
-                self.hooks.callback(self.linears[name].register_forward_pre_hook(hook).remove)
 
     def _scale(self, names: Sequence[str], inputs: Gathered) -> Tensor | None:
         """Let the transforms of layers that share an input scale its channels; returns s [K] if they do."""
