@@ -11,7 +11,8 @@ from benchmarks.runs import GROUP_SIZE, SAMPLES, Calibration, Run, run_qdeploy
 from benchmarks.table import gibibytes, table
 
 SCHEMES = ("W8A8", "W4A16")
-STACKS = ("rtn", "gptq", "smoothquant+rtn", "smoothquant+gptq", "awq+rtn", "awq+gptq")
+TRANSFORMS = ("", "smoothquant+", "awq+", "rotation+")
+STACKS = tuple(f"{transforms}{rounder}" for transforms in TRANSFORMS for rounder in ("rtn", "gptq"))
 
 
 def methods(model: Path, work: Path, data: Path | None) -> None:
