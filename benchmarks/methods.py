@@ -14,9 +14,9 @@ FLOATS = ("rtn", "gptq")
 SCALED = ("smoothquant+rtn", "smoothquant+gptq", "awq+rtn", "awq+gptq")
 FEW_BITS = ("rtn", "gptq", "quip", "spqr")
 STACKS = {
-    "W8A8": ("rtn", "gptq", *SCALED),
+    "W8A8": ("gptq", "quarot", "smoothquant+gptq", "rotation+smoothquant+gptq", "rtn", "rotation+rtn"),
+    "W4A8": ("gptq", "quarot", "smoothquant+gptq", "rtn"),
     "FP8_DYNAMIC": FLOATS,
-    "W4A8": ("rtn", "gptq", "smoothquant+rtn", "smoothquant+gptq"),
     "NVFP4A16": FLOATS,
     "W3A16_ASYM": FEW_BITS,
     "W2A16_ASYM": FEW_BITS,

@@ -2,8 +2,8 @@
 
 With true-sequential order (GPTQ, arXiv 2210.17323) o_proj is calibrated on what quantized q, k and v make of
 the text. Layers that read the same tensor share one Hessian. Activations are float32, though products may be
-rounded to bfloat16 (`qdeploy.modeling.products`). Where the engine will round what layers read, the walk does not:
-see docs/methods.md.
+rounded to bfloat16 (`qdeploy.modeling.products`), and stay so where engines
+will round what layers read: see docs/methods.md.
 """
 
 from __future__ import annotations

@@ -214,10 +214,11 @@ def test_more_processes_than_samples_are_refused_once(command: Command, tmp_path
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize("method", ["rtn", "rotation+rtn"])
 def test_torchrun_with_a_method_without_data_writes_the_bytes_of_one_process(
-    command: Command, tmp_path: Path
+    command: Command, tmp_path: Path, method: str
 ) -> None:
-    alone = replace(command, output=tmp_path / "one", method="rtn")
+    alone = replace(command, output=tmp_path / "one", method=method)
     run_alone(alone)
     asked = replace(alone, output=tmp_path / "two").arguments
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
