@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from qdeploy import stack
 from qdeploy.distributed import ALONE
-from qdeploy.errors import Interrupted, RecipeError
+from qdeploy.errors import RecipeError
 from qdeploy.folding import Folding
 from qdeploy.memory import Budget
 from qdeploy.methods.rtn import RTN
@@ -35,7 +35,8 @@ from qdeploy.schemes import Scheme
 from qdeploy.solved import SolvedBlock
 from qdeploy.walk import quantize_with_data
 from tests.conftest import FAMILIES
-from tests.qdeploy.test_pipeline import all_tensors, recipe, shard_bytes, unpacked
+from tests.qdeploy.test_pipeline import all_tensors, recipe, unpacked
+from tests.resuming import whole_and_resumed
 
 TRANSFORMS = ("smoothquant", "awq", "smoothquant+awq")
 CPU = torch.device("cpu")
@@ -157,23 +158,10 @@ def test_smoothing_keeps_the_logits_of_each_family(
     assert 0 < (after - before).norm() / before.norm() < 0.1
 
 
-def test_a_run_that_resumes_ends_in_the_same_bytes(
-    outlying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_resumes_ends_in_the_same_bytes(outlying: Path, tmp_path: Path) -> None:
     asked = recipe(outlying, method="smoothquant+gptq", scheme="W8A8", group_size=None)
-    quantize(asked, tmp_path / "whole")
-    solve = stack.quantize_with_data
-
-    def stop(call: Any, *rest: Any, **options: Any) -> SolvedBlock:
-        if call.block.name.endswith(".1"):
-            raise KeyboardInterrupt
-        return solve(call, *rest, **options)
-
-    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, Interrupted)):
-        patch.setattr(stack, "quantize_with_data", stop)
-        quantize(asked, tmp_path / "resumed")
-    quantize(asked, tmp_path / "resumed")
-    assert shard_bytes(tmp_path / "resumed") == shard_bytes(tmp_path / "whole")
+    whole, resumed = whole_and_resumed(asked, tmp_path)
+    assert resumed == whole
 
 
 def test_layers_without_a_feed_are_left_alone_and_told(

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qdeploy import stack
 from qdeploy.calibration import load
-from qdeploy.errors import Interrupted, QuantizationError
+from qdeploy.errors import QuantizationError
 from qdeploy.formats.compressed_tensors import module_schemes, read_linear
 from qdeploy.formats.dequantize import dequantized_model
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -22,8 +21,8 @@ from qdeploy.quantized import QuantizedLinear
 from qdeploy.recipe import Recipe
 from qdeploy.rounded_inputs import static_scale
 from qdeploy.schemes import PRESETS
-from qdeploy.solved import SolvedBlock
 from tests.conftest import save_tiny
+from tests.resuming import whole_and_resumed
 
 CALIBRATION = {"samples": 4, "sequence_length": 32}
 TOKENS = torch.arange(32).reshape(2, 16)
@@ -121,24 +120,7 @@ def test_a_static_scale_needs_tokens(tiny_model: Callable[[str], Path], tmp_path
 
 
 @pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "NVFP4", "W4A8", "W8A8_STATIC"])
-def test_a_resumed_run_ends_in_the_same_bytes(
-    scheme: str, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_ends_in_the_same_bytes(scheme: str, wide: Path, tmp_path: Path) -> None:
     asked = recipe(wide, scheme, method="gptq")
-    quantize(asked, tmp_path / "whole")
-    solve = stack.quantize_with_data
-
-    def stop(call: Any, *rest: Any, **options: Any) -> SolvedBlock:
-        if call.block.name.endswith(".1"):
-            raise KeyboardInterrupt
-        return solve(call, *rest, **options)
-
-    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, Interrupted)):
-        patch.setattr(stack, "quantize_with_data", stop)
-        quantize(asked, tmp_path / "resumed")
-    quantize(asked, tmp_path / "resumed")
-    written = [
-        {file.name: file.read_bytes() for file in (tmp_path / name).glob("*.safetensors")}
-        for name in ("whole", "resumed")
-    ]
-    assert written[0] == written[1]
+    whole, resumed = whole_and_resumed(asked, tmp_path)
+    assert resumed == whole

@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from qdeploy import stack
 from qdeploy.checkpoint.inspection import inspect_checkpoint
 from qdeploy.checkpoint.manifest import load_manifest
-from qdeploy.errors import Interrupted
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
 from qdeploy.reference_linear import LARGEST, ReferenceLinear, portable
-from qdeploy.solved import SolvedBlock
+from tests.resuming import whole_and_resumed
 
 CALIBRATION = {"samples": 4, "sequence_length": 32}
 
@@ -25,10 +23,6 @@ CALIBRATION = {"samples": 4, "sequence_length": 32}
 def recipe(model: Path, **flags: Any) -> Recipe:
     how = {"scheme": "W3A16_ASYM", "group_size": "16", "method": "spqr", "calibration": CALIBRATION} | flags
     return Recipe.from_flags(str(model), **how)
-
-
-def shard_bytes(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
 
 
 def test_portable_weights_survive_any_cast() -> None:
@@ -86,23 +80,10 @@ def test_packed_layers_stand_beside_them(tiny_llama: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("method", ["awq+spqr", "smoothquant+incoherence+ldlq"])
-def test_a_resumed_run_ends_in_the_same_bytes(
-    method: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_ends_in_the_same_bytes(method: str, tiny_llama: Path, tmp_path: Path) -> None:
     asked = recipe(tiny_llama, method=method)
-    quantize(asked, tmp_path / "whole")
-    solve = stack.quantize_with_data
-
-    def stop(call: Any, *rest: Any, **options: Any) -> SolvedBlock:
-        if call.block.name.endswith(".1"):
-            raise KeyboardInterrupt
-        return solve(call, *rest, **options)
-
-    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, Interrupted)):
-        patch.setattr(stack, "quantize_with_data", stop)
-        quantize(asked, tmp_path / "resumed")
-    quantize(asked, tmp_path / "resumed")
-    assert shard_bytes(tmp_path / "resumed") == shard_bytes(tmp_path / "whole")
+    whole, resumed = whole_and_resumed(asked, tmp_path)
+    assert resumed == whole
 
 
 def test_zeroquants_compensation_is_a_reference(tiny_llama: Path, tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
-from qdeploy import stack
 from qdeploy.checkpoint.manifest import load_manifest
-from qdeploy.errors import Interrupted, QuantizationError
+from qdeploy.errors import QuantizationError
 from qdeploy.estimate import estimate
 from qdeploy.exporters.vllm import VllmExporter
 from qdeploy.files import read_json
@@ -32,10 +31,10 @@ from qdeploy.pipeline import open_model, quantize
 from qdeploy.recipe import Recipe
 from qdeploy.rehearsal import rehearse
 from qdeploy.rotated import rotated
-from qdeploy.solved import SolvedBlock
 from tests.conftest import EXPERT_FAMILIES, FAMILIES, save_tiny
 from tests.qdeploy.test_folding import with_outliers
-from tests.qdeploy.test_pipeline import all_tensors, recipe, shard_bytes
+from tests.qdeploy.test_pipeline import all_tensors, recipe
+from tests.resuming import whole_and_resumed
 
 TURNED = [family for family in FAMILIES if family != "gemma3_text"]
 TOKENS = torch.arange(20)[None]
@@ -222,23 +221,10 @@ def test_eight_bits_of_the_turned_model_keep_the_logits(
         assert 0 < (found - expected).norm() / expected.norm() < 0.05
 
 
-def test_a_run_that_resumes_ends_in_the_same_bytes(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_resumes_ends_in_the_same_bytes(tiny_llama: Path, tmp_path: Path) -> None:
     asked = recipe(tiny_llama, method="rotation+smoothquant+gptq", scheme="W8A8", group_size=None)
-    quantize(asked, tmp_path / "whole")
-    solve = stack.quantize_with_data
-
-    def stop(call: Any, *rest: Any, **options: Any) -> SolvedBlock:
-        if call.block.name.endswith(".1"):
-            raise KeyboardInterrupt
-        return solve(call, *rest, **options)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(stack, "quantize_with_data", stop)
-        quantize(asked, tmp_path / "resumed")
-    quantize(asked, tmp_path / "resumed")
-    assert shard_bytes(tmp_path / "resumed") == shard_bytes(tmp_path / "whole")
+    whole, resumed = whole_and_resumed(asked, tmp_path)
+    assert resumed == whole
     quantize(asked, tmp_path / "resumed")  # finished: nothing is done
 
 
