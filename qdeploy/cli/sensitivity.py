@@ -22,49 +22,61 @@ if TYPE_CHECKING:
 SAMPLES, SEQUENCE_LENGTH = 8, 256
 
 
+Model = Annotated[str, typer.Argument(help="Folder or hub id of the 16-bit model.")]
+TargetBits = Annotated[
+    float | None,
+    typer.Option(
+        help="Most bits per weight: the mean over the linear layers of the blocks, with scales and "
+        "zero points."
+    ),
+]
+TargetSize = Annotated[
+    str | None, typer.Option(help="Most bytes of the checkpoint's weight files, e.g. 3GiB.")
+]
+MaxKl = Annotated[
+    float | None,
+    typer.Option(help="Most harm, in nats per token; then the smallest checkpoint is looked for."),
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Recipe file to make, e.g. recipe.yaml.")]
+Schemes = Annotated[
+    str | None,
+    typer.Option(
+        help="Formats to try beside 16 bit, joined by commas; NAME:GROUP sets the columns that share a "
+        "scale, otherwise the largest of 128, 64 and 32 that divides a layer. "
+        "Default: W3A16,W4A16,W4A16:32,W4A16_ASYM,W4A16_ASYM:32,W8A16,W8A8."
+    ),
+]
+Engine = Annotated[str, typer.Option(help="Engine whose kernels decide what may be used.")]
+Gpu = Annotated[str, typer.Option(help="Its device, e.g. a100, h100 or cpu; auto is what this machine has.")]
+Method = Annotated[
+    str, typer.Option(help="How the recipe chooses codes: stages joined by +, as in qdeploy quantize.")
+]
+Score = Annotated[
+    Literal["gradient", "kl"],
+    typer.Option(help="How harm is found: from gradients, or measured trial by trial, much slower."),
+]
+Samples = Annotated[int, typer.Option(help="Calibration sequences.", min=1)]
+SequenceLength = Annotated[int, typer.Option(help="Tokens in each of them.", min=8)]
+Seed = Annotated[int, typer.Option(help="Chooses the sequences, and labels for gradients.", min=0)]
+Json = Annotated[bool, typer.Option("--json", help="Print all of it as JSON on standard output.")]
+
+
 def sensitivity(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of the 16-bit model.")],
-    target_bits: Annotated[
-        float | None,
-        typer.Option(
-            help="Most bits per weight: the mean over the linear layers of the blocks, with scales and "
-            "zero points."
-        ),
-    ] = None,
-    target_size: Annotated[
-        str | None, typer.Option(help="Most bytes of the checkpoint's weight files, e.g. 3GiB.")
-    ] = None,
-    max_kl: Annotated[
-        float | None,
-        typer.Option(help="Most harm, in nats per token; then the smallest checkpoint is looked for."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Recipe file to make, e.g. recipe.yaml.")
-    ] = None,
-    schemes: Annotated[
-        str | None,
-        typer.Option(
-            help="Formats to try beside 16 bit, joined by commas; NAME:GROUP sets the columns that share a "
-            "scale, otherwise the largest of 128, 64 and 32 that divides a layer. "
-            "Default: W3A16,W4A16,W4A16:32,W4A16_ASYM,W4A16_ASYM:32,W8A16,W8A8."
-        ),
-    ] = None,
-    engine: Annotated[str, typer.Option(help="Engine whose kernels decide what may be used.")] = "vllm",
-    gpu: Annotated[
-        str, typer.Option(help="Its device, e.g. a100, h100 or cpu; auto is what this machine has.")
-    ] = "auto",
-    method: Annotated[
-        str, typer.Option(help="How the recipe chooses codes: stages joined by +, as in qdeploy quantize.")
-    ] = "gptq",
-    score: Annotated[
-        Literal["gradient", "kl"],
-        typer.Option(help="How harm is found: from gradients, or measured trial by trial, much slower."),
-    ] = "gradient",
+    model: Model,
+    target_bits: TargetBits = None,
+    target_size: TargetSize = None,
+    max_kl: MaxKl = None,
+    output: Output = None,
+    schemes: Schemes = None,
+    engine: Engine = "vllm",
+    gpu: Gpu = "auto",
+    method: Method = "gptq",
+    score: Score = "gradient",
     calibration: options.Calibration = None,
-    samples: Annotated[int, typer.Option(help="Calibration sequences.", min=1)] = SAMPLES,
-    sequence_length: Annotated[int, typer.Option(help="Tokens in each of them.", min=8)] = SEQUENCE_LENGTH,
-    seed: Annotated[int, typer.Option(help="Chooses the sequences, and labels for gradients.", min=0)] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON on standard output.")] = False,
+    samples: Samples = SAMPLES,
+    sequence_length: SequenceLength = SEQUENCE_LENGTH,
+    seed: Seed = 0,
+    json: Json = False,
 ) -> None:
     """Measure what each part of a model suffers from each number format, and fit formats to a budget.
 
@@ -94,11 +106,6 @@ def sensitivity(
     target = _target(target_bits, target_size, max_kl)
     _check_output(output, target)
 
-    import json as jsonlib
-
-    from rich.console import Console
-
-    from qdeploy.progress import console
     from qdeploy.recipe import CalibrationConfig
     from qdeploy.sensitivity.candidates import DEFAULT, Candidate
     from qdeploy.sensitivity.measure import Asked
@@ -110,6 +117,17 @@ def sensitivity(
     )
     candidates = [Candidate.parse(name) for name in (schemes.split(",") if schemes else DEFAULT)]
     found = run(Asked(model, candidates, engine, gpu, score, text, method), target, output)
+    _show(found, output, json=json)
+
+
+def _show(found: Result, output: Path | None, *, json: bool) -> None:
+    """On the terminal, or as JSON; the recipe too where it went into no file."""
+    import json as jsonlib
+
+    from rich.console import Console
+
+    from qdeploy.progress import console
+
     for line in refusals(found):
         console.print(line, highlight=False)
     if json:
