@@ -47,6 +47,18 @@ def test_nothing_is_lost_on_the_way_there_and_back(kind: Kind, rescale: bool) ->
     assert turned.problem.hessian.energy(turned.problem.weight) == pytest.approx(energy, rel=1e-4)
 
 
+def test_what_outputs_lack_moves_along() -> None:
+    """Σ rᵀWx, by M and W alone, is the same in any basis."""
+    m = weights(seed=3)
+    whole = replace(problem(W2), lack=m)
+    turned = incoherent(Incoherence(), whole).problem
+    assert turned.lack is not None
+    assert float((turned.lack * turned.weight).sum()) == pytest.approx(
+        float((m * whole.weight).sum()), rel=1e-3
+    )
+    assert not torch.allclose(turned.lack, m)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_weight_stands_out(kind: Kind) -> None:
     whole = problem(W2, outlying())
