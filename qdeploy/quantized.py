@@ -48,7 +48,9 @@ class QuantizedLinear:
         scales = 16 if self.scheme.steps == "bfloat16" else 8
         zeros = 0 if self.zeros is None else self.scheme.bits
         rows = n if self.scheme.rows is None else self.scheme.rows
-        return self.scheme.bits + (scales / rows + zeros) * self.scales.shape[1] / k
+        # Integers with rounded activations take a byte each, those of 4 bits too.
+        bytewise = self.scheme.element is None and self.scheme.activations is not None
+        return (8 if bytewise else self.scheme.bits) + (scales / rows + zeros) * self.scales.shape[1] / k
 
     @property
     def steps(self) -> Tensor:

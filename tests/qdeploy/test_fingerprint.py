@@ -49,8 +49,10 @@ def test_it_depends_on_every_part() -> None:
         dataclasses.replace(q, zeros=q.zeros ^ 1),
         dataclasses.replace(q, scales=q.scales * 2),
         dataclasses.replace(q, codes=q.codes.reshape(64, 32), scales=q.scales.reshape(64, 1)),
+        dataclasses.replace(q, divisor=torch.tensor(2.0)),
+        dataclasses.replace(q, input_scale=torch.tensor(3.0)),
     ]
-    assert len({fingerprint(value) for value in [q, *changed]}) == 5
+    assert len({fingerprint(value) for value in [q, *changed]}) == 7
 
 
 def test_the_same_numbers_stored_otherwise_have_the_same_fingerprint() -> None:

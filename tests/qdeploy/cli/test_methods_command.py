@@ -91,6 +91,9 @@ def test_with_a_model_the_worst_layer_decides(tiny_llama: Path) -> None:
     assert rows["W4A16"]["stored"] == "W4A16 symmetric, group 64"
     assert "MacheteLinearKernel" in rows["W4A16"]["reason"]
     assert "HummingLinearKernel" in rows["W4A16"]["reason"]
+    assert rows["NVFP4"]["stored"] == "NVFP4 e2m1, group 16"
+    assert rows["FP8_BLOCK"]["kind"] == "reference"
+    assert "groups of 128 columns do not divide" in rows["FP8_BLOCK"]["reason"]
     with pytest.raises(CheckpointError):
         output_of("--model", "no-such-folder")
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from qdeploy.errors import CheckpointError
 from qdeploy.formats.dequantize import dequantized_model, dequantized_state
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.rounded_inputs import rounded
 from qdeploy.schemes import PRESETS, Scheme
 
 
@@ -71,3 +72,15 @@ def test_a_missing_weight_is_not_made_up(packed_llama: Callable[..., Path]) -> N
     drop(folder, "model.layers.1.input_layernorm.weight")
     with pytest.raises(CheckpointError, match=r"model\.layers\.1\.input_layernorm"):
         dequantized_model(folder)
+
+
+@pytest.mark.parametrize("scheme", ["W8A8_STATIC", "FP8"])
+def test_static_scales_are_those_of_the_file(scheme: str, packed_llama: Callable[..., Path]) -> None:
+    folder = packed_llama(lambda _: PRESETS[scheme])
+    layer = dequantized_model(folder).model.layers[0].mlp.gate_proj
+    scale = CheckpointReader(folder).get("model.layers.0.mlp.gate_proj.input_scale").float()
+    x, how = torch.randn(3, 64) * 100, PRESETS[scheme].activations
+    assert how is not None
+    read = rounded(x, how, scale[0])
+    assert read.abs().amax() < 50
+    torch.testing.assert_close(layer(x), nn.functional.linear(read, layer.weight))

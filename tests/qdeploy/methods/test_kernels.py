@@ -12,7 +12,7 @@ from qdeploy.methods.base import solve
 from qdeploy.methods.columns import round_columns, round_on_device
 from qdeploy.methods.descent import descend, descend_columns
 from qdeploy.methods.gptq import GPTQ
-from qdeploy.methods.grid import Grid, search
+from qdeploy.methods.grid import Grid, fit, search
 from qdeploy.methods.hessian import Factor
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
@@ -101,6 +101,18 @@ def test_descent_lowers_the_loss_and_is_the_same(kind: Scheme) -> None:
     gradient = delta(first) @ factor.damped
     descend_columns(factor.damped, gradient, grid.steps(), grid.offsets(), kind, expected)
     assert same(found, expected, grid).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("kind", SCHEMES, ids=str)
+def test_where_descent_ends_no_code_can_be_better(kind: Scheme) -> None:
+    weight = weights(256)
+    factor = factor_of(kind)
+    grid = fit(weight, kind)
+    found = descend(weight, torch.full_like(weight, kind.zero - 2, dtype=torch.uint8), grid, factor, 100)
+    again = found.clone()
+    gradient = (weight - grid.quantized(found).dequantize()) @ factor.damped
+    descend_columns(factor.damped, gradient, grid.steps(), grid.offsets(), kind, again)
+    assert same(found, again, grid).float().mean() > 0.999
 
 
 @pytest.mark.parametrize(("method", "times"), [("gptq", 1), ("rtn", 0)])

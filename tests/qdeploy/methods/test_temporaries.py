@@ -6,9 +6,10 @@ import pytest
 from torch import nn
 
 from qdeploy.methods.gptq import GPTQ
+from qdeploy.methods.incoherence import Incoherence
 from qdeploy.methods.rtn import RTN
 from qdeploy.methods.smoothquant import SmoothQuant
-from qdeploy.methods.temporaries import SQUARES, TRANSFORMED, hessian_bytes, solving_bytes
+from qdeploy.methods.temporaries import SQUARES, TRANSFORMED, TURNED, hessian_bytes, solving_bytes
 from qdeploy.planned import Planned
 from qdeploy.schemes import PRESETS
 
@@ -21,6 +22,12 @@ def test_transforms_hold_all_layers_that_share_an_input(rounder: object) -> None
     plain = dict.fromkeys(LINEARS, Planned(PRESETS["W8A8"], rounder))
     smoothed = dict.fromkeys(LINEARS, Planned(PRESETS["W8A8"], rounder, (SmoothQuant(),)))
     assert solving_bytes(LINEARS, smoothed) == TRANSFORMED * 2 * WEIGHT > solving_bytes(LINEARS, plain)
+
+
+def test_another_basis_takes_a_hessian_in_float64() -> None:
+    linears = {"mlp.down_proj": nn.Linear(512, 8)}
+    plan = {"mlp.down_proj": Planned(PRESETS["W4A16"], GPTQ(), (Incoherence(),))}
+    assert solving_bytes(linears, plan) == SQUARES * (1 + TURNED) * hessian_bytes(512)
 
 
 def test_square_layers_take_what_their_hessian_does() -> None:
