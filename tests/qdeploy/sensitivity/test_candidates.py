@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qdeploy.errors import UnknownNameError, UsageError
-from qdeploy.schemes import Scheme
+from qdeploy.schemes import PRESETS, Scheme
 from qdeploy.sensitivity.candidates import Candidate, choices
 from qdeploy.sensitivity.measure import support_of
 from qdeploy.sensitivity.units import Unit
@@ -21,6 +21,18 @@ def test_group_sizes_are_each_units_own_or_as_asked() -> None:
     assert [fixed.for_unit(unit) for unit in (NARROW, WIDE)] == 2 * [Scheme("W4A16", 4, 32)]
     assert (str(automatic), str(fixed)) == ("W4A16", "W4A16:32")
     assert Candidate.parse("W8A16:channel").for_unit(WIDE) == Scheme("W8A16", 8, None)
+
+
+def test_groups_of_minifloats_are_part_of_the_format() -> None:
+    asked = [Candidate.parse(name) for name in ("NVFP4A16", "FP8_BLOCK")]
+    found = choices([NARROW, WIDE], asked, support_of("vllm", "h100"))
+    assert found.of == {
+        NARROW.name: [PRESETS["NVFP4A16"]],
+        WIDE.name: [PRESETS["NVFP4A16"], PRESETS["FP8_BLOCK"]],
+    }
+    assert "b.x (64 columns)" in found.refused["FP8_BLOCK"][0]
+    with pytest.raises(UsageError, match="NVFP4A16 has no group size to choose"):
+        Candidate.parse("NVFP4A16:32")
 
 
 @pytest.mark.parametrize("text", ["W4A16:x", "W4A16:0", "W4A16:", "W8A8:64"])

@@ -12,14 +12,19 @@ from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.skeleton import build_skeleton
 from qdeploy.pipeline import shapes
 from qdeploy.recipe import CalibrationConfig, Recipe
+from qdeploy.schemes import INT8_PER_TOKEN, PRESETS, Scheme
 from qdeploy.sensitivity.candidates import Choice
 from qdeploy.sensitivity.written import recipe_of, recipe_text
 from tests.qdeploy.sensitivity.problems import W4, W4_ASYM, W8, W8A8, units_of
 
-CHOICES: list[Choice] = [W4, W4_ASYM, W8, W8A8, None]
+W4A8, CHANNELS = Scheme("W4A8", 4, 32, activations=INT8_PER_TOKEN), Scheme("W4A16", 4, None)
+CHOICES: list[Choice] = [
+    *(W4, W4_ASYM, W8, W8A8, W4A8, CHANNELS, PRESETS["FP8_DYNAMIC"], PRESETS["NVFP4A16"]),
+    None,
+]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_file_gives_every_layer_what_was_chosen(tiny_family: Path, tmp_path: Path, seed: int) -> None:
     rng, units = random.Random(seed), units_of(tiny_family)
     chosen = {unit.name: rng.choice(CHOICES) for unit in units} | {units[0].name: W4}
