@@ -107,6 +107,12 @@ def tiny_llama(tiny_model: Callable[[str], Path]) -> Path:
     return tiny_model("llama")
 
 
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama whose layers blocks of 128 × 128 divide."""
+    return save_tiny(tmp_path_factory.mktemp("wide"), "llama", hidden_size=128, head_dim=32)
+
+
 @pytest.fixture(params=[*FAMILIES, *EXPERT_FAMILIES])
 def tiny_family(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> Path:
     """Folder of a tiny random model, once for every supported family."""

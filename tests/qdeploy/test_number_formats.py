@@ -21,17 +21,10 @@ from qdeploy.quantized import QuantizedLinear
 from qdeploy.recipe import Recipe
 from qdeploy.rounded_inputs import static_scale
 from qdeploy.schemes import PRESETS
-from tests.conftest import save_tiny
 from tests.resuming import whole_and_resumed
 
 CALIBRATION = {"samples": 4, "sequence_length": 32}
 TOKENS = torch.arange(32).reshape(2, 16)
-
-
-@pytest.fixture(scope="session")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama whose layers blocks of 128 × 128 divide."""
-    return save_tiny(tmp_path_factory.mktemp("wide"), "llama", hidden_size=128, head_dim=32)
 
 
 def recipe(model: Path, scheme: str, **flags: Any) -> Recipe:

@@ -11,7 +11,6 @@ import pytest
 from qdeploy import registry
 from qdeploy.recipe import WHOLE
 from qdeploy.schemes import PRESETS
-from tests.conftest import save_tiny
 from tests.qdeploy.cli.test_quantize_command import error_of, output_of
 
 ROUNDERS = {"rtn", "gptq", "ldlq", "hqq", "spqr", "zeroquant"}
@@ -26,12 +25,6 @@ STACKS = [
     "smoothquant+quip",
 ]
 SMALL = ["--samples", "2", "--sequence-length", "32", "--json"]
-
-
-@pytest.fixture(scope="session")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama whose layers blocks of 128 × 128 divide."""
-    return save_tiny(tmp_path_factory.mktemp("wide"), "llama", hidden_size=128, head_dim=32)
 
 
 def made(model: Path, output: Path, *options: str) -> dict[str, Any]:
