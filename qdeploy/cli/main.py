@@ -20,6 +20,7 @@ ORDER = (
     "plan",
     "methods",
     "sensitivity",
+    "sample",
     "quantize",
     "inspect",
     "export",

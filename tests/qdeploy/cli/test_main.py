@@ -8,6 +8,7 @@ COMMANDS = [
     ["plan"],
     ["methods"],
     ["sensitivity"],
+    ["sample"],
     ["quantize"],
     ["inspect"],
     ["export"],
