@@ -8,6 +8,7 @@ from typing import Any
 
 from qdeploy.errors import RecipeError
 from qdeploy.methods.base import refusal
+from qdeploy.methods.tuning import tunes
 from qdeploy.module_names import expert_of
 from qdeploy.planned import Planned, common_transforms
 from qdeploy.recipe import Recipe, Rule
@@ -67,6 +68,8 @@ def _check_format(rule: Rule, planned: Planned) -> None:
     reason = refusal(planned.rounder, planned.scheme)
     if planned.bases and planned.scheme.activations is not None:
         reason = "in another basis activations stay in 16 bits; take a scheme such as W4A16"
+    if planned.bases and tunes(planned.rounder):
+        reason = "it tunes layers as they run, not in another basis; take another rounder, or rotation"
     if reason is not None:
         raise RecipeError(
             f"Rule {rule.match!r}: {planned.method} cannot make {planned.scheme.describe()}: {reason}."

@@ -28,7 +28,7 @@ from qdeploy.modeling.products import multiplies_bfloat16
 from qdeploy.planned import Plan
 from qdeploy.recipe import Recipe
 from qdeploy.schemes import Scheme
-from qdeploy.walk import needs_a_reference
+from qdeploy.walk import followed_every
 
 LATER = 64 << 20
 """What tokenizer, text and worker threads take once they are there: 50 to 70 MiB were seen."""
@@ -164,7 +164,7 @@ def estimate(
     solving = max(solving_bytes(block.linears(), plan) for block in blocks)
     activations = NO_ACTIVATIONS
     if with_data:
-        activations = _activations(recipe, width, blocks, limits, solving, reference=needs_a_reference(plan))
+        activations = _activations(recipe, width, blocks, limits, solving, followed_every(plan))
     return Estimate(
         libraries=psutil.Process().memory_info().rss + LATER,
         # In float32, and the largest of them as it is read.
@@ -190,11 +190,11 @@ NO_ACTIVATIONS = dict.fromkeys(("states", "spilled", "running", "halted", "halti
 
 
 def _activations(
-    recipe: Recipe, width: int, blocks: Sequence[Block], limits: Budget, solving: int, *, reference: bool
+    recipe: Recipe, width: int, blocks: Sequence[Block], limits: Budget, solving: int, every: int | None
 ) -> dict[str, int]:
     asked = recipe.calibration
     shape = (asked.samples, asked.sequence_length, width)
-    total, batches = states_together(shape, reference=reference), sum(1 for _ in micro_batches(*shape[:2]))
+    total, batches = states_together(shape, every), sum(1 for _ in micro_batches(*shape[:2]))
     resident = total if total <= limits.states else 0
     found = footprint([size for block in blocks for size in block.features], shape)
     halting = found.halting(batches, limits.inside(resident), solving) if recipe.true_sequential else 0

@@ -12,6 +12,7 @@ from qdeploy.methods.base import needs_all_rows, needs_hessian, without_kernel
 from qdeploy.methods.basis import BASES, WITHOUT_KERNEL
 from qdeploy.methods.rotation import Rotation
 from qdeploy.methods.scaling import SCALINGS
+from qdeploy.methods.tuning import tunes
 from qdeploy.schemes import Scheme
 
 
@@ -34,7 +35,8 @@ class Planned:
     @property
     def needs_data(self) -> bool:
         """Whether some stage, or the number format, looks at the layer's inputs."""
-        return bool(self.scalings) or self.scheme.needs_data or needs_hessian(self.rounder)
+        looks = needs_hessian(self.rounder) or tunes(self.rounder)
+        return looks or bool(self.scalings) or self.scheme.needs_data
 
     @property
     def scalings(self) -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ from qdeploy.recipe import Recipe
 from qdeploy.shortage import problems_with
 from qdeploy.solved import SolvedBlock
 from qdeploy.stack import stored
-from qdeploy.walk import needs_a_reference, quantize_with_data, quantize_without_data
+from qdeploy.walk import followed_every, quantize_with_data, quantize_without_data, reference_for
 
 TIMED = 2
 """Blocks that are run."""
@@ -118,8 +118,8 @@ class _Rehearsal:
     def run(self, calibration: CalibrationSet | None, start: float) -> Timing:
         """Time the first blocks; `start` is when the preparation began."""
         calls, activations = self._enter(calibration)
-        if activations is not None and needs_a_reference(self.plan):
-            self.reference = Reference(activations)
+        if activations is not None:
+            self.reference = reference_for(self.plan, activations)
         preparation = time.monotonic() - start
         seconds = []
         for position, block in enumerate(self.blocks[:TIMED]):
@@ -156,7 +156,7 @@ class _Rehearsal:
             self.device,
             self.folder,
             self.limits,
-            reference=needs_a_reference(self.plan),
+            every=followed_every(self.plan),
         )
 
     def _write(self, block: Block, solved: SolvedBlock) -> None:

@@ -33,7 +33,7 @@ def solve_layer(
     """Each process solves its part of the rows; all get the whole. Columns are multiplied by s [K]."""
     planned, scheme = plan[name], plan[name].scheme
     start = time.perf_counter()
-    weight = _scaled(linears[name], s)
+    weight = scaled(linears[name], s)
     if planned.needs_all_rows:
         group = ALONE
     rows = group.part(len(weight))
@@ -55,10 +55,10 @@ def shared_largest(
     """The largest |w| of the layers that engines run as one with this one, where the scheme asks for it."""
     if not scheme.shared_largest:
         return None
-    return max(float(_scaled(linears[other], s).abs().amax()) for other in fused_with(name, linears))
+    return max(float(scaled(linears[other], s).abs().amax()) for other in fused_with(name, linears))
 
 
-def _scaled(linear: nn.Linear, s: Tensor | None) -> Tensor:
+def scaled(linear: nn.Linear, s: Tensor | None) -> Tensor:
     """The weight, its columns multiplied by s."""
     weight = linear.weight.detach()
     return weight if s is None else weight * s

@@ -32,10 +32,11 @@ from qdeploy.reference_linear import ReferenceLinear
 from qdeploy.solved import SolvedBlock
 from qdeploy.stopwatch import part
 from qdeploy.walk import (
-    needs_a_reference,
+    followed_every,
     propagate,
     quantize_with_data,
     quantize_without_data,
+    reference_for,
     set_weight,
 )
 
@@ -87,7 +88,7 @@ class Stack:
         with progress("Quantizing", len(self.task.blocks)) as shown:
             shown.note("embedding the calibration samples")
             calls, activations = self._start() if last is not None else ([], None)
-            if activations is not None and needs_a_reference(self.task.plan):
+            if activations is not None:
                 self.reference = self._follow(activations)
             for position, block in enumerate(self.task.blocks):
                 shown.note(block.name)
@@ -120,13 +121,13 @@ class Stack:
                 self.device,
                 self.partial,
                 self.budget,
-                reference=needs_a_reference(self.task.plan),
+                every=followed_every(self.task.plan),
             )
 
-    def _follow(self, activations: Activations) -> Reference:
+    def _follow(self, activations: Activations) -> Reference | None:
         assert self.calibration is not None
         own = self.task.group.part(len(self.calibration.tokens))
-        return Reference(activations, own.start, self.task.group)
+        return reference_for(self.task.plan, activations, own.start, self.task.group)
 
     def _with_data(self, call: BlockCall, activations: Activations, *, is_last: bool) -> None:
         start, block, task = time.monotonic(), call.block, self.task

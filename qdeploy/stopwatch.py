@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-Part = Literal["load", "reference", "forward", "hessian", "solve", "pack", "write"]
+Part = Literal["load", "reference", "forward", "hessian", "solve", "tune", "pack", "write"]
 
 
 class _Stopwatch:

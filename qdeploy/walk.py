@@ -22,15 +22,18 @@ from qdeploy.gathered import Gathered
 from qdeploy.halting import Halting, halting
 from qdeploy.methods.base import Quantized, needs_reference
 from qdeploy.methods.temporaries import solving_bytes
+from qdeploy.methods.tuning import TunedLayer, tunes
 from qdeploy.modeling.activations import BATCH_TOKENS, Activations, footprint
 from qdeploy.modeling.blocks import Block, shared_inputs
-from qdeploy.modeling.followed import Followed
+from qdeploy.modeling.followed import EVERY, Followed
 from qdeploy.modeling.inputs import BlockCall, stopped
 from qdeploy.modeling.residual import Reference, Targets
 from qdeploy.planned import Plan
+from qdeploy.quantized import QuantizedLinear
 from qdeploy.solved import Solved, SolvedBlock
-from qdeploy.solving import solve_layer
+from qdeploy.solving import scaled, solve_layer
 from qdeploy.stopwatch import part
+from qdeploy.tuned import tuned
 
 SOME_TOKENS = 1024
 """Tokens that are run beside the others, for what transforms compare."""
@@ -67,13 +70,17 @@ def quantize_with_data(
         group: the processes that have the other samples.
     """
     run = _Run(call, activations, plan, reference, group, in_order=true_sequential)
+    at_once = true_sequential and not run.is_tuned
     with run.targets.watching():
         if true_sequential:
             states = activations.resident_bytes + (reference.resident_bytes if reference else 0)
-            run.solve_in_order(run.may_halt(activations.budget.inside(states)), outputs=outputs)
-            return run.result()
-        run.solve_together()
-    if outputs:
+            room = activations.budget.inside(states)
+            run.solve_in_order(run.may_halt(room), outputs=outputs and at_once)
+        else:
+            run.solve_together()
+    if run.is_tuned and reference:
+        run.tune(reference.outputs)
+    if outputs and not at_once:
         propagate(call, activations)
     return run.result()
 
@@ -91,9 +98,21 @@ def set_weight(module: nn.Linear, weight: Tensor) -> None:
     module.weight = nn.Parameter(weight.to(module.weight.device), requires_grad=False)
 
 
-def needs_a_reference(plan: Plan) -> bool:
-    """Whether some method wants the 16-bit model to run beside the quantized one."""
-    return any(needs_reference(planned.rounder) for planned in plan.values())
+def followed_every(plan: Plan) -> int | None:
+    """Of how many samples one runs through the 16-bit model too, beside the quantized one; None for none."""
+    if any(tunes(planned.rounder) for planned in plan.values()):
+        return 1
+    return EVERY if any(needs_reference(planned.rounder) for planned in plan.values()) else None
+
+
+def reference_for(
+    plan: Plan, activations: Activations, offset: int = 0, group: Group = ALONE
+) -> Reference | None:
+    """The 16-bit model beside the quantized one, if a method needs it; arguments as of `Reference`."""
+    every = followed_every(plan)
+    if every is None:
+        return None
+    return Reference(activations, offset, group, every=every, always=every == 1)
 
 
 class _Run:
@@ -113,6 +132,7 @@ class _Run:
         self.device = _device(call.block)
         self.linears = call.block.linears()
         self.solved: dict[str, Solved] = {}
+        self.tuned: dict[str, TunedLayer] = {}
         self.targets = self._targets(reference, in_order)
         with part("forward"):
             seen = shared_inputs(call.block, lambda: call(activations[:1].to(self.device)))
@@ -130,6 +150,18 @@ class _Run:
         for name in layers.keys() & divided.keys():
             layers[name] = layers[name].divided_by(divided[name])
         return SolvedBlock(layers, divided)
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether some of the block's layers are tuned together once all are solved."""
+        return any(name in self.plan and tunes(self.plan[name].rounder) for name in self.linears)
+
+    @part("tune")
+    def tune(self, outputs: Activations) -> None:
+        """Let methods that work on the whole block change what was solved, toward these outputs."""
+        self.solved |= tuned(
+            self.call, self.activations, outputs, self.tuned, self.solved, self.plan, self.processes
+        )
 
     def _inputs(self, group: Sequence[str]) -> Gathered:
         samples, length, _ = self.activations.shape
@@ -265,6 +297,9 @@ class _Run:
             self.solved[name] = found.with_word(left_out and f"{self.plan[name].method}: {name}: {left_out}")
             solved[name] = found.solution.quantized
         for name, quantized in solved.items():
+            if isinstance(quantized, QuantizedLinear) and tunes(self.plan[name].rounder):
+                whole, share = scaled(self.linears[name], s), inputs.hessian.share if inputs else 0.0
+                self.tuned[name] = TunedLayer(self.linears[name], whole, quantized, s, share)
             weight = quantized.dequantize()
             set_weight(self.linears[name], weight if s is None else weight / s)
 

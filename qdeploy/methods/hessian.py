@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -159,6 +160,14 @@ class Hessian:
     def finite(self) -> bool:
         """False once an input held NaN or infinity."""
         return _finite(self._sum)
+
+    @property
+    def share(self) -> float:
+        """How far it can be trusted: from 0 with no token to 1 from as many tokens as columns on.
+
+        The error of a covariance that n tokens give goes with √(K/n); see the table in docs/experts.md.
+        """
+        return math.sqrt(min(1.0, self.tokens / len(self.diagonal)))
 
     def factor(self, damp: float, shrinkage: float, order: Order) -> Factor | None:
         """Factorize H⁻¹, once for all linears that share this input.

@@ -18,6 +18,7 @@ from qdeploy.methods.base import ROUNDERS, Registered
 from qdeploy.methods.basis import BASES, WITHOUT_KERNEL
 from qdeploy.methods.rotation import Rotation
 from qdeploy.methods.scaling import SCALINGS
+from qdeploy.methods.tuning import TUNERS
 
 Kind = Literal["rounder", "transform"]
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -91,7 +92,8 @@ def find(name: str) -> Method:
     if rounder is None:
         why = WITHOUT_KERNEL if config in BASES else None
         return Method(name, "transform", config in SCALINGS, why, said, origin, knobs)
-    return Method(name, "rounder", rounder.needs_hessian, _by_default(config, rounder), said, origin, knobs)
+    looks = rounder.needs_hessian or config in TUNERS
+    return Method(name, "rounder", looks, _by_default(config, rounder), said, origin, knobs)
 
 
 def find_all() -> tuple[list[Method], list[EntryPointError]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from qdeploy.methods.base import needs_reference
+from qdeploy.methods.tuning import tunes
 from qdeploy.planned import Plan
 
 SQUARES = 6
@@ -24,6 +25,11 @@ TURNED = 2
 
 TRANSFORMED = 6
 """Float32 copies of the weights of layers that share an input, while transforms try scales for them."""
+
+
+TUNED, TUNING = 4, 6
+"""Float32 copies of all weights that are tuned together: their own, V, Ŵ and its gradient; more of one layer
+while V moves."""
 
 
 def hessian_bytes(in_features: int) -> int:
@@ -50,4 +56,10 @@ def solving_bytes(linears: Mapping[str, nn.Linear], plan: Plan) -> int:
             copies = COPIES + (CORRECTED if needs_reference(plan[name].rounder) else 0)
             squares += TURNED * hessian_bytes(module.in_features) if plan[name].bases else 0
             costs += [SQUARES * squares, 2 * squares + copies * 4 * module.weight.numel()]
+    tuned = [
+        4 * module.weight.numel()
+        for name, module in linears.items()
+        if name in plan and tunes(plan[name].rounder)
+    ]
+    costs.append(TUNED * sum(tuned) + TUNING * max(tuned, default=0))
     return max(costs + list(tried.values()))

@@ -5,7 +5,6 @@ Rounders that work with H share this, so that the same calibration ends in the s
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from qdeploy.methods.base import LinearProblem, Solution
@@ -43,7 +42,7 @@ def trusted(
     hessian = problem.hessian
     if hessian is None or not hessian.tokens:
         return "no calibration token reached it"
-    share = _share(hessian)
+    share = hessian.share
     shrunk = shrinkage + (1 - shrinkage) * (1 - share)
     factor = hessian.factor(damp, shrunk, order)
     if factor is None:
@@ -57,11 +56,6 @@ def nearest_instead(method: str, problem: LinearProblem, reason: str, *, grid: b
     # An unusable H cannot measure the error either.
     solution = round_to_nearest(RTN(grid=grid), replace(problem, hessian=None))
     return replace(solution, fallback=f"{method}: {problem.name}: {reason}; rounded to nearest instead")
-
-
-def _share(hessian: Hessian) -> float:
-    """The error of a covariance that n tokens give goes with √(K/n); see the table in docs/experts.md."""
-    return math.sqrt(min(1.0, hessian.tokens / len(hessian.diagonal)))
 
 
 def _few(hessian: Hessian, shrunk: float, asked: float) -> str:

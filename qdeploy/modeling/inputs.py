@@ -66,12 +66,13 @@ def enter(
     spill: Path,
     budget: Budget,
     *,
-    reference: bool = False,
+    every: int | None = None,
 ) -> tuple[list[BlockCall], Activations]:
     """The call of every block and the hidden states that enter the first one, for tokens int64 [S, T].
 
     What lies before the blocks is in memory meanwhile, the output head is not. `spill` and `budget` are as in
-    `Activations`, which a `Reference` is to share if there is one.
+    `Activations`, which a `Reference` is to share that follows one in `every` samples; None if there is
+    none.
 
     Raises:
         CheckpointError: a weight is not finite, or the blocks do not form a plain stack.
@@ -83,7 +84,7 @@ def enter(
     materialize_buffers(model, device)
     materialize(model, names, reader, device)
     calls = record_calls(model, blocks, tokens, device)
-    activations = embed(model, blocks, tokens, device, spill, budget, reference=reference)
+    activations = embed(model, blocks, tokens, device, spill, budget, every=every)
     release(model, names)
     return calls, activations
 
@@ -145,18 +146,18 @@ def embed(
     spill: Path,
     budget: Budget,
     *,
-    reference: bool = False,
+    every: int | None = None,
 ) -> Activations:
     """The hidden states that enter the first block, for tokens int64 [S, T].
 
-    `spill` and `budget` are as in `Activations`, which a `Reference` is to share if there is one.
+    `spill`, `budget` and `every` are as in `enter`.
     """
     activations: Activations | None = None
     for samples in micro_batches(*tokens.shape):
         states = _first_states(model, blocks, tokens[samples].to(device))
         if activations is None:
             shape = (len(tokens), *states.shape[1:])
-            together = states_together(shape, reference=reference)
+            together = states_together(shape, every)
             activations = Activations(shape, spill, budget, together)
         activations[samples] = states
     assert activations is not None, "no calibration samples"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qdeploy.distributed import ALONE, Group
 from qdeploy.modeling.activations import Activations
-from qdeploy.modeling.followed import Followed
+from qdeploy.modeling.followed import EVERY, Followed
 from qdeploy.modeling.inputs import BlockCall
 from qdeploy.stopwatch import part
 
@@ -95,10 +95,20 @@ class Reference:
         activations: this process's, which enter the first block.
         offset: how many samples the processes before this one have.
         group: the processes that have the other samples.
+        every: of so many samples one is followed.
+        always: run every block, even if none has a writer.
     """
 
-    def __init__(self, activations: Activations, offset: int = 0, group: Group = ALONE) -> None:
-        self.followed, self._group = Followed(offset), group
+    def __init__(
+        self,
+        activations: Activations,
+        offset: int = 0,
+        group: Group = ALONE,
+        *,
+        every: int = EVERY,
+        always: bool = False,
+    ) -> None:
+        self.followed, self._group, self._always = Followed(offset, every), group, always
         self._states = activations.like(self.followed.count(activations.shape[0]))
         for batch in activations.batches():
             states = activations[batch][self.followed.chosen(batch)]
@@ -112,6 +122,11 @@ class Reference:
         """RAM that it takes."""
         return self._states.resident_bytes + sum(held.resident_bytes for held in self._inside.values())
 
+    @property
+    def outputs(self) -> Activations:
+        """What the last block that was run puts out for the samples that are followed."""
+        return self._states
+
     @part("reference")
     def run(self, call: BlockCall, activations: Activations) -> Mapping[Writer, Activations]:
         """Run the next block, which must hold its 16-bit weights.
@@ -122,14 +137,14 @@ class Reference:
 
         Returns:
             Writer → the 16-bit model's stream after it, valid until the next run. Where the first block has
-            no writer, the model is taken to have none and no block is run.
+            no writer, the model is taken to have none and no block is run, unless always.
         """
         if self._useful is False:
             return {}
         device = next(call.block.module.parameters()).device
         writers = self._group.share(find_writers(call, activations[:1].to(device)))
         if self._useful is None:
-            self._useful = bool(writers)
+            self._useful = self._always or bool(writers)
         after = {writer: self._place(i, writer) for i, writer in enumerate(writers)}
         if self._useful:
             self._forward(call, {writer.after: held for writer, held in after.items()}, device)

@@ -20,7 +20,7 @@ from qdeploy.memory import Budget
 from qdeploy.modeling.activations import states_bytes
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import CheckpointReader
-from qdeploy.modeling.followed import states_together
+from qdeploy.modeling.followed import EVERY, states_together
 from qdeploy.modeling.inputs import BlockCall
 from qdeploy.modeling.skeleton import build_skeleton
 from qdeploy.pipeline import quantize, shapes
@@ -84,7 +84,7 @@ def test_making_up_for_errors_takes_the_16_bit_models_states_too(tiny_llama: Pat
     asked = recipe(tiny_llama)
     with_it, without = estimated(corrected(asked, 0.5)), estimated(corrected(asked, 0.0))
     assert without.states == states_bytes((4, 32, 64))
-    assert with_it.states == states_together((4, 32, 64), reference=True) == 2 * without.states
+    assert with_it.states == states_together((4, 32, 64), EVERY) == 2 * without.states
     # down_proj [64, 128] reads the widest input.
     assert (without.hessians, with_it.hessians) == (4 * 128**2, 4 * 128**2 + 4 * 64 * 128)
     assert with_it.solving >= without.solving

@@ -25,7 +25,7 @@ from qdeploy.modeling.activations import Activations, footprint
 from qdeploy.modeling.blocks import find_blocks
 from qdeploy.modeling.checkpoint import SINGLE, CheckpointReader
 from qdeploy.modeling.experts import split_experts
-from qdeploy.modeling.followed import states_together
+from qdeploy.modeling.followed import EVERY, states_together
 from qdeploy.modeling.inputs import BlockCall
 from qdeploy.modeling.skeleton import build_skeleton, materialize
 from qdeploy.pipeline import quantize
@@ -154,7 +154,7 @@ def test_no_budget_changes_a_byte(
     shape = (4, 32, 64)
     one = footprint([64, 128], shape)
     # All four micro-batches halt; two do; none does, and the hidden states are on the disk.
-    states = states_together(shape, reference=True)
+    states = states_together(shape, EVERY)
     solving = estimated(asked).solving
     assert solving > one.running
     budgets = [10**9, states + solving + 2 * one.halted, one.running]

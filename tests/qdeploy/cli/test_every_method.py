@@ -13,7 +13,7 @@ from qdeploy.recipe import WHOLE
 from qdeploy.schemes import PRESETS
 from tests.qdeploy.cli.test_quantize_command import error_of, output_of
 
-ROUNDERS = {"rtn", "gptq", "ldlq", "hqq", "spqr", "zeroquant"}
+ROUNDERS = {"rtn", "gptq", "ldlq", "hqq", "spqr", "zeroquant", "autoround"}
 STACKS = [
     *sorted(ROUNDERS),
     *WHOLE,
@@ -23,6 +23,8 @@ STACKS = [
     "awq+hqq",
     "rotation+smoothquant+gptq",
     "smoothquant+quip",
+    "awq+autoround",
+    "rotation+autoround",
 ]
 SMALL = ["--samples", "2", "--sequence-length", "32", "--json"]
 
@@ -62,4 +64,8 @@ def test_what_does_not_go_together_is_said(wide: Path, tmp_path: Path) -> None:
     assert "hqq cannot make FP8_DYNAMIC e4m3, per channel: it fits scales of integers" in told
     told = error_of("quantize", str(wide), "--scheme", "W8A8", "--method", "quip", *out)
     assert "take a scheme such as W4A16" in told
+    told = error_of("quantize", str(wide), "--method", "incoherence+autoround", *out)
+    assert "tunes layers as they run, not in another basis" in told
+    told = error_of("quantize", str(wide), "--scheme", "MXFP4", "--method", "autoround", *out)
+    assert "tunes the rounding of integers" in told
     assert not (tmp_path / "out").exists()

@@ -38,7 +38,7 @@ def entered(folder: Path, spill: Path) -> tuple[Any, list[BlockCall], Activation
     model = load(folder)
     blocks = find_blocks(model)
     calls = record_calls(model, blocks, TOKENS, CPU)
-    return model, calls, embed(model, blocks, TOKENS, CPU, spill, Budget(10**9), reference=True)
+    return model, calls, embed(model, blocks, TOKENS, CPU, spill, Budget(10**9), every=EVERY)
 
 
 @torch.no_grad()
@@ -132,5 +132,6 @@ def test_processes_follow_the_samples_that_one_would(world: int, step: int) -> N
 
 
 def test_the_references_states_count() -> None:
-    assert states_together((4, 8, 2), reference=False) == 4 * 4 * 8 * 2
-    assert states_together((4, 8, 2), reference=True) == 2 * 4 * 4 * 8 * 2
+    assert states_together((4, 8, 2), None) == 4 * 4 * 8 * 2
+    assert states_together((4, 8, 2), EVERY) == 2 * 4 * 4 * 8 * 2
+    assert states_together((4, 8, 2), 1) == 3 * 4 * 4 * 8 * 2
