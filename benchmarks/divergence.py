@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from qdeploy.formats.compressed_tensors import module_schemes
 from qdeploy.formats.dequantize import dequantized_state, input_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.rounded_inputs import round_inputs
+from qdeploy.schemes import Activations
 
 BATCH = 4
 """Windows that run together."""
@@ -52,21 +53,27 @@ class Scorer:
         self._windows = windows
         self._reference = {name: self._states(tokens) for name, tokens in windows.items()}
 
-    def score(self, folder: Path) -> dict[str, Score]:
+    def score(self, folder: Path, activations: Activations | None = None) -> dict[str, Score]:
         """Name of a text → how the model in `folder` does on it.
+
+        Args:
+            folder: of the model.
+            activations: round the inputs of quantized layers so, whatever their scheme says.
 
         Raises:
             ValueError: the folder lacks some weight of the blocks, or holds one that the model has not.
         """
         self._load(dict(_state(folder)))
-        with self._rounded_inputs(folder):
+        with self._rounded_inputs(folder, activations):
             return {name: self._scored(name) for name in self._windows}
 
     @contextmanager
-    def _rounded_inputs(self, folder: Path) -> Iterator[None]:
+    def _rounded_inputs(self, folder: Path, activations: Activations | None) -> Iterator[None]:
         """Round the inputs of layers whose scheme says so, as engines do."""
         reader = CheckpointReader(folder)
         schemes = {} if is_gptq(reader) else module_schemes(reader.config, reader)
+        if activations is not None:
+            schemes = {name: replace(scheme, activations=activations) for name, scheme in schemes.items()}
         handles = round_inputs(self._model, schemes, input_scales(reader, schemes))
         try:
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,10 @@ POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Wall time of a whole process, and the most memory that was resident in it."""
+    """Wall time of a whole process, the processors' time, and the most memory that was resident in it."""
 
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
 
 
@@ -38,7 +40,7 @@ def run(
     Raises:
         ProcessError: its exit code is not 0.
     """
-    start, peak = time.perf_counter(), 0
+    start, cpu, peak = time.perf_counter(), _children_cpu_seconds(), 0
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -59,7 +61,13 @@ def run(
     if process.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise ProcessError(f"`{' '.join(command)}` failed with exit code {process.returncode}:\n{tail}")
-    return Usage(seconds, peak)
+    return Usage(seconds, _children_cpu_seconds() - cpu, peak)
+
+
+def _children_cpu_seconds() -> float:
+    """Of all processes that have ended and been waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _peak_bytes(pid: int) -> int:

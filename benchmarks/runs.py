@@ -22,8 +22,10 @@ from qdeploy.schemes import preset
 
 GROUP_SIZE = 64
 SAMPLES = 32
-PLAIN = {"correction": 0.0, "passes": 0}
+PLAIN = {"gptq": {"correction": 0.0, "passes": 0}}
 """Settings with which our GPTQ leaves out what the peers' have not: correction and descent."""
+Settings = Mapping[str, Mapping[str, object]]
+"""Stage → what is not its default."""
 RUNNERS = Path(__file__).parent / "runners"
 
 
@@ -69,7 +71,7 @@ def run_qdeploy(
     scheme: str = "W4A16",
     symmetric: bool | None = None,
     group_size: int = GROUP_SIZE,
-    settings: Mapping[str, object] | None = None,
+    settings: Settings | None = None,
 ) -> Run:
     """Run `qdeploy quantize` as users do; its output goes into `folder`.
 
@@ -78,7 +80,7 @@ def run_qdeploy(
         scheme: a preset.
         symmetric: None for the preset's grid.
         group_size: where the preset has groups to choose.
-        settings: of the last stage, where they are not its defaults.
+        settings: stage → what is not its default.
 
     Raises:
         ProcessError: it failed, or did not calibrate on these tokens.
@@ -97,8 +99,9 @@ def run_qdeploy(
             "sequence_length": calibration.length,
         },
     ).model_dump(mode="json")
-    (rounder,) = asked["rules"][0]["stages"][-1].values()
-    rounder.update(settings or {})
+    for stage in asked["rules"][0]["stages"]:
+        for name, config in stage.items():
+            config.update((settings or {}).get(name, {}))
     write_json(recipe, asked)  # JSON is YAML
     command = [sys.executable, "-m", "qdeploy", "quantize", "--recipe", str(recipe), "-o", str(output)]
     usage = process.run(command, folder / "log.txt", folder)

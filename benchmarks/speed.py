@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import psutil
 
 from benchmarks.floor import Rate, floor_flops, measure_rate, products
 from benchmarks.peer import INSTALL_COMMAND, PEERS, Peer
-from benchmarks.runs import GROUP_SIZE, PLAIN, SAMPLES, Calibration, Run, run_peer, run_qdeploy
+from benchmarks.runs import GROUP_SIZE, PLAIN, SAMPLES, Calibration, Run, Settings, run_peer, run_qdeploy
 from benchmarks.table import gibibytes, table
 
 COUNTS = (SAMPLES, 4 * SAMPLES)
@@ -43,15 +43,15 @@ def measure(
     calibration: Calibration,
     folder: Path,
     peer: Peer | None = None,
-    settings: Mapping[str, object] | None = None,
+    settings: Settings | None = None,
 ) -> Measured:
-    """Run GPTQ by qdeploy, or by a peer, at its defaults but for `settings`."""
+    """Run GPTQ by qdeploy, at its defaults but for `settings`, or by a peer at its own."""
     shapes = products(calibration.model)
     busy, before = psutil.cpu_percent(1.0), measure_rate(shapes)
     if peer is None:
         run = run_qdeploy(calibration, folder, method="gptq", settings=settings)
     else:
-        run = run_peer(peer, settings or {}, calibration, folder)
+        run = run_peer(peer, {}, calibration, folder)
     rate = max(before, measure_rate(shapes), key=lambda rate: rate.flops)
     tokens = calibration.samples * calibration.length
     return Measured(run, rate, floor_flops(calibration.model, tokens) / rate.flops, busy)
@@ -80,7 +80,7 @@ def peers(model: Path, work: Path, ours: Measured | None) -> dict[str, Run]:
     plain = found[PLAINLY]
     rows = [_row(name, measured, ours, plain) for name, measured in {"qdeploy": ours, **found}.items()]
     print(table(["", "quantizing", "÷ floor", "÷ ours", "÷ plain", "process", "÷ ours", "peak"], rows))
-    print(f"Plain: with {', '.join(f'{key} {value:g}' for key, value in PLAIN.items())}.")
+    print(f"Plain: with {', '.join(f'{key} {value:g}' for key, value in PLAIN['gptq'].items())}.")
     skipped()
     _explain([ours, *found.values()])
     return {name: measured.run for name, measured in found.items()}

@@ -27,6 +27,7 @@ CHARACTERS = 80_000
 """Taken from the start of every other text."""
 SPARE_TOKENS = 64
 """Text beyond the last calibration token, so that cutting it there does not change how that token is made."""
+CODE = "Python code"
 FILES = {"WikiText-2 test": "*wiki*test*.txt", "PTB validation": "*ptb*valid*.txt"}
 """Name of a text → its file somewhere in the user's data folder."""
 
@@ -41,7 +42,7 @@ def scored_texts(data: Path | None) -> dict[str, str]:
     code = inspect.getsource(argparse) + inspect.getsource(heapq)
     found = {name: next(data.rglob(pattern), None) for name, pattern in FILES.items()} if data else {}
     files = {name: path.read_text(encoding="utf-8") for name, path in found.items() if path}
-    texts = {name: text[:CHARACTERS] for name, text in {**files, "Python code": code}.items()}
+    texts = {name: text[:CHARACTERS] for name, text in {**files, CODE: code}.items()}
     return {"documentation, unseen part": documentation()[-UNSEEN_CHARACTERS:], **texts}
 
 
@@ -55,10 +56,10 @@ def c4(data: Path) -> dict[str, str]:
     return {"C4": text[:CHARACTERS]}
 
 
-def windows(text: str, model: Path) -> Tensor:
-    """The first windows of a text as tokens int64 [up to WINDOWS, SEQUENCE_LENGTH]."""
+def windows(text: str, model: Path, most: int = WINDOWS) -> Tensor:
+    """The first windows of a text as tokens int64 [up to `most`, SEQUENCE_LENGTH]."""
     ids = _tokenizer(model)(text, add_special_tokens=False, verbose=False).input_ids
-    count = min(WINDOWS, len(ids) // SEQUENCE_LENGTH)
+    count = min(most, len(ids) // SEQUENCE_LENGTH)
     return torch.tensor(ids[: count * SEQUENCE_LENGTH]).view(count, SEQUENCE_LENGTH)
 
 

@@ -11,7 +11,7 @@ from qdeploy.errors import RecipeError
 from qdeploy.methods.base import needs_all_rows, needs_hessian, without_kernel
 from qdeploy.methods.basis import BASES, WITHOUT_KERNEL
 from qdeploy.methods.rotation import Rotation
-from qdeploy.methods.scaling import SCALINGS
+from qdeploy.methods.scaling import CLIPPING, SCALINGS
 from qdeploy.methods.tuning import tunes
 from qdeploy.schemes import Scheme
 
@@ -42,6 +42,15 @@ class Planned:
     def scalings(self) -> tuple[Any, ...]:
         """Those transforms that scale channels."""
         return tuple(config for config in self.transforms if type(config) in SCALINGS)
+
+    @property
+    def clips(self) -> bool:
+        """Whether the largest weights are cut off before they are rounded.
+
+        Not for rounders that look at H themselves: what they would make of these weights is better.
+        """
+        looks = needs_hessian(self.rounder) or tunes(self.rounder)
+        return not looks and any(CLIPPING[type(config)](config) for config in self.scalings)
 
     @property
     def bases(self) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from qdeploy.errors import QuantizationError
 from qdeploy.gathered import Gathered
 from qdeploy.methods.base import LinearProblem, Quantized
 from qdeploy.methods.basis import solve_in
+from qdeploy.methods.clipping import clipped
 from qdeploy.planned import Plan
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.reference_linear import ReferenceLinear
@@ -38,6 +39,8 @@ def solve_layer(
         group = ALONE
     rows = group.part(len(weight))
     hessian = inputs.hessian if inputs else None
+    if planned.clips and hessian:
+        weight = clipped(weight, hessian, scheme)
     lack = inputs.lacks[name].matrix(rows) if inputs and name in inputs.lacks else None
     largest = shared_largest(name, scheme, linears, s)
     problem = LinearProblem(name, weight[rows], hessian, scheme, lack, largest, group)

@@ -4,7 +4,8 @@ A channel with large inputs loses most by the rounding of its weights; scaled up
 of their group's steps. Candidates are s_j = x̄_j^r / w̄_j^(1−r), with x̄ the mean size of the inputs and w̄
 that of the weights relative to their group's largest, for r from 0 to below 1, and not scaling at all. The
 one is taken with which layers rounded to nearest change least of what they make together: attention's
-output for q, k and v, the MLP's for gate and up, their own for others.
+output for q, k and v, the MLP's for gate and up, their own for others. Before rounding to nearest the largest
+weights of a group are then cut off: see `qdeploy.methods.clipping`.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ class AWQ:
     """Activation-aware weight quantization's scales."""
 
     steps: Annotated[int, Field(ge=1, le=100, description="How many r from 0 to below 1 are tried.")] = 20
+    clip: Annotated[
+        bool,
+        Field(description="Cut off a group's largest weights where that helps; not before gptq and alike."),
+    ] = True
 
 
-@scaling(AWQ)
+@scaling(AWQ, clips=lambda config: config.clip)
 def scale_what_matters(config: AWQ, problem: ChannelProblem) -> Tensor:
     """The s of the layers that read the same channels."""
     sizes = _relative_sizes(problem.weights, problem.scheme)

@@ -106,11 +106,22 @@ SCALINGS: dict[type, Scaling[Any]] = {}
 """Config class → its method."""
 
 
-def scaling(config: type[Config]) -> Callable[[Scaling[Config]], Scaling[Config]]:
-    """Register the decorated function: it returns the s that it would like, float32 [K], all positive."""
+CLIPPING: dict[type, Callable[[Any], bool]] = {}
+"""Config class → whether, so configured, the largest weights are cut off once they are scaled."""
+
+
+def scaling(
+    config: type[Config], *, clips: Callable[[Config], bool] = lambda _: False
+) -> Callable[[Scaling[Config]], Scaling[Config]]:
+    """Register the decorated function: it returns the s that it would like, float32 [K], all positive.
+
+    Args:
+        config: the config dataclass.
+        clips: whether, so configured, `qdeploy.methods.clipping` follows.
+    """
 
     def register(function: Scaling[Config]) -> Scaling[Config]:
-        SCALINGS[config] = function
+        SCALINGS[config], CLIPPING[config] = function, clips
         return function
 
     return register
