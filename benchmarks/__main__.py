@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.calibration import calibration
 from benchmarks.linear import linear
 from benchmarks.methods import methods
 from benchmarks.quality import quality
@@ -17,7 +18,7 @@ from benchmarks.speed import peers, speed
 from qdeploy.provenance import cpu_model
 
 TABLES = ("speed", "peers", "linear", "quality")
-MORE = ("methods",)
+MORE = ("methods", "calibration")
 """Tables that are printed when they are asked for."""
 
 
@@ -38,6 +39,8 @@ def main() -> None:
             quality(model, work, options.data, done)
         if "methods" in options.tables:
             methods(model, work, options.data)
+        if "calibration" in options.tables:
+            calibration(model, work, options.data)
 
 
 def _options() -> argparse.Namespace:

@@ -85,8 +85,6 @@ def run_qdeploy(
     Raises:
         ProcessError: it failed, or did not calibrate on these tokens.
     """
-    folder.mkdir(parents=True)
-    output, recipe = folder / "model", folder / "recipe.yaml"
     asked = Recipe.from_flags(
         str(calibration.model.resolve()),
         scheme=scheme,
@@ -98,18 +96,30 @@ def run_qdeploy(
             "samples": calibration.samples,
             "sequence_length": calibration.length,
         },
-    ).model_dump(mode="json")
+    )
+    run = quantize(asked, folder, settings)
+    seen = read_json(run.folder / "qdeploy.json")["calibration"]
+    if seen and seen["sha256"] != calibration.sha256:
+        raise ProcessError(f"{run.folder} was calibrated on other tokens than {calibration.ids}")
+    return run
+
+
+def quantize(recipe: Recipe, folder: Path, settings: Settings | None = None) -> Run:
+    """Run `qdeploy quantize` with a recipe of one rule, in which these settings are changed.
+
+    Raises:
+        ProcessError: it failed.
+    """
+    folder.mkdir(parents=True)
+    output, file, asked = folder / "model", folder / "recipe.yaml", recipe.model_dump(mode="json")
     for stage in asked["rules"][0]["stages"]:
         for name, config in stage.items():
             config.update((settings or {}).get(name, {}))
-    write_json(recipe, asked)  # JSON is YAML
-    command = [sys.executable, "-m", "qdeploy", "quantize", "--recipe", str(recipe), "-o", str(output)]
+    write_json(file, asked)  # JSON is YAML
+    command = [sys.executable, "-m", "qdeploy", "quantize", "--recipe", str(file), "-o", str(output)]
     usage = process.run(command, folder / "log.txt", folder)
-    manifest = read_json(output / "qdeploy.json")
-    seen = manifest["calibration"]
-    if seen and seen["sha256"] != calibration.sha256:
-        raise ProcessError(f"{output} was calibrated on other tokens than {calibration.ids}")
-    return Run(output, manifest["totals"]["seconds"], usage, manifest["totals"]["split"])
+    totals = read_json(output / "qdeploy.json")["totals"]
+    return Run(output, totals["seconds"], usage, totals["split"])
 
 
 def run_peer(peer: Peer, settings: Mapping[str, Any], calibration: Calibration, folder: Path) -> Run:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qdeploy import tuned
-from qdeploy.distributed import ALONE
+from qdeploy.distributed import ALONE, processes
 from qdeploy.memory import Budget
 from qdeploy.methods.autoround import AutoRound
 from qdeploy.methods.base import LinearProblem, solve
@@ -20,6 +21,7 @@ from qdeploy.pipeline import quantize
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.recipe import Recipe
 from qdeploy.schemes import PRESETS, Scheme
+from tests.qdeploy.processes import together
 from tests.resuming import whole_and_resumed
 
 SAMPLES, TOKENS, WIDTH = 12, 24, 32
@@ -199,3 +201,25 @@ def test_other_layers_may_have_other_methods(tiny_llama: Path, tmp_path: Path) -
     methods = {module["name"].rpartition(".")[2]: module["method"] for module in manifest["modules"]}
     assert methods["o_proj"] == methods["down_proj"] == "gptq"
     assert methods["q_proj"] == methods["up_proj"] == "autoround"
+
+
+def test_processes_find_the_same_together(tmp_path: Path) -> None:
+    ended = together(2, tmp_path / "log", tune_a_part)
+    assert [(end.code, end.stderr) for end in ended] == [(0, "")] * 2
+
+
+def tune_a_part(_: int) -> None:
+    with processes() as group, TemporaryDirectory() as folder, torch.no_grad():
+        block = Block(Path(folder))
+        own = group.part(SAMPLES)
+        before = block.error()
+        inputs, outputs = (
+            Activations((own.stop - own.start, TOKENS, WIDTH), Path(folder), Budget(10**9)) for _ in "xy"
+        )
+        inputs[:], outputs[:] = block.inputs[own], block.outputs[own]
+        problem = replace(block.problem(), inputs=inputs, outputs=outputs, group=group)
+        found = tune(AutoRound(iterations=60, batch=7), problem)
+        assert block.error() < 0.8 * before  # over the samples of both
+        for layer in found.values():
+            assert torch.equal(group.share(layer.codes), layer.codes)
+            assert torch.equal(group.share(layer.scales), layer.scales)

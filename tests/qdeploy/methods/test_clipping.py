@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from qdeploy.methods.gptq import GPTQ
 from qdeploy.methods.grid import fit
 from qdeploy.methods.hessian import Hessian
 from qdeploy.methods.rtn import RTN
+from qdeploy.pipeline import quantize
 from qdeploy.planned import Planned
+from qdeploy.recipe import Recipe
 from qdeploy.schemes import PRESETS, Scheme
 
 K = 64
@@ -79,3 +82,18 @@ def test_it_follows_awq_where_the_rounder_does_not_look_at_the_data_itself() -> 
     assert not Planned(W4, RTN(), (AWQ(clip=False),)).clips
     assert not Planned(W4, GPTQ(), (AWQ(),)).clips
     assert not Planned(W4, RTN()).clips
+
+
+def test_in_the_walk_awq_loses_less_with_it(tiny_llama: Path, tmp_path: Path) -> None:
+    errors = []
+    for clip in (False, True):
+        asked = Recipe.from_flags(
+            str(tiny_llama),
+            method="awq+rtn",
+            group_size="32",
+            calibration={"samples": 8, "sequence_length": 64},
+        ).model_dump(mode="json")
+        asked["rules"][0]["stages"][0]["awq"]["clip"] = clip
+        manifest = quantize(Recipe.model_validate(asked), tmp_path / str(clip))
+        errors.append(sum(module["relative_error"] for module in manifest["modules"]))
+    assert errors[1] < 0.95 * errors[0]
