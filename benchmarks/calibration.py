@@ -13,6 +13,8 @@ from benchmarks.table import table
 from qdeploy.recipe import Recipe
 
 TEXTS = 96
+WINDOWS = 5
+"""Of each text."""
 TRUSTED: Settings = {"gptq": {"shrinkage": 0.1, "damp": 0.01}}
 """H as it may be trusted when it comes from text of many kinds."""
 
@@ -52,7 +54,7 @@ def calibration(model: Path, work: Path, data: Path | None) -> None:
     """
     print("\n## Samples of 512 tokens, of a text and of what the model writes itself: KL divergence\n")
     scored = texts.scored_texts(data) | (texts.c4(data) if data else {})
-    scorer = Scorer(model, {name: texts.windows(text, model) for name, text in scored.items()})
+    scorer = Scorer(model, {name: texts.windows(text, model, WINDOWS) for name, text in scored.items()})
     own = work / "own.jsonl"
     command = [sys.executable, "-m", "qdeploy", "sample", str(model), "--samples", str(TEXTS), "-o", str(own)]
     usage = process.run(command, work / "sample.txt", work)

@@ -15,7 +15,7 @@ from qdeploy.exporters.vllm import VllmExporter
 from qdeploy.files import read_json
 from qdeploy.schemes import INT8_PER_TOKEN, preset
 
-WINDOWS = 8
+WINDOWS = 5
 """Of each text. There are many rows, and what they are compared by is paired."""
 
 STACKS = {

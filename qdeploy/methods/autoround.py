@@ -70,6 +70,7 @@ def autoround(config: AutoRound, problem: BlockProblem) -> Mapping[str, Quantize
     for step in range(config.iterations):
         _descend(problem, layers, errors, (1 - step / config.iterations) / config.iterations)
         if step % EVERY == EVERY - 1 or step == config.iterations - 1:
+            _put(problem, layers)
             found = errors.evaluated()
             if found < best:
                 best = found
@@ -81,7 +82,7 @@ def autoround(config: AutoRound, problem: BlockProblem) -> Mapping[str, Quantize
 
 
 def _descend(problem: BlockProblem, layers: Mapping[str, _Tuned], errors: _Errors, rate: float) -> None:
-    """One step of the signs, and the block running with what it leads to."""
+    """One step of the signs."""
     weights = _put(problem, layers, tracked=True)
     with torch.enable_grad():
         for error in errors.of_a_batch():
@@ -91,7 +92,6 @@ def _descend(problem: BlockProblem, layers: Mapping[str, _Tuned], errors: _Error
         problem.group.add(gradient)
         columns = problem.layers[name].columns
         layers[name].step(gradient if columns is None else gradient / columns, rate)
-    _put(problem, layers)
 
 
 def _put(problem: BlockProblem, layers: Mapping[str, _Tuned], *, tracked: bool = False) -> dict[str, Tensor]:
@@ -124,7 +124,7 @@ class _Errors:
         return self._problem.group.totals(sum(float(self._of(sample)) for sample in self._evaluated))[0]
 
     def _of(self, sample: int) -> Tensor:
-        """The mean over a sample's tokens of the squared error, by the size of what should come out."""
+        """The mean squared error of what comes out for one sample."""
         one, problem = slice(sample, sample + 1), self._problem
         device = next(iter(problem.layers.values())).weight.device
         wanted = problem.outputs[one].to(device)
