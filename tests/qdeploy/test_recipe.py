@@ -247,7 +247,7 @@ def test_rules_that_never_apply_are_errors(tmp_path: Path) -> None:
         (
             {"method": "gtpq"},
             UnknownNameError,
-            r"Unknown method 'gtpq'\. Did you mean 'gptq' or 'spqr'\? Available: awq, gptq",
+            r"Unknown method 'gtpq'\. Did you mean 'gptq' or 'spqr'\? Available: autoround, awq, gptq",
         ),
         ({"group_size": "big"}, UsageError, "Group size 'big' is neither"),
         ({"group_size": "0"}, UsageError, "Group size '0'"),

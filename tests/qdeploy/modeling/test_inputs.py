@@ -96,8 +96,5 @@ def test_states_spill_where_they_and_the_references_are_too_many(tiny_llama: Pat
     model, shape = load(tiny_llama), (*TOKENS.shape, 64)
     blocks = find_blocks(model)
     enough = Budget(4 * states_bytes(shape))  # of which states get a quarter
-    alone, shared = (
-        embed(model, blocks, TOKENS, CPU, tmp_path, enough, reference=reference)
-        for reference in (False, True)
-    )
+    alone, shared = (embed(model, blocks, TOKENS, CPU, tmp_path, enough, every=every) for every in (None, 2))
     assert (alone.resident_bytes, shared.resident_bytes) == (states_bytes(shape), 0)
