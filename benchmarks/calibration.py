@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import process, texts
 from benchmarks.divergence import Scorer
-from benchmarks.runs import SAMPLES, Calibration, Settings, quantize
+from benchmarks.runs import SAMPLES, Calibration, Settings, quantize, told
 from benchmarks.table import table
 from qdeploy.recipe import Recipe
 
@@ -30,9 +30,8 @@ class Case:
 
     def __str__(self) -> str:
         parts = ((self.source, self.samples), ("own", self.own))
-        told = " + ".join(f"{count} {name}" for name, count in parts if count)
-        changed = [f"{name} {value}" for stage in self.settings.values() for name, value in stage.items()]
-        return f"{told} ({', '.join(changed)})" if changed else told
+        counts = " + ".join(f"{count} {name}" for name, count in parts if count)
+        return f"{counts} ({told(self.settings)})" if self.settings else counts
 
 
 CASES = (

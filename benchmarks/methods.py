@@ -9,11 +9,12 @@ from pathlib import Path
 
 from benchmarks import texts
 from benchmarks.divergence import Scorer
-from benchmarks.runs import GROUP_SIZE, SAMPLES, Calibration, Run, Settings, run_qdeploy
+from benchmarks.runs import GROUP_SIZE, SAMPLES, Calibration, Run, Settings, run_qdeploy, told
 from benchmarks.table import gibibytes, table
 from qdeploy.exporters.vllm import VllmExporter
 from qdeploy.files import read_json
 from qdeploy.schemes import INT8_PER_TOKEN, preset
+from qdeploy.serving import TYPICAL
 
 WINDOWS = 5
 """Of each text. There are many rows, and what they are compared by is paired."""
@@ -63,10 +64,7 @@ class Case:
     settings: Settings = field(default_factory=dict)
 
     def __str__(self) -> str:
-        told = ", ".join(
-            f"{name} {value}" for stage in self.settings.values() for name, value in stage.items()
-        )
-        return f"{self.scheme} {self.stack}" + (f" ({told})" if told else "")
+        return f"{self.scheme} {self.stack}" + (f" ({told(self.settings)})" if self.settings else "")
 
 
 def cases() -> Iterator[Case]:
@@ -124,7 +122,8 @@ def _status(case: Case, run: Run) -> str:
     scheme, exporter = preset(case.scheme), VllmExporter()
     if scheme.element is None and scheme.group_size:
         scheme = replace(scheme, group_size=GROUP_SIZE)
-    found = [exporter.support(scheme, 4096, 4096, gpu=gpu).kind for gpu in ("h100", "cpu-avx512")]
+    (shape,) = TYPICAL.values()
+    found = [exporter.support(scheme, *shape, gpu=gpu).kind for gpu in ("h100", "cpu-avx512")]
     return ", ".join(dict.fromkeys(found))
 
 

@@ -104,6 +104,11 @@ def run_qdeploy(
     return run
 
 
+def told(settings: Settings) -> str:
+    """Settings in a word, for a row's name."""
+    return ", ".join(f"{name} {value}" for stage in settings.values() for name, value in stage.items())
+
+
 def quantize(recipe: Recipe, folder: Path, settings: Settings | None = None) -> Run:
     """Run `qdeploy quantize` with a recipe of one rule, in which these settings are changed.
 

@@ -17,6 +17,7 @@ from qdeploy.assignment import resolve_schemes
 from qdeploy.calibration import CalibrationSet
 from qdeploy.calibration import load as load_calibration
 from qdeploy.calibration.adequacy import concerns
+from qdeploy.calibration.tokenizer import load_tokenizer
 from qdeploy.checkpoint.folder import remove_leftovers
 from qdeploy.checkpoint.identity import Identity
 from qdeploy.checkpoint.manifest import MANIFEST, load_manifest
@@ -248,7 +249,7 @@ def calibration_tokens(config: CalibrationConfig, model: Any, reader: Checkpoint
         CalibrationError: the text is missing or too short, or the tokenizer is another model's.
         CheckpointError: there is no tokenizer.
     """
-    calibration = load_calibration(config, _tokenizer(reader.folder))
+    calibration = load_calibration(config, load_tokenizer(reader.folder))
     highest, known = int(calibration.tokens.max()), model.get_input_embeddings().num_embeddings
     if highest >= known:
         raise CalibrationError(
@@ -260,18 +261,6 @@ def calibration_tokens(config: CalibrationConfig, model: Any, reader: Checkpoint
 
 def _needs_data(plan: Plan) -> bool:
     return any(planned.needs_data for planned in plan.values())
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} has no tokenizer that transformers can load ({str(error).splitlines()[0]}). "
-            "Add the model's tokenizer.json and tokenizer_config.json."
-        ) from error
 
 
 def _calibration(task: Task) -> CalibrationSet | None:

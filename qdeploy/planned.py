@@ -8,11 +8,11 @@ from typing import Any
 
 from qdeploy import registry
 from qdeploy.errors import RecipeError
-from qdeploy.methods.base import needs_all_rows, needs_hessian, without_kernel
+from qdeploy.methods.base import needs_all_rows, without_kernel
 from qdeploy.methods.basis import BASES, WITHOUT_KERNEL
 from qdeploy.methods.rotation import Rotation
 from qdeploy.methods.scaling import CLIPPING, SCALINGS
-from qdeploy.methods.tuning import tunes
+from qdeploy.methods.tuning import looks_at_inputs
 from qdeploy.schemes import Scheme
 
 
@@ -35,8 +35,7 @@ class Planned:
     @property
     def needs_data(self) -> bool:
         """Whether some stage, or the number format, looks at the layer's inputs."""
-        looks = needs_hessian(self.rounder) or tunes(self.rounder)
-        return looks or bool(self.scalings) or self.scheme.needs_data
+        return looks_at_inputs(self.rounder) or bool(self.scalings) or self.scheme.needs_data
 
     @property
     def scalings(self) -> tuple[Any, ...]:
@@ -47,10 +46,12 @@ class Planned:
     def clips(self) -> bool:
         """Whether the largest weights are cut off before they are rounded.
 
-        Not for rounders that look at H themselves: what they would make of these weights is better.
+        Not for rounders that look at the inputs themselves, which make more of such weights, nor for those
+        whose layers are not what is left of the weight on a grid alone.
         """
-        looks = needs_hessian(self.rounder) or tunes(self.rounder)
-        return not looks and any(CLIPPING[type(config)](config) for config in self.scalings)
+        if looks_at_inputs(self.rounder) or self.without_kernel is not None:
+            return False
+        return any(CLIPPING[type(config)](config) for config in self.scalings)
 
     @property
     def bases(self) -> tuple[Any, ...]:

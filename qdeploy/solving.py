@@ -12,10 +12,10 @@ from qdeploy.assignment import fused_with
 from qdeploy.distributed import ALONE, Group
 from qdeploy.errors import QuantizationError
 from qdeploy.gathered import Gathered
-from qdeploy.methods.base import LinearProblem, Quantized
+from qdeploy.methods.base import LinearProblem, Quantized, Solution, relative_error
 from qdeploy.methods.basis import solve_in
 from qdeploy.methods.clipping import clipped
-from qdeploy.planned import Plan
+from qdeploy.planned import Plan, Planned
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.reference_linear import ReferenceLinear
 from qdeploy.rounded_inputs import static_scale
@@ -39,17 +39,25 @@ def solve_layer(
         group = ALONE
     rows = group.part(len(weight))
     hessian = inputs.hessian if inputs else None
-    if planned.clips and hessian:
-        weight = clipped(weight, hessian, scheme)
     lack = inputs.lacks[name].matrix(rows) if inputs and name in inputs.lacks else None
     largest = shared_largest(name, scheme, linears, s)
     problem = LinearProblem(name, weight[rows], hessian, scheme, lack, largest, group)
-    own = solve_in(planned.bases, planned.rounder, problem)
+    own = solved(planned, problem)
     whole = _whole(own.quantized, len(weight), group)
     if isinstance(whole, QuantizedLinear):
         whole = replace(whole, input_scale=_input_scale(name, inputs, scheme, s))
     solution = replace(own, quantized=whole)
     return Solved(solution, time.perf_counter() - start, hessian.tokens if hessian else None)
+
+
+def solved(planned: Planned, problem: LinearProblem) -> Solution:
+    """One layer or part of it, with the largest weights cut off before if the plan says so."""
+    if not planned.clips or problem.hessian is None:
+        return solve_in(planned.bases, planned.rounder, problem)
+    cut = clipped(problem.weight, problem.hessian, problem.scheme)
+    own = solve_in(planned.bases, planned.rounder, replace(problem, weight=cut))
+    # What was cut off is lost as well.
+    return replace(own, relative_error=relative_error(problem, own.quantized))
 
 
 def shared_largest(

@@ -19,7 +19,7 @@ from qdeploy.formats.compressed_tensors import pack, unpack
 from qdeploy.memory import Budget
 from qdeploy.methods.base import Quantized
 from qdeploy.modeling.activations import Activations
-from qdeploy.modeling.blocks import Block
+from qdeploy.modeling.blocks import Block, set_weight
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.feeds import divided_rows
 from qdeploy.modeling.inputs import BlockCall, enter
@@ -37,7 +37,6 @@ from qdeploy.walk import (
     quantize_with_data,
     quantize_without_data,
     reference_for,
-    set_weight,
 )
 
 REST = "rest"

@@ -24,7 +24,7 @@ from qdeploy.methods.base import Quantized, needs_reference
 from qdeploy.methods.temporaries import solving_bytes
 from qdeploy.methods.tuning import TunedLayer, tunes
 from qdeploy.modeling.activations import BATCH_TOKENS, Activations, footprint
-from qdeploy.modeling.blocks import Block, shared_inputs
+from qdeploy.modeling.blocks import Block, set_weight, shared_inputs
 from qdeploy.modeling.followed import EVERY, Followed
 from qdeploy.modeling.inputs import BlockCall, stopped
 from qdeploy.modeling.residual import Reference, Targets
@@ -91,11 +91,6 @@ def propagate(call: BlockCall, activations: Activations, batches: Iterable[slice
     device = _device(call.block)
     for samples in activations.batches() if batches is None else batches:
         activations[samples] = call(activations[samples].to(device)).cpu()
-
-
-def set_weight(module: nn.Linear, weight: Tensor) -> None:
-    """Give `module` another weight [N, K]."""
-    module.weight = nn.Parameter(weight.to(module.weight.device), requires_grad=False)
 
 
 def followed_every(plan: Plan) -> int | None:

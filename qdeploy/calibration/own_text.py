@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ import torch
 from torch import Tensor
 
 from qdeploy.calibration.packing import default_bos
-from qdeploy.errors import CheckpointError, OutputError, ResourceError, disk_errors
+from qdeploy.calibration.tokenizer import load_tokenizer
+from qdeploy.errors import (
+    CheckpointError,
+    Interrupted,
+    OutputError,
+    ResourceError,
+    UsageError,
+    disk_errors,
+    is_out_of_memory,
+)
 from qdeploy.files import read_json, write_json, write_text
 from qdeploy.memory import format_size, free_memory
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -28,6 +38,11 @@ from qdeploy.progress import Task, progress
 
 BATCH = 32
 """Texts that are written together; what is done survives an interruption in such batches."""
+
+ELSEWHERE = (
+    "Or let an engine that serves the model write the texts, from one random token each at temperature 1, "
+    'and save them as lines of {"text": "..."}.'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +71,12 @@ def write_own_text(model: str, output: Path, *, samples: int, length: int, seed:
     Raises:
         CheckpointError: the model or its tokenizer cannot be loaded.
         OutputError: `output` exists, or an interrupted call asked for something else.
-        ResourceError: the model is larger than the memory that is free.
+        ResourceError: the model is larger than the memory that is free, or memory ran out on the way.
+        UsageError: the model does not read so many tokens.
+        Interrupted: Ctrl-C.
     """
     if output.suffix != ".jsonl":
-        raise OutputError(f"{output} is read as {output.suffix or 'no format'}; name it FILE.jsonl.")
+        raise OutputError(f"{output} would not be read as texts, one a line. Name it FILE.jsonl.")
     if output.exists():
         raise OutputError(f"{output} exists already. Give another file with -o, or delete it.")
     folder = resolve_model(model)
@@ -70,16 +87,42 @@ def write_own_text(model: str, output: Path, *, samples: int, length: int, seed:
         output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     texts = _earlier(partial, asked)
-    with progress("Writing", samples * (length - 1)) as shown:
-        shown.advance(len(texts) * (length - 1))
-        if len(texts) < samples:
-            author = Author(folder)
-            for batch in range(len(texts), samples, BATCH):
-                texts += author.write(min(BATCH, samples - batch), length, seed + batch, shown)
-                write_json(partial, {"asked": asdict(asked), "texts": texts})
-    write_text(output, "".join(_lines(texts)))
+    with _resumable(texts, partial, samples):
+        _write(folder, asked, texts, partial)
+    write_text(output, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
     partial.unlink(missing_ok=True)
     return asked
+
+
+def _write(folder: Path, asked: Asked, texts: list[str], partial: Path) -> None:
+    """Add the texts that are missing, batch by batch."""
+    with progress("Writing", asked.samples * (asked.length - 1)) as shown:
+        shown.advance(len(texts) * (asked.length - 1))
+        author = Author(folder) if len(texts) < asked.samples else None
+        while author and len(texts) < asked.samples:
+            count = min(BATCH, asked.samples - len(texts))
+            texts += author.write(count, asked.length, f"{asked.seed}, {len(texts)}", shown)
+            write_json(partial, {"asked": asdict(asked), "texts": texts})
+
+
+@contextmanager
+def _resumable(texts: Sequence[str], partial: Path, samples: int) -> Iterator[None]:
+    """Say how to go on after Ctrl-C, and what to do where memory ran out."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f", which are kept in {partial}" if texts else ""
+        how = "goes on from there" if texts else "begins again"
+        raise Interrupted(
+            f"Interrupted after {len(texts)} of {samples} texts{kept}. The same command {how}."
+        ) from None
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"Out of memory after {len(texts)} of {samples} texts, of which {BATCH} are written at a time. "
+            f"Take a shorter --length. {ELSEWHERE}"
+        ) from error
 
 
 def _refuse_what_cannot_fit(reader: CheckpointReader) -> None:
@@ -87,8 +130,7 @@ def _refuse_what_cannot_fit(reader: CheckpointReader) -> None:
     if not torch.cuda.is_available() and needed > free_memory():
         raise ResourceError(
             f"{reader.folder} takes {format_size(needed)} in 16 bits, and {format_size(free_memory())} of "
-            "memory are free. Let an engine that serves it write the texts, from one random token each at "
-            'temperature 1, and save them as lines of {"text": "..."}.'
+            f"memory are free. Use a machine with more. {ELSEWHERE}"
         )
 
 
@@ -100,18 +142,14 @@ def _earlier(partial: Path, asked: Asked) -> list[str]:
     """
     if not partial.is_file():
         return []
-    kept = read_json(partial)
-    if kept["asked"] != asdict(asked):
+    kept, now = read_json(partial), asdict(asked)
+    changed = [f"{what} {was}, now {now[what]}" for what, was in kept["asked"].items() if was != now[what]]
+    if changed:
         raise OutputError(
-            f"{partial} holds {len(kept['texts'])} texts of a call that asked for {kept['asked']}, not "
-            f"{asdict(asked)}. Repeat that call, or delete the file."
+            f"{partial} holds {len(kept['texts'])} texts of an interrupted call that differs: "
+            f"{'; '.join(changed)}. Repeat that call, or delete the file."
         )
     return list(kept["texts"])
-
-
-def _lines(texts: list[str]) -> Iterator[str]:
-    for text in texts:
-        yield json.dumps({"text": text}, ensure_ascii=False) + "\n"
 
 
 class Author:
@@ -125,29 +163,35 @@ class Author:
     """
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
+        self._tokenizer = load_tokenizer(folder)
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             self._model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, trust_remote_code=False, use_safetensors=True, dtype=torch.bfloat16
             ).eval()
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"transformers cannot load {folder}: {reason}") from error
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"transformers cannot load the model in {folder}: {reason}") from error
         if torch.cuda.is_available():
             self._model.cuda()
 
-    def write(self, count: int, length: int, seed: int, shown: Task) -> list[str]:
+    def write(self, count: int, length: int, seed: str, shown: Task) -> list[str]:
         """Texts of `length` tokens, the same for the same seed."""
         tokens = self.draw(count, length, seed, shown)
         return [self._tokenizer.decode(text, skip_special_tokens=False) for text in tokens]
 
-    def draw(self, count: int, length: int, seed: int, shown: Task) -> Tensor:
-        """Tokens int64 [count, length] drawn from the model; a BOS before them is left out."""
-        start = self._starts(count, seed).to(self._model.device)
+    def draw(self, count: int, length: int, seed: str, shown: Task) -> Tensor:
+        """Tokens int64 [count, length] drawn from the model; a BOS before them is left out.
+
+        Raises:
+            UsageError: the model does not read so many.
+        """
+        chance = random.Random(seed)
+        start = self._starts(count, chance).to(self._model.device)
+        self._check_length(start.shape[1] + length - 1)
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(chance.getrandbits(63))
             tokens: Tensor = self._model.generate(
                 start,
                 attention_mask=torch.ones_like(start),
@@ -169,10 +213,17 @@ class Author:
         shown.advance(len(found))
         return torch.zeros(len(found), dtype=torch.bool, device=found.device)
 
-    def _starts(self, count: int, seed: int) -> Tensor:
+    def _check_length(self, tokens: int) -> None:
+        most = getattr(self._model.config, "max_position_embeddings", None)
+        if most is not None and tokens > most:
+            raise UsageError(
+                f"The model reads {most} tokens, and each text would take {tokens}. Use --length {most - 1}."
+            )
+
+    def _starts(self, count: int, chance: random.Random) -> Tensor:
         """BOS, where the tokenizer puts it before a text, and a random token: int64 [count, 1 or 2]."""
         known = min(len(self._tokenizer), self._model.get_input_embeddings().num_embeddings)
         ordinary = sorted(set(range(known)) - set(self._tokenizer.all_special_ids))
-        chance, bos = random.Random(seed), default_bos(self._tokenizer)
+        bos = default_bos(self._tokenizer)
         head = [] if bos is None else [bos]
         return torch.tensor([[*head, chance.choice(ordinary)] for _ in range(count)])

@@ -146,32 +146,29 @@ class _Tuned:
         self._gamma = torch.zeros_like(self._s0)
 
     def weight(self) -> Tensor:
-        """Ŵ [N, K]."""
-        return ((self._codes() - self._z) * self._s()).flatten(1)
+        """Ŵ [N, K] for V and γ as they are."""
+        self._s = portable_scales(self._s0 * (1 + self._gamma))
+        self._x = self._w / self._s.float()
+        rounded = (self._x + self._v).add_(self._z).round_()
+        self._codes = rounded.clamp(0, self._top)
+        self._inside = rounded == self._codes
+        return ((self._codes - self._z) * self._s.float()).flatten(1)
 
     def step(self, gradient: Tensor, rate: float) -> None:
-        """Move V and γ against the signs of what Ŵ's gradient [N, K] makes of theirs.
+        """Move V and γ against the signs of what the gradient [N, K] of the last `weight` makes of theirs.
 
         Rounding counts as the identity: where no code is at an end of its range dŴ/ds is what rounding adds
         to W/s, elsewhere the code itself, and V moves nothing.
         """
-        g, position = gradient.view_as(self._v), self._w / self._s() + self._v
-        codes = self._codes()
-        inside = (position + self._z > -0.5) & (position + self._z < self._top + 0.5)
+        g = gradient.view_as(self._v)
         # An expert that few tokens reach must not follow them as far.
         rate *= self._share
-        widths = (g * (codes - self._z - torch.where(inside, self._w / self._s(), 0))).sum(-1, keepdim=True)
-        self._v.sub_(torch.where(inside, g, 0).sign(), alpha=rate).clamp_(-0.5, 0.5)
+        moved = (self._codes - self._z).addcmul_(self._x, self._inside, value=-1)
+        widths = (moved * g).sum(-1, keepdim=True)
+        self._v.addcmul_(g.sign(), self._inside, value=-rate).clamp_(-0.5, 0.5)
         self._gamma.sub_(widths.sign(), alpha=rate).clamp_(-MOST, MOST)
 
     def keep(self) -> None:
-        """Remember what it is now as the best so far."""
-        quantized = self.best
-        codes, scales = self._codes().to(torch.uint8).flatten(1), self._s().squeeze(-1)
-        self.best = replace(quantized, codes=codes, scales=scales.to(torch.bfloat16))
-
-    def _s(self) -> Tensor:
-        return portable_scales(self._s0 * (1 + self._gamma)).float()
-
-    def _codes(self) -> Tensor:
-        return (self._w / self._s() + self._v).add_(self._z).round_().clamp_(0, self._top)
+        """Remember the last `weight` as the best so far."""
+        codes = self._codes.to(torch.uint8).flatten(1)
+        self.best = replace(self.best, codes=codes, scales=self._s.squeeze(-1))

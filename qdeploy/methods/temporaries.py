@@ -27,9 +27,9 @@ TRANSFORMED = 6
 """Float32 copies of the weights of layers that share an input, while transforms try scales for them."""
 
 
-TUNED, TUNING = 4, 6
-"""Float32 copies of all weights that are tuned together: their own, V, Ŵ and its gradient; more of one layer
-while V moves."""
+TUNED, TUNING = 7, 4
+"""Float32 copies of all weights that are tuned together: their own, in steps, V, codes, Ŵ and its gradient;
+more of one layer while V moves."""
 
 
 def hessian_bytes(in_features: int) -> int:

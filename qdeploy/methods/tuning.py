@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from qdeploy.distributed import Group
+from qdeploy.methods.base import needs_hessian
 from qdeploy.modeling.activations import Activations
+from qdeploy.modeling.blocks import set_weight
 from qdeploy.quantized import QuantizedLinear
 
 
@@ -37,8 +39,7 @@ class TunedLayer:
 
     def put(self, weight: Tensor) -> None:
         """Let the block run with another Ŵ [N, K]."""
-        own = weight if self.columns is None else weight / self.columns
-        self.linear.weight = nn.Parameter(own.to(self.linear.weight.device), requires_grad=False)
+        set_weight(self.linear, weight if self.columns is None else weight / self.columns)
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ def tuner(config: type[Config]) -> Callable[[Tuner[Config]], Tuner[Config]]:
 def tunes(config: object) -> bool:
     """Whether the method works on whole blocks."""
     return type(config) in TUNERS
+
+
+def looks_at_inputs(config: object) -> bool:
+    """Whether a rounder needs calibration: for its own codes, or for tuning them."""
+    return needs_hessian(config) or tunes(config)
 
 
 def tune(config: object, problem: BlockProblem) -> Mapping[str, QuantizedLinear]:

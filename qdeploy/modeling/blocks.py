@@ -80,6 +80,11 @@ def _check_linears(block: Block) -> None:
         )
 
 
+def set_weight(module: nn.Linear, weight: Tensor) -> None:
+    """Give `module` another weight [N, K]."""
+    module.weight = nn.Parameter(weight.to(module.weight.device), requires_grad=False)
+
+
 def shared_inputs(block: Block, forward: Callable[[], object]) -> list[list[str]]:
     """Full names of the block's linear layers, grouped by the tensor they read, in order of first call.
 

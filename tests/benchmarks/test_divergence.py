@@ -14,6 +14,7 @@ from benchmarks.divergence import Scorer
 from qdeploy.formats.dequantize import dequantized_model
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
+from qdeploy.schemes import INT8_PER_TOKEN
 
 
 @pytest.fixture
@@ -81,6 +82,19 @@ def test_8_bit_activations_are_scored_as_engines_compute_them(
     (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
     assert with_them > 1.2 * scorer.score(tmp_path)["a"].divergence > 0
     assert [score.divergence for score in scorer.score(tiny_llama).values()] == [0, 0]
+
+
+def test_inputs_can_be_rounded_that_no_scheme_rounds(
+    tiny_llama: Path, tmp_path: Path, windows: dict[str, torch.Tensor]
+) -> None:
+    """Weights of W8A8 are those of W8A16 by channel."""
+    for name, scheme, group in (("both", "W8A8", None), ("weights", "W8A16", "channel")):
+        quantize(
+            Recipe.from_flags(str(tiny_llama), scheme=scheme, method="rtn", group_size=group), tmp_path / name
+        )
+    scorer = Scorer(tiny_llama, windows)
+    both, weights = scorer.score(tmp_path / "both"), scorer.score(tmp_path / "weights")
+    assert scorer.score(tmp_path / "weights", INT8_PER_TOKEN) == both != weights
 
 
 def test_a_folder_that_lacks_a_weight_is_not_scored(

@@ -19,6 +19,15 @@ def test_peak_memory_is_the_process_own(tmp_path: Path) -> None:
     assert usage.seconds > 0.3
 
 
+def test_processors_time_is_what_it_computed_not_what_it_waited(tmp_path: Path) -> None:
+    work = (
+        "import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass\ntime.sleep(1)"
+    )
+    first, second = (run([sys.executable, "-c", work], tmp_path / "log.txt", tmp_path) for _ in range(2))
+    for usage in (first, second):
+        assert 0.5 < usage.cpu_seconds < usage.seconds - 0.9
+
+
 def test_a_failure_shows_the_end_of_the_log(tmp_path: Path) -> None:
     with pytest.raises(ProcessError, match="no such luck"):
         run([sys.executable, "-c", "raise SystemExit('no such luck')"], tmp_path / "log.txt", tmp_path)

@@ -57,7 +57,9 @@ def test_what_a_scheme_is_depends_on_the_device() -> None:
 def test_a_method_tells_what_it_needs_and_its_knobs() -> None:
     found = {method["name"]: method for method in listed()["methods"]}
     assert [found[name]["kind"] for name in ("gptq", "awq")] == ["rounder", "transform"]
-    assert [found[name]["needs_calibration"] for name in ("rtn", "gptq", "awq")] == [False, True, True]
+    assert [found[name]["needs_calibration"] for name in ("rtn", "gptq", "awq", "autoround")] == [
+        *(False, True, True, True)
+    ]
     assert found["smoothquant"] == listed("smoothquant")
     assert listed("smoothquant")["knobs"] == [
         {

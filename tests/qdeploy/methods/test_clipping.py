@@ -8,15 +8,20 @@ import torch
 from torch import Tensor
 
 from qdeploy.methods.awq import AWQ
+from qdeploy.methods.base import LinearProblem, relative_error, solve
 from qdeploy.methods.clipping import FEWEST, SHARES, clipped
 from qdeploy.methods.gptq import GPTQ
 from qdeploy.methods.grid import fit
 from qdeploy.methods.hessian import Hessian
+from qdeploy.methods.incoherence import Incoherence
 from qdeploy.methods.rtn import RTN
+from qdeploy.methods.zeroquant import ZeroQuant
 from qdeploy.pipeline import quantize
 from qdeploy.planned import Planned
+from qdeploy.quantized import QuantizedLinear
 from qdeploy.recipe import Recipe
 from qdeploy.schemes import PRESETS, Scheme
+from qdeploy.solving import solved
 
 K = 64
 W4 = replace(PRESETS["W4A16"], group_size=32)
@@ -82,6 +87,20 @@ def test_it_follows_awq_where_the_rounder_does_not_look_at_the_data_itself() -> 
     assert not Planned(W4, RTN(), (AWQ(clip=False),)).clips
     assert not Planned(W4, GPTQ(), (AWQ(),)).clips
     assert not Planned(W4, RTN()).clips
+    assert not Planned(W4, RTN(), (AWQ(), Incoherence())).clips
+    assert Planned(W4, ZeroQuant(), (AWQ(),)).clips
+    assert not Planned(W4, ZeroQuant(rank=2), (AWQ(),)).clips
+
+
+def test_what_is_cut_off_counts_as_lost() -> None:
+    weight, _, hessian = layer()
+    problem = LinearProblem("layer", weight, hessian, W4)
+    found = solved(Planned(W4, RTN(), (AWQ(),)), problem)
+    cut = solve(RTN(), replace(problem, weight=clipped(weight, hessian, W4)))
+    assert isinstance(found.quantized, QuantizedLinear)
+    assert isinstance(cut.quantized, QuantizedLinear)
+    assert torch.equal(found.quantized.codes, cut.quantized.codes)
+    assert found.relative_error == relative_error(problem, found.quantized) != cut.relative_error
 
 
 def test_in_the_walk_awq_loses_less_with_it(tiny_llama: Path, tmp_path: Path) -> None:

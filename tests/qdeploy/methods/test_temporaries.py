@@ -5,11 +5,20 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from qdeploy.methods.autoround import AutoRound
 from qdeploy.methods.gptq import GPTQ
 from qdeploy.methods.incoherence import Incoherence
 from qdeploy.methods.rtn import RTN
 from qdeploy.methods.smoothquant import SmoothQuant
-from qdeploy.methods.temporaries import SQUARES, TRANSFORMED, TURNED, hessian_bytes, solving_bytes
+from qdeploy.methods.temporaries import (
+    SQUARES,
+    TRANSFORMED,
+    TUNED,
+    TUNING,
+    TURNED,
+    hessian_bytes,
+    solving_bytes,
+)
 from qdeploy.planned import Planned
 from qdeploy.schemes import PRESETS
 
@@ -35,3 +44,8 @@ def test_square_layers_take_what_their_hessian_does() -> None:
     for transforms in ((), (SmoothQuant(),)):
         plan = {"mlp.down_proj": Planned(PRESETS["W8A8"], GPTQ(), transforms)}
         assert solving_bytes(linears, plan) == SQUARES * hessian_bytes(512)
+
+
+def test_layers_that_are_tuned_together_are_all_in_memory() -> None:
+    plan = dict.fromkeys(LINEARS, Planned(PRESETS["W4A16"], AutoRound()))
+    assert solving_bytes(LINEARS, plan) == (TUNED * 2 + TUNING) * WEIGHT

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from qdeploy.memory import Budget
-from qdeploy.modeling.blocks import find_blocks
+from qdeploy.modeling.blocks import find_blocks, set_weight
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.inputs import enter
 from qdeploy.modeling.parents import Parent
 from qdeploy.modeling.skeleton import build_skeleton, materialized
-from qdeploy.walk import set_weight
 
 CPU = torch.device("cpu")
 
