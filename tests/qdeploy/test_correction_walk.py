@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from qdeploy import pipeline
+from qdeploy.calibration.tokenizer import load_tokenizer
 from qdeploy.methods import basis
 from qdeploy.methods.base import LinearProblem, Solution, solve
 from qdeploy.methods.gptq import GPTQ
@@ -22,7 +23,7 @@ from tests.qdeploy.test_pipeline import recipe, unpacked
 def test_making_up_for_errors_brings_the_stream_back(tiny_llama: Path, tmp_path: Path) -> None:
     """What leaves the blocks is nearer to the 16-bit model's, for the calibration text as a whole."""
     asked = recipe(tiny_llama, scheme="W3A16", calibration={"samples": 32, "sequence_length": 64})
-    tokens = pipeline.load_calibration(asked.calibration, pipeline._tokenizer(tiny_llama)).tokens
+    tokens = pipeline.load_calibration(asked.calibration, load_tokenizer(tiny_llama)).tokens
 
     def states(folder: Path) -> Tensor:
         model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).model

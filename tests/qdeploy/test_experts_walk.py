@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qdeploy import pipeline
+from qdeploy.calibration.tokenizer import load_tokenizer
 from qdeploy.formats.compressed_tensors import module_schemes, read_linear
 from qdeploy.formats.dequantize import dequantized_model
 from qdeploy.memory import Budget
@@ -79,7 +80,7 @@ def test_tokens_are_counted_by_expert(tiny_model: Callable[[str], Path], tmp_pat
     folder = tiny_model(family)
     asked = only_experts(folder)
     manifest = quantize(asked, tmp_path / "out")
-    tokens = pipeline.load_calibration(asked.calibration, pipeline._tokenizer(folder)).tokens
+    tokens = pipeline.load_calibration(asked.calibration, load_tokenizer(folder)).tokens
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     chosen: list[torch.Tensor] = []
     model.model.layers[0].mlp.experts.register_forward_pre_hook(lambda _, args: chosen.append(args[1]))

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from qdeploy import pipeline, stack, walk
+from qdeploy.calibration.tokenizer import load_tokenizer
 from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.errors import CalibrationError, CheckpointError, Interrupted, OutputError, UsageError
 from qdeploy.fingerprint import fingerprint
@@ -117,7 +118,7 @@ def test_each_layer_is_solved_on_what_it_will_read(
     folder, output = tiny_model("qwen2"), tmp_path / "out"
     asked = corrected(recipe(folder), 0.0).model_copy(update={"true_sequential": true_sequential})
     manifest = quantize(asked, output)
-    tokens = pipeline.load_calibration(asked.calibration, pipeline._tokenizer(folder)).tokens
+    tokens = pipeline.load_calibration(asked.calibration, load_tokenizer(folder)).tokens
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     layers = unpacked(output)
     recorded = {module["name"]: module["relative_error"] for module in manifest["modules"]}
@@ -275,7 +276,7 @@ def test_few_bits_are_read_back_and_gptq_loses_less_than_rounding(
 @torch.no_grad()
 def output_error(folder: Path, layers: dict[str, Any]) -> float:
     """How far the calibration text's logits move when the model takes the quantized weights."""
-    tokens = pipeline.load_calibration(recipe(folder).calibration, pipeline._tokenizer(folder)).tokens
+    tokens = pipeline.load_calibration(recipe(folder).calibration, load_tokenizer(folder)).tokens
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     before = model(tokens).logits
     for name, layer in layers.items():
