@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.gptq_folder import gptq_state, is_gptq
 from qdeploy.formats.compressed_tensors import module_schemes
 from qdeploy.formats.dequantize import dequantized_state, input_scales
+from qdeploy.kv_cache import round_cache, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.rounded_inputs import round_inputs
 from qdeploy.schemes import Activations
@@ -69,15 +70,17 @@ class Scorer:
 
     @contextmanager
     def _rounded_inputs(self, folder: Path, activations: Activations | None) -> Iterator[None]:
-        """Round the inputs of layers whose scheme says so, as engines do."""
+        """Round the inputs of layers whose scheme says so, and keys and values, as engines do."""
         reader = CheckpointReader(folder)
         schemes = {} if is_gptq(reader) else module_schemes(reader.config, reader)
         if activations is not None:
             schemes = {name: replace(scheme, activations=activations) for name, scheme in schemes.items()}
         handles = round_inputs(self._model, schemes, input_scales(reader, schemes))
+        end = round_cache(self._model, stored_scales(reader))
         try:
             yield
         finally:
+            end()
             for handle in handles:
                 handle.remove()
 

@@ -17,6 +17,7 @@ from qdeploy.errors import UsageError, disk_errors
 from qdeploy.exporters import checks, parallel
 from qdeploy.exporters import reference as dequantized
 from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
+from qdeploy.exporters.cache import check_cache
 from qdeploy.exporters.kernels import VLLM, choose
 from qdeploy.exporters.launch import engine_arguments, write_launch_files
 from qdeploy.exporters.layers import FusedLayer, Layer, per_device, read_layers
@@ -156,6 +157,7 @@ def _findings(
             checks.check_fused(layers),
             checks.check_experts(layers),
             checks.check_config(reader.config, layers),
+            check_cache(reader, layers, target),
             parallel.check_heads(reader.config, tensor_parallel),
             parallel.check_partition(layers, tensor_parallel, kv_heads),
             parallel.check_dtype(reader.config, target),

@@ -47,13 +47,15 @@ def note(name: str, solved: Solved, plan: Plan) -> dict[str, Any]:
     }
 
 
-def config(reader: CheckpointReader, model: nn.Module, plan: Plan) -> dict[str, Any]:
+def config(
+    reader: CheckpointReader, model: nn.Module, plan: Plan, kv_cache: str | None = None
+) -> dict[str, Any]:
     """config.json with the block that tells engines what is quantized and how."""
     schemes = {name: planned.scheme for name, planned in plan.items() if planned.without_kernel is None}
     if not schemes:
         return dict(reader.config)
     kept = [name for name in matrices(model) if name not in schemes]
-    return {**reader.config, "quantization_config": quantization_config(schemes, kept)}
+    return {**reader.config, "quantization_config": quantization_config(schemes, kept, kv_cache=kv_cache)}
 
 
 def totals(
@@ -74,11 +76,12 @@ def manifest(
     reader: CheckpointReader,
     calibration: CalibrationSet | None,
     warnings: list[str],
-    modules: Sequence[Mapping[str, Any]],
+    notes: Sequence[Mapping[str, Any]],
     totals: Totals,
     group: Group,
 ) -> dict[str, Any]:
-    """The content of qdeploy.json."""
+    """The content of qdeploy.json; `notes` are those of the blocks."""
+    modules = [module for block in notes for module in block["modules"]]
     content = Manifest(
         provenance={
             **provenance(),
@@ -94,6 +97,7 @@ def manifest(
         serving="reference" if any(module["without_kernel"] for module in modules) else "native",
         warnings=warnings,
         modules=[Module(**module) for module in modules],
+        kv_cache={name: scales for block in notes for name, scales in block["kv_cache"].items()},
         totals=totals,
     )
     return content.model_dump(mode="json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from qdeploy.errors import RecipeError
@@ -46,9 +46,15 @@ def resolve_schemes(recipe: Recipe, linears: Mapping[str, tuple[int, int]]) -> d
             resolved.update(dict.fromkeys(names, planned))
     if not resolved:
         raise RecipeError("The recipe quantizes no layer. Add a rule with match: Linear and a scheme.")
+    _check_cache(recipe, resolved)
     _check_fused(linears, resolved)
     _check_experts(linears, resolved)
     return {name: resolved[name] for name in linears if name in resolved}
+
+
+def needs_data(recipe: Recipe, plan: Iterable[Planned]) -> bool:
+    """Whether calibration text must run through layers that are treated so."""
+    return recipe.kv_cache is not None or any(planned.needs_data for planned in plan)
 
 
 def _check_applies(rule: Rule, names: Sequence[str], linears: Mapping[str, Any]) -> None:
@@ -73,6 +79,16 @@ def _check_format(rule: Rule, planned: Planned) -> None:
     if reason is not None:
         raise RecipeError(
             f"Rule {rule.match!r}: {planned.method} cannot make {planned.scheme.describe()}: {reason}."
+        )
+
+
+def _check_cache(recipe: Recipe, resolved: Mapping[str, Planned]) -> None:
+    """Engines read of the cache's format where they read of that of packed layers."""
+    if recipe.kv_cache is not None and all(planned.without_kernel for planned in resolved.values()):
+        methods = ", ".join(sorted({planned.method for planned in resolved.values()}))
+        raise RecipeError(
+            f"kv_cache {recipe.kv_cache} needs a layer that is stored packed, and {methods} stores all in 16 "
+            "bits. Leave kv_cache out, or take a method that engines have kernels for."
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from qdeploy.assignment import FUSED
+from qdeploy.assignment import FUSED, needs_data
 from qdeploy.checkpoint.companions import companions
 from qdeploy.formats.ct_layout import layout
 from qdeploy.memory import Budget, free_memory
@@ -154,7 +154,7 @@ def estimate(
         plan: the layers to quantize.
         limits: what activations may take.
     """
-    with_data = any(planned.needs_data for planned in plan.values())
+    with_data = needs_data(recipe, plan.values())
     inside = {name for block in blocks for name in block.parameters}
     outside = [
         p.numel() for n, p in model.base_model.named_parameters(model.base_model_prefix) if n not in inside

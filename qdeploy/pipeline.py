@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qdeploy import __version__, account
-from qdeploy.assignment import resolve_schemes
+from qdeploy.assignment import needs_data, resolve_schemes
 from qdeploy.calibration import CalibrationSet
 from qdeploy.calibration import load as load_calibration
 from qdeploy.calibration.adequacy import concerns
@@ -33,6 +33,7 @@ from qdeploy.errors import (
 )
 from qdeploy.estimate import Estimate, estimate
 from qdeploy.files import read_json
+from qdeploy.kv_cache import refuse_other_caches
 from qdeploy.memory import Budget, budget, manage_heap
 from qdeploy.methods import kernels
 from qdeploy.modeling.blocks import Block, find_blocks
@@ -90,7 +91,7 @@ def quantize(
     """
     reader, model, blocks, plan = open_model(recipe)
     task = Task(recipe, reader, model, blocks, plan, group)
-    if _needs_data(task.plan):
+    if needs_data(recipe, task.plan.values()):
         refuse_idle(group, recipe.calibration.samples)
     limits = limits or budget()
     needed = estimate(recipe, reader, model, blocks, task.plan, limits)
@@ -121,6 +122,8 @@ def open_model(recipe: Recipe) -> tuple[CheckpointReader, Any, list[Block], Plan
     model = build_skeleton(reader)
     blocks = find_blocks(model)
     plan = resolve_schemes(recipe, shapes(blocks))
+    if recipe.kv_cache is not None:
+        refuse_other_caches(model)
     if recipe.rotation is not None:
         reader = rotated(reader, model, blocks, recipe.rotation)
     return reader, model, blocks, plan
@@ -128,7 +131,7 @@ def open_model(recipe: Recipe) -> tuple[CheckpointReader, Any, list[Block], Plan
 
 def _compiling(task: Task) -> AbstractContextManager[None]:
     """The kernels compile while text and model are read, where they will be used."""
-    wanted = _needs_data(task.plan) and task.group.device.type == "cpu"
+    wanted = any(planned.needs_data for planned in task.plan.values()) and task.group.device.type == "cpu"
     return kernels.compiling() if wanted else nullcontext()
 
 
@@ -148,12 +151,13 @@ def _lead(task: Task, output: Path, needed: Estimate, *, restart: bool) -> dict[
         earlier = _seconds(writer, task.blocks)
         finished = frozenset(filter(writer.done, keys))
         Stack(task, writer, *task.group.share((calibration, writer.partial, finished)), needed.limits).run()
-        modules = [note for block in task.blocks for note in writer.notes(block.name)["modules"]]
+        notes = [writer.notes(block.name) for block in task.blocks]
         totals = account.totals(task.reader, writer, earlier + time.monotonic() - start, split)
         manifest = account.manifest(
-            task.recipe, task.reader.stored, calibration, warnings, modules, totals, task.group
+            task.recipe, task.reader.stored, calibration, warnings, notes, totals, task.group
         )
-        writer.finish(account.config(task.reader, task.model, task.plan), manifest, task.reader.folder)
+        config = account.config(task.reader, task.model, task.plan, task.recipe.kv_cache)
+        writer.finish(config, manifest, task.reader.folder)
     written: dict[str, Any] = read_json(output / MANIFEST)
     return written
 
@@ -224,22 +228,23 @@ def shapes(blocks: Sequence[Block]) -> dict[str, tuple[int, int]]:
     }
 
 
-def _widest(task: Task) -> tuple[str, int]:
-    """Name and input columns of the widest layer whose method looks at data."""
+def _widest(task: Task) -> tuple[str, int] | None:
+    """Name and input columns of the widest layer whose method looks at data, if there is one."""
     columns = {
         name: columns
         for name, (_, columns) in shapes(task.blocks).items()
         if name in task.plan and task.plan[name].needs_data
     }
-    widest = max(columns, key=lambda name: columns[name])
-    return widest, columns[widest]
+    return max(columns.items(), key=lambda item: item[1], default=None)
 
 
 def calibration_set(
     recipe: Recipe, plan: Plan, model: Any, reader: CheckpointReader
 ) -> CalibrationSet | None:
-    """The calibration tokens; None if no method looks at data."""
-    return calibration_tokens(recipe.calibration, model, reader) if _needs_data(plan) else None
+    """The calibration tokens; None if nothing looks at data."""
+    return (
+        calibration_tokens(recipe.calibration, model, reader) if needs_data(recipe, plan.values()) else None
+    )
 
 
 def calibration_tokens(config: CalibrationConfig, model: Any, reader: CheckpointReader) -> CalibrationSet:
@@ -257,10 +262,6 @@ def calibration_tokens(config: CalibrationConfig, model: Any, reader: Checkpoint
             "They belong to different models."
         )
     return calibration
-
-
-def _needs_data(plan: Plan) -> bool:
-    return any(planned.needs_data for planned in plan.values())
 
 
 def _calibration(task: Task) -> CalibrationSet | None:

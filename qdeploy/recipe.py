@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -256,12 +256,22 @@ class Recipe(Frozen):
         rules: the first that matches a layer decides; a layer that none matches stays in 16 bit.
         calibration: the text.
         true_sequential: inside a block, each linear sees the quantized outputs of those before it.
+        kv_cache: "fp8" lets engines keep keys and values in E4M3, with scales from the calibration; None
+            (`none` in YAML) leaves them in 16 bits.
     """
 
     model: str
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
     calibration: CalibrationConfig = CalibrationConfig()
     true_sequential: bool = True
+    kv_cache: Literal["fp8"] | None = None
+
+    @field_validator("kv_cache", mode="before")
+    @classmethod
+    def _any_case(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return None if value.lower() == "none" else value.lower()
 
     @classmethod
     def from_yaml(cls, path: Path, model: str | None = None) -> Recipe:
@@ -291,6 +301,7 @@ class Recipe(Frozen):
         method: str = "gptq",
         group_size: str | None = None,
         symmetric: bool | None = None,
+        kv_cache: str | None = None,
         calibration: Mapping[str, Any] | None = None,
     ) -> Recipe:
         """One rule for every linear, from the flags of `qdeploy quantize`.
@@ -301,11 +312,18 @@ class Recipe(Frozen):
             method: registered methods, joined by "+": any transforms, then a rounder.
             group_size: a number, "channel" or "auto"; None for the preset's.
             symmetric: None for the preset's.
+            kv_cache: see `Recipe`.
             calibration: fields of CalibrationConfig; what is left out keeps its default.
         """
         spec = scheme_spec.from_flags(scheme, group_size, symmetric)
         rule = {"match": "Linear", "scheme": spec, "stages": method.split("+")}
-        return _validated({"model": model, "rules": [rule], "calibration": dict(calibration or {})}, "flags")
+        fields = {
+            "model": model,
+            "rules": [rule],
+            "kv_cache": kv_cache,
+            "calibration": dict(calibration or {}),
+        }
+        return _validated(fields, "flags")
 
     @model_validator(mode="after")
     def _check_rotations(self) -> Recipe:

@@ -141,6 +141,7 @@ class _Rehearsal:
             self.plan,
             true_sequential=in_order,
             outputs=True,
+            kv_cache=self.recipe.kv_cache is not None,
             reference=self.reference,
         )
 

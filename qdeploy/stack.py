@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from qdeploy.account import note
+from qdeploy.assignment import needs_data
 from qdeploy.calibration import CalibrationSet
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.distributed import Group
 from qdeploy.formats.compressed_tensors import pack, unpack
+from qdeploy.kv_cache import by_module
 from qdeploy.memory import Budget
 from qdeploy.methods.base import Quantized
 from qdeploy.modeling.activations import Activations
@@ -99,11 +101,12 @@ class Stack:
 
     def _last_with_data(self) -> int | None:
         """Position of the last unfinished block that needs its inputs; no block runs after it."""
+        task = self.task
         wanting = [
             position
-            for position, block in enumerate(self.task.blocks)
+            for position, block in enumerate(task.blocks)
             if block.name not in self.finished
-            and any(self.task.plan[name].needs_data for name in block.linears() if name in self.task.plan)
+            and needs_data(task.recipe, (task.plan[name] for name in block.linears() if name in task.plan))
         ]
         return wanting[-1] if wanting else None
 
@@ -144,6 +147,7 @@ class Stack:
                     task.plan,
                     true_sequential=sequential,
                     outputs=not is_last,
+                    kv_cache=task.recipe.kv_cache is not None,
                     reference=self.reference,
                     group=task.group,
                 )
@@ -189,10 +193,15 @@ class Stack:
                 tensors[name] = self.task.reader.get(name)
                 if owner in solved.divided:
                     tensors |= divided_rows({name: tensors[name]}, solved.divided[owner].cpu())
+        tensors |= solved.kv_cache
         notes = [note(name, found, self.task.plan) for name, found in solved.layers.items()]
         seconds = round(time.monotonic() - start, 3)
         with part("write"):
-            self.writer.add_shard(block.name, tensors, {"modules": notes, "seconds": seconds})
+            self.writer.add_shard(
+                block.name,
+                tensors,
+                {"modules": notes, "kv_cache": by_module(solved.kv_cache), "seconds": seconds},
+            )
 
     @part("load")
     def _rest(self) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -20,6 +21,7 @@ from qdeploy.distributed import ALONE, Group
 from qdeploy.folding import Folding
 from qdeploy.gathered import Gathered
 from qdeploy.halting import Halting, halting
+from qdeploy.kv_cache import cache_scales
 from qdeploy.methods.base import Quantized, needs_reference
 from qdeploy.methods.temporaries import solving_bytes
 from qdeploy.methods.tuning import TunedLayer, tunes
@@ -56,6 +58,7 @@ def quantize_with_data(
     true_sequential: bool,
     outputs: bool,
     reference: Reference | None = None,
+    kv_cache: bool = False,
     group: Group = ALONE,
 ) -> SolvedBlock:
     """Solve the layers of a materialized block and put the quantized weights in place.
@@ -67,9 +70,12 @@ def quantize_with_data(
         true_sequential: let each layer see the quantized layers before it, not the 16-bit ones.
         outputs: replace `activations` with the quantized block's outputs.
         reference: the 16-bit model's hidden states, for methods that want a target; run on.
+        kv_cache: find scales for the keys and values of the quantized block.
         group: the processes that have the other samples.
     """
-    run = _Run(call, activations, plan, reference, group, in_order=true_sequential)
+    if not any(plan[name].needs_data for name in call.block.linears() if name in plan):
+        return _quantize_unseen(call, activations, plan, outputs, reference, kv_cache, group)
+    run = _Run(call, activations, plan, reference, group, in_order=true_sequential, kv_cache=kv_cache)
     at_once = true_sequential and not run.is_tuned
     with run.targets.watching():
         if true_sequential:
@@ -80,9 +86,32 @@ def quantize_with_data(
             run.solve_together()
     if run.is_tuned and reference:
         run.tune(reference.outputs)
+    run.see_cache()
     if outputs and not at_once:
         propagate(call, activations)
     return run.result()
+
+
+def _quantize_unseen(
+    call: BlockCall,
+    activations: Activations,
+    plan: Plan,
+    outputs: bool,
+    reference: Reference | None,
+    kv_cache: bool,
+    group: Group,
+) -> SolvedBlock:
+    """The same where no layer's method looks at data, but later blocks, or scales for the cache, need it."""
+    if reference:
+        reference.run(call, activations)
+    solved, linears = quantize_without_data(call.block, plan, group=group), call.block.linears()
+    for name, found in solved.layers.items():
+        set_weight(linears[name], found.solution.quantized.dequantize())
+    if kv_cache:
+        solved = replace(solved, kv_cache=cache_scales(call, activations, group))
+    if outputs:
+        propagate(call, activations)
+    return solved
 
 
 @part("forward")
@@ -122,7 +151,9 @@ class _Run:
         processes: Group,
         *,
         in_order: bool,
+        kv_cache: bool,
     ) -> None:
+        self.kv_cache: dict[str, Tensor] | None = None if kv_cache else {}
         self.call, self.activations, self.plan, self.processes = call, activations, plan, processes
         self.device = _device(call.block)
         self.linears = call.block.linears()
@@ -144,7 +175,13 @@ class _Run:
         layers, divided = dict(self.solved), self.folding.divided
         for name in layers.keys() & divided.keys():
             layers[name] = layers[name].divided_by(divided[name])
-        return SolvedBlock(layers, divided)
+        return SolvedBlock(layers, divided, self.kv_cache or {})
+
+    def see_cache(self) -> None:
+        """Find scales for keys and values if they are wanted and not found yet: before inputs are lost."""
+        if self.kv_cache is None:
+            with self.targets.aside():
+                self.kv_cache = cache_scales(self.call, self.activations, self.processes)
 
     @property
     def is_tuned(self) -> bool:
@@ -199,6 +236,7 @@ class _Run:
                 self._solve(group, inputs)
             self._solve(self.idle, None)
             if outputs:
+                self.see_cache()
                 self._end(forwards)
                 propagate(self.call, self.activations, again)
 

@@ -20,13 +20,15 @@ LARGEST_SHARE = 0.9
 """Of the samples that may come from one source. GPTQ fits what it sees, and loses elsewhere."""
 
 
-def concerns(calibration: CalibrationSet, widest: tuple[str, int]) -> list[str]:
+def concerns(calibration: CalibrationSet, widest: tuple[str, int] | None) -> list[str]:
     """What speaks against the set, one line each, with what to do about it; empty where nothing does.
 
     Args:
-        widest: name and number of input columns of the widest layer that is calibrated.
+        widest: name and number of input columns of the widest layer that is calibrated; None where there is
+            none, and only the scales of a cache are.
     """
-    return [*_few(calibration, *widest), *_short(calibration), *_one_sided(calibration)]
+    few = _few(calibration, *widest) if widest else ()
+    return [*few, *_short(calibration), *_one_sided(calibration)]
 
 
 def _few(calibration: CalibrationSet, name: str, columns: int) -> Iterator[str]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from qdeploy.checkpoint.manifest import Manifest, load_manifest
 from qdeploy.formats.compressed_tensors import module_schemes
 from qdeploy.formats.ct_layout import SUFFIXES
+from qdeploy.kv_cache import is_cache_scale, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import INT8_PER_TOKEN, Scheme
 
@@ -36,6 +37,7 @@ class Inspection(BaseModel):
         bytes: of all tensors.
         bytes_by_part: what they are spent on.
         bits_per_weight: 8 · bytes / parameters.
+        kv_cache: attention modules whose keys and values are cached in FP8.
         served_by: engines that have kernels for every scheme in it.
         manifest: how qdeploy made it; None for a folder of another tool.
     """
@@ -50,6 +52,7 @@ class Inspection(BaseModel):
     bytes_by_part: dict[str, int]
     bits_per_weight: float
     schemes: list[SchemeUse]
+    kv_cache: int
     served_by: list[str]
     manifest: Manifest | None
 
@@ -65,7 +68,11 @@ def inspect_checkpoint(folder: Path) -> Inspection:
     parts = _bytes_by_part(reader, schemes)
     uses = _scheme_uses(reader, schemes)
     owned = _quantized_tensors(reader, schemes)
-    unquantized = sum(math.prod(reader.shape(name)) for name in reader.names if name not in owned)
+    unquantized = sum(
+        math.prod(reader.shape(name))
+        for name in reader.names
+        if name not in owned and not is_cache_scale(name)
+    )
     parameters = unquantized + sum(use.weights for use in uses)
     total = sum(parts.values())
     return Inspection(
@@ -79,6 +86,7 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         bytes_by_part=parts,
         bits_per_weight=8 * total / parameters,
         schemes=uses,
+        kv_cache=len(stored_scales(reader)),
         served_by=served_by(set(schemes.values())),
         manifest=load_manifest(folder),
     )
@@ -103,6 +111,8 @@ def _bytes_by_part(reader: CheckpointReader, schemes: dict[str, Scheme]) -> dict
 
 
 def _part(reader: CheckpointReader, name: str, quantized: bool) -> str:
+    if is_cache_scale(name):
+        return SCALES
     if quantized:
         return CODES if name.endswith((".weight_packed", ".weight")) else SCALES
     if len(reader.shape(name)) < 2:

@@ -107,6 +107,7 @@ class Manifest(_Part):
         serving: native if engines have fast kernels for the checkpoint as it is, converted if they do once it
             is stored in another format, reference if it can only be dequantized to 16 bit.
         warnings: what speaks against the calibration, as it was told.
+        kv_cache: attention module → "q_scale", "k_scale" and "v_scale" → scale in FP8; empty for 16 bits.
         files: weight file → hex SHA-256, added when the folder is finished.
     """
 
@@ -120,6 +121,7 @@ class Manifest(_Part):
     serving: Literal["native", "converted", "reference"] = "native"
     warnings: list[str] = Field(default_factory=list)
     modules: list[Module] = Field(default_factory=list)
+    kv_cache: dict[str, dict[str, float]] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
     totals: Totals
 

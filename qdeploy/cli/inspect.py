@@ -60,6 +60,8 @@ def _overview(found: Inspection) -> Table:
     table.add_row("Architecture", f"{found.architecture}, {found.parameters / 1e6:.1f} M parameters")
     for use in found.schemes:
         table.add_row(use.scheme, f"{use.modules} layers, {use.bits_per_weight:.2f} bits per weight")
+    if found.kv_cache:
+        table.add_row("Keys and values", f"FP8, scales for {found.kv_cache} attentions")
     if not found.schemes:
         table.add_row("Scheme", f"not quantized, {found.dtype}")
     files = f"{found.files} {'file' if found.files == 1 else 'files'}"

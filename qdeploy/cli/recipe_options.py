@@ -56,6 +56,14 @@ Symmetric = Annotated[
         show_default=False,
     ),
 ]
+KVCache = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-cache",
+        help="fp8: let engines keep keys and values in FP8, in half the memory, with scales from the "
+        "calibration text. Default: none, which is 16 bits.",
+    ),
+]
 Calibration = Annotated[
     list[str] | None,
     typer.Option(
@@ -77,6 +85,7 @@ OPTIONS = tuple(
         "method": Method,
         "group_size": GroupSize,
         "symmetric": Symmetric,
+        "kv_cache": KVCache,
         "calibration": Calibration,
         "samples": Samples,
         "sequence_length": SequenceLength,

@@ -21,12 +21,26 @@ _SCALE_DTYPES = {"e8m0": "torch.uint8", "e4m3": "torch.float8_e4m3fn"}
 _ELEMENTS = {8: E4M3, 4: E2M1}
 
 
-def quantization_config(schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dict[str, Any]:
+KV_CACHE = {
+    "num_bits": 8,
+    "type": "float",
+    "symmetric": True,
+    "strategy": "tensor",
+    "dynamic": False,
+    "observer": "static_minmax",
+}
+"""`kv_cache_scheme` for keys and values in E4M3, with one scale of each for an attention."""
+
+
+def quantization_config(
+    schemes: Mapping[str, Scheme], ignore: Sequence[str], *, kv_cache: str | None = None
+) -> dict[str, Any]:
     """The `quantization_config` block of config.json.
 
     Args:
         schemes: quantized module → its scheme.
         ignore: linear modules left in 16 bits, e.g. ["lm_head"].
+        kv_cache: "fp8" where the checkpoint has scales for the cache.
 
     One scheme for all makes one group that targets every Linear; several make a group each, whose targets
     are the exact module names, so that no module can fall in two groups.
@@ -45,7 +59,7 @@ def quantization_config(schemes: Mapping[str, Scheme], ignore: Sequence[str]) ->
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "config_groups": groups,
         "ignore": list(ignore),
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": KV_CACHE if kv_cache else None,
         "global_compression_ratio": None,
     }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from qdeploy.errors import CheckpointError
 from qdeploy.formats.compressed_tensors import module_schemes, read_linear
 from qdeploy.formats.ct_layout import SUFFIXES
+from qdeploy.kv_cache import is_cache_scale, round_cache, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.experts import split_experts
 from qdeploy.rounded_inputs import round_inputs
@@ -32,15 +33,16 @@ def dequantized_state(folder: Path) -> Iterator[tuple[str, Tensor]]:
         yield f"{module}.weight", read_linear(reader, module, scheme).dequantize()
     packed = {f"{module}.{suffix}" for module in schemes for suffix in SUFFIXES}
     for name in reader.names:
-        if name not in packed:
+        if name not in packed and not is_cache_scale(name):
             yield name, reader.get(name)
 
 
 def dequantized_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A transformers causal language model with the mathematics of the checkpoint in `folder`.
 
-    Weights are dequantized; inputs are rounded where their layers' scheme says so, as engines do. 16-bit
-    folders load as they are. Needs memory for the whole model in `dtype`.
+    Weights are dequantized; inputs are rounded where their layers' scheme says so, as engines do, and so are
+    keys and values if the checkpoint has them cached in FP8. 16-bit folders load as they are. Needs memory
+    for the whole model in `dtype`.
 
     Raises:
         CheckpointError: the folder is broken, or quantized in a way that cannot be read.
@@ -50,6 +52,7 @@ def dequantized_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     split_experts(model)  # so that every quantized layer is a module of that name
     schemes = module_schemes(reader.config, reader)
     round_inputs(model, schemes, input_scales(reader, schemes))
+    round_cache(model, stored_scales(reader))
     return model.eval()
 
 

@@ -45,6 +45,7 @@ class Command:
     output: Path
     samples: int = SAMPLES
     method: str = "gptq"
+    kv_cache: str = "none"
     accident: Callable[[], None] | None = None
     victim: int = 1
 
@@ -52,6 +53,7 @@ class Command:
     def arguments(self) -> list[str]:
         source = [str(self.model), "--calibration", str(self.text), "--samples", str(self.samples)]
         shape = ["--sequence-length", str(LENGTH), "--group-size", "32", "--method", self.method]
+        shape += ["--kv-cache", self.kv_cache]
         return ["quantize", *source, *shape, "--json", "-o", str(self.output)]
 
     def __call__(self, rank: int) -> None:
@@ -168,6 +170,14 @@ def test_rows_that_depend_on_each_other_stay_together(method: str, command: Comm
         # Rounding errors of the sums over two processes move few codes; another basis would move all.
         moved = (ours.get(name).float() - theirs.get(name).float()).norm() / theirs.get(name).float().norm()
         assert moved < 0.1
+
+
+def test_the_largest_keys_are_those_of_all_processes(command: Command, tmp_path: Path) -> None:
+    asked = replace(command, method="rtn", kv_cache="fp8", output=tmp_path / "two")
+    assert [ended.code for ended in together(2, tmp_path / "log", asked)] == [0, 0]
+    run_alone(replace(asked, output=tmp_path / "one"))
+    assert manifest_of(tmp_path / "two").kv_cache
+    assert shard_bytes(tmp_path / "two") == shard_bytes(tmp_path / "one")
 
 
 @torch.no_grad()
