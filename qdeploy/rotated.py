@@ -102,7 +102,7 @@ class _Rotating:
 
     def run(self) -> CheckpointReader:
         """The turned checkpoint."""
-        materialize_buffers(self.model, CPU)
+        materialize_buffers(self.model, self.reader, CPU)
         states = torch.randn(1, TOKENS.shape[1], self.width, generator=torch.Generator().manual_seed(0))
         edits = self._prove_ends(states[0, :1])
         with self._embedding(states[0, :1]):

@@ -81,7 +81,7 @@ def enter(
     inside = {id(parameter) for block in blocks for parameter in block.module.parameters()}
     before = {id(parameter) for parameter in model.base_model.parameters()} - inside
     names = [name for name, parameter in model.named_parameters() if id(parameter) in before]
-    materialize_buffers(model, device)
+    materialize_buffers(model, reader, device)
     materialize(model, names, reader, device)
     calls = record_calls(model, blocks, tokens, device)
     activations = embed(model, blocks, tokens, device, spill, budget, every=every)

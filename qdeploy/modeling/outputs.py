@@ -33,7 +33,7 @@ def output_head(
     """
     model.tie_weights()  # releasing what a head shares with the embedding parts them
     names = outside(model, blocks)
-    materialize_buffers(model, device)
+    materialize_buffers(model, reader, device)
     materialize(model, names, reader, device)
     model.tie_weights()
     try:

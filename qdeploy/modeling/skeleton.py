@@ -78,7 +78,7 @@ def _unknown(reader: CheckpointReader, error: Exception) -> CheckpointError:
 def _check_parameters(model: nn.Module, reader: CheckpointReader) -> None:
     if "quantization_config" in reader.config:
         raise CheckpointError(f"{reader.folder} is already quantized. Start from the 16-bit model.")
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    expected = {name: tuple(tensor.shape) for name, tensor in _stored(model)}
     wrong = [
         f"{name} {list(shape)} ({'shape ' + str(list(reader.shape(name))) if name in reader else 'absent'})"
         for name, shape in expected.items()
@@ -89,6 +89,13 @@ def _check_parameters(model: nn.Module, reader: CheckpointReader) -> None:
             f"{reader.folder} does not hold the weights that its config.json describes: {len(wrong)} of "
             f"{len(expected)} differ, the first {wrong[0]}. Weights and config are of different models."
         )
+
+
+def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, and buffers that a checkpoint has to hold; what is shared once."""
+    kept = set(model.state_dict())
+    yield from model.named_parameters()
+    yield from ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
 
 
 @contextmanager
@@ -151,15 +158,18 @@ def finite(name: str, reader: CheckpointReader) -> Tensor:
     return tensor
 
 
-def materialize_buffers(model: Any, device: torch.device) -> None:
-    """Recompute on `device` the buffers that no checkpoint holds, such as rotary frequencies.
+def materialize_buffers(model: Any, reader: CheckpointReader, device: torch.device) -> None:
+    """Load on `device` the buffers that the checkpoint holds, such as what routers add to experts' scores.
 
-    transformers' own loader does the same: `_init_weights` is where a model says what such a buffer holds.
+    Those that none holds, such as rotary frequencies, are computed again, as transformers' own loader does:
+    `_init_weights` is where a model says what such a buffer holds. All are small, and stay.
 
     Raises:
-        CheckpointError: the model has such a buffer and does not say what it holds.
+        CheckpointError: a stored buffer is NaN or infinite, or the model has a buffer that is not stored and
+            does not say what it holds.
     """
     kept = set(model.state_dict())
+    materialize(model, (name for name, _ in model.named_buffers() if name in kept), reader, device)
     for prefix, module in model.named_modules():
         names = [n for n, _ in module.named_buffers(recurse=False) if f"{prefix}.{n}".lstrip(".") not in kept]
         for name in names:

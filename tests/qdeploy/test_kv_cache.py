@@ -25,7 +25,6 @@ from qdeploy.modeling import products
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
-from tests.conftest import save_tiny
 from tests.qdeploy.test_pipeline import recipe, shard_bytes
 
 TOKENS = torch.arange(40)[None]
@@ -181,15 +180,6 @@ def test_inspect_tells_of_it(tiny_llama: Path, tmp_path: Path) -> None:
     assert (found.kv_cache, plain.kv_cache) == (2, 0)
     assert found.parameters == plain.parameters
     assert found.bytes - plain.bytes == 2 * 3 * 2  # layers × scales × bfloat16
-
-
-def test_models_that_cache_something_else_are_refused(tmp_path: Path) -> None:
-    latent = {"kv_lora_rank": 16, "q_lora_rank": None, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
-    dense = {"first_k_dense_replace": 2, "v_head_dim": 16, "num_key_value_heads": 4}
-    model = save_tiny(tmp_path / "model", "deepseek_v3", **latent, **dense)
-    with pytest.raises(RecipeError, match=r"kv_cache fp8: DeepseekV3ForCausalLM .* Leave kv_cache out"):
-        quantize(recipe(model, method="rtn", group_size="16", kv_cache="fp8"), tmp_path / "out")
-    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_layer_must_be_packed(tiny_llama: Path, tmp_path: Path) -> None:

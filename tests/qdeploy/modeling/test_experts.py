@@ -30,7 +30,7 @@ families = pytest.mark.parametrize("family", EXPERT_FAMILIES)
 def load(folder: Path) -> tuple[CheckpointReader, Any]:
     reader = CheckpointReader(folder)
     model = build_skeleton(reader)
-    materialize_buffers(model, CPU)
+    materialize_buffers(model, reader, CPU)
     materialize(model, [name for name, _ in model.named_parameters()], reader, CPU)
     return reader, model
 

@@ -29,7 +29,7 @@ def load(folder: Path) -> Any:
     """The whole model, built as the walk builds it."""
     reader = CheckpointReader(folder)
     model = build_skeleton(reader)
-    materialize_buffers(model, CPU)
+    materialize_buffers(model, reader, CPU)
     materialize(model, [name for name, _ in model.named_parameters()], reader, CPU)
     return model
 

@@ -47,7 +47,7 @@ def test_parts_equal_the_model_that_transformers_loads(tiny_family: Path) -> Non
     expected = AutoModelForCausalLM.from_pretrained(tiny_family, dtype=torch.float32)
     split_experts(expected)
 
-    materialize_buffers(skeleton, CPU)
+    materialize_buffers(skeleton, reader, CPU)
     for name, buffer in expected.named_buffers():
         assert torch.equal(skeleton.get_buffer(name), buffer), name
     for block in find_blocks(skeleton):
@@ -129,9 +129,10 @@ def test_a_quantized_model_is_refused(broken: Path) -> None:
 
 
 def test_a_buffer_that_nobody_can_compute_is_refused(tiny_llama: Path) -> None:
-    skeleton = build_skeleton(CheckpointReader(tiny_llama))
+    reader = CheckpointReader(tiny_llama)
+    skeleton = build_skeleton(reader)
     mask = nn.Module()
     mask.register_buffer("table", torch.empty(3, device="meta"), persistent=False)
     skeleton.model.add_module("mask", mask)
     with pytest.raises(CheckpointError, match=r"its buffer model\.mask\.table"):
-        materialize_buffers(skeleton, CPU)
+        materialize_buffers(skeleton, reader, CPU)
