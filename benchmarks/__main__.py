@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.calibration import calibration
+from benchmarks.four_bits import four_bits
 from benchmarks.linear import linear
 from benchmarks.methods import methods
 from benchmarks.quality import quality
@@ -18,7 +19,7 @@ from benchmarks.speed import peers, speed
 from qdeploy.provenance import cpu_model
 
 TABLES = ("speed", "peers", "linear", "quality")
-MORE = ("methods", "calibration")
+MORE = ("methods", "calibration", "four-bits")
 """Tables that are printed when they are asked for."""
 
 
@@ -41,6 +42,8 @@ def main() -> None:
             methods(model, work, options.data)
         if "calibration" in options.tables:
             calibration(model, work, options.data)
+        if "four-bits" in options.tables:
+            four_bits(model, work, options.data)
 
 
 def _options() -> argparse.Namespace:

@@ -54,16 +54,21 @@ def calibration(model: Path, work: Path, data: Path | None) -> None:
     print("\n## Samples of 512 tokens, of a text and of what the model writes itself: KL divergence\n")
     scored = texts.scored_texts(data) | (texts.c4(data) if data else {})
     scorer = Scorer(model, {name: texts.windows(text, model, WINDOWS) for name, text in scored.items()})
-    own = work / "own.jsonl"
-    command = [sys.executable, "-m", "qdeploy", "sample", str(model), "--samples", str(TEXTS), "-o", str(own)]
-    usage = process.run(command, work / "sample.txt", work)
+    own, seconds = write_own(model, work)
     rows = []
     for i, case in enumerate(CASES):
         run = quantize(_recipe(model, work, own, case), work / f"own-{i}", case.settings)
         rows.append([str(case), *(f"{score.divergence:.4f}" for score in scorer.score(run.folder).values())])
         print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
     print(table(["", *scored], rows))
-    print(f"Writing {TEXTS} texts took {usage.seconds:.0f} s.")
+    print(f"Writing {TEXTS} texts took {seconds:.0f} s.")
+
+
+def write_own(model: Path, work: Path) -> tuple[Path, float]:
+    """A file of texts that the model writes, and the seconds that it takes."""
+    own = work / "own.jsonl"
+    command = [sys.executable, "-m", "qdeploy", "sample", str(model), "--samples", str(TEXTS), "-o", str(own)]
+    return own, process.run(command, work / "sample.txt", work).seconds
 
 
 def _recipe(model: Path, work: Path, own: Path, case: Case) -> Recipe:

@@ -21,6 +21,7 @@ class Peer:
         package, version: as pip calls it.
         runner: script in `runners` that quantizes with it.
         best: its best documented settings for 4 bits that its defaults leave out.
+        asymmetric: settings with which grids have zero points.
         environment: variables that it needs.
     """
 
@@ -29,6 +30,7 @@ class Peer:
     version: str
     runner: str
     best: Mapping[str, object]
+    asymmetric: Mapping[str, object]
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -52,6 +54,7 @@ LLM_COMPRESSOR = Peer(
     version="0.14.0.1",
     runner="run_llmcompressor.py",
     best={"observer": "imatrix_mse"},
+    asymmetric={"symmetric": False},
 )
 GPTQMODEL = Peer(
     name="GPTQModel 7.7",
@@ -59,7 +62,18 @@ GPTQMODEL = Peer(
     version="7.7.0",
     runner="run_gptqmodel.py",
     best={"mse": 2.4},
+    asymmetric={"sym": False},
     # Its default of one worker for two cores leaves one of them idle.
     environment={"GPTQMODEL_CPU_WORKERS": "2"},
 )
+AUTOROUND = Peer(
+    name="AutoRound 0.16",
+    package="auto-round",
+    version="0.16.1",
+    runner="run_autoround.py",
+    best={},
+    asymmetric={"sym": False},
+)
 PEERS = (LLM_COMPRESSOR, GPTQMODEL)
+"""Those that do what `gptq` does, and are timed beside it."""
+ALL_PEERS = (*PEERS, AUTOROUND)

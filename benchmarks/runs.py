@@ -16,8 +16,10 @@ from torch import Tensor
 from benchmarks import process, texts
 from benchmarks.peer import Peer
 from benchmarks.process import ProcessError, Usage
+from qdeploy.calibration import load
+from qdeploy.calibration.tokenizer import load_tokenizer
 from qdeploy.files import read_json, write_json, write_text
-from qdeploy.recipe import Recipe
+from qdeploy.recipe import CalibrationConfig, Recipe
 from qdeploy.schemes import preset
 
 GROUP_SIZE = 64
@@ -47,16 +49,39 @@ class Run:
 
 
 class Calibration:
-    """The same tokens, as a text for us and as ids for the peers; `folder` keeps both."""
+    """The same tokens, as texts for us and as ids for the peers; `folder` keeps both.
 
-    def __init__(self, model: Path, samples: int, folder: Path, length: int = texts.SEQUENCE_LENGTH) -> None:
-        self.model, self.samples, self.length = model, samples, length
+    Args:
+        model: whose tokenizer makes them.
+        samples: of the documentation.
+        folder: to keep them in.
+        length: tokens of each.
+        own: file of texts that the model has written, and how many of its samples are added.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        samples: int,
+        folder: Path,
+        length: int = texts.SEQUENCE_LENGTH,
+        own: tuple[Path, int] | None = None,
+    ) -> None:
+        self.model = model
         text, tokens = texts.calibration(model, samples, length)
         folder.mkdir(parents=True, exist_ok=True)
         self.text, self.ids = folder / "calibration.txt", folder / "tokens.npy"
         write_text(self.text, text)
+        sources = [f"{self.text.resolve()}@{samples}", *([f"{own[0].resolve()}@{own[1]}"] if own else [])]
+        self.fields: dict[str, Any] = {
+            "source": sources,
+            "samples": samples + (own[1] if own else 0),
+            "sequence_length": length,
+        }
+        if own:
+            tokens = load(CalibrationConfig(**self.fields), load_tokenizer(model)).tokens
         np.save(self.ids, tokens.numpy())
-        self.sha256 = _sha256(tokens)
+        self.tokens, self.sha256 = tokens.numel(), _sha256(tokens)
 
 
 def _sha256(tokens: Tensor) -> str:
@@ -91,11 +116,7 @@ def run_qdeploy(
         method=method,
         group_size=str(group_size) if preset(scheme).element is None and preset(scheme).group_size else None,
         symmetric=symmetric,
-        calibration={
-            "source": str(calibration.text.resolve()),
-            "samples": calibration.samples,
-            "sequence_length": calibration.length,
-        },
+        calibration=calibration.fields,
     )
     run = quantize(asked, folder, settings)
     seen = read_json(run.folder / "qdeploy.json")["calibration"]

@@ -53,7 +53,7 @@ def measure(
     else:
         run = run_peer(peer, {}, calibration, folder)
     rate = max(before, measure_rate(shapes), key=lambda rate: rate.flops)
-    tokens = calibration.samples * calibration.length
+    tokens = calibration.tokens
     return Measured(run, rate, floor_flops(calibration.model, tokens) / rate.flops, busy)
 
 
