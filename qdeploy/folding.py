@@ -2,7 +2,9 @@
 
 The block that runs stays as it was: readers compute with the codes of W·S, divided by S again. All scales are
 powers of two, so that the folded block computes the same to the last bit, and a run that resumes from it goes
-on as one that was never interrupted.
+on as one that was never interrupted. Where a norm multiplies by 1 + w, which 16 bits do not hold once it is
+divided, S is near powers of two: what the stored w' makes of it. The readers are not rounded yet and take
+what is left.
 """
 
 from __future__ import annotations
@@ -18,11 +20,15 @@ from torch import Tensor
 from qdeploy.distributed import Group
 from qdeploy.methods.base import Quantized
 from qdeploy.methods.hessian import Hessian
-from qdeploy.methods.scaling import ChannelProblem, Channels, channel_scales, powers_of_two
+from qdeploy.methods.scaling import SMALLEST, ChannelProblem, Channels, channel_scales, powers_of_two
 from qdeploy.modeling.feeds import Feed, find_feeds
 from qdeploy.modeling.inputs import BlockCall
+from qdeploy.modeling.norms import divided_plus_one, quotient
 from qdeploy.modeling.parents import Parent
 from qdeploy.planned import Plan, common_transforms
+
+SMALLEST_GAIN = 2.0**-5
+"""What 1 + w is left with at least: near 0 it is a multiple of 2^-8."""
 
 Error = Callable[[Sequence[Tensor]], float]
 """See `ChannelProblem.error`."""
@@ -40,6 +46,7 @@ class Folding:
 
     Attributes:
         divided: full name of a norm or linear → s [R], what its rows are to be divided by.
+        plus_one: names of norms among them that multiply by 1 + w → the layers that read them.
 
     Raises:
         RecipeError: layers that read the same input have different transforms.
@@ -66,6 +73,7 @@ class Folding:
                 if feed.name not in plan or plan[feed.name].scheme.rows_scale_alone
             }
         self.divided: dict[str, Tensor] = {}
+        self.plus_one: dict[str, list[str]] = {}
 
     def transforms(self, group: Sequence[str]) -> tuple[Any, ...]:
         """Configs of the transforms that layers which read the same input will have; none without a feed."""
@@ -109,6 +117,10 @@ class Folding:
                 partial(_unscaled, error, s),
             )
             r = r * possible(channel_scales(config, problem))
+        if feed.plus_one:
+            self.plus_one[feed.name] = list(group)
+            w = self._weight(feed)
+            r = quotient(w, divided_plus_one(w, r))
         self.divided[feed.name] = r
         return r[feed.rows]
 
@@ -130,9 +142,14 @@ class Folding:
         """The magnitude of each row of a feed: of quantized ones that of their smallest scale."""
         if feed.name in solved:
             return solved[feed.name].row_sizes()
+        weight = self._weight(feed)
+        if feed.plus_one:
+            return (weight + 1).abs() * (SMALLEST / SMALLEST_GAIN)
+        return weight.abs().reshape(len(weight), -1).amax(1)
+
+    def _weight(self, feed: Feed) -> Tensor:
         module = self._call.block.module.get_submodule(feed.name.removeprefix(f"{self._call.block.name}."))
-        weight = next(module.parameters(recurse=False))
-        return weight.detach().abs().reshape(len(weight), -1).amax(1)
+        return next(module.parameters(recurse=False)).detach()
 
 
 def _by_channel(possible: Callable[[Tensor], Tensor], rows: Tensor, wanted: Tensor) -> Tensor:

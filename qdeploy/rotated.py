@@ -22,9 +22,10 @@ from qdeploy.methods.rotation import Rotation
 from qdeploy.modeling.blocks import Block
 from qdeploy.modeling.checkpoint import CheckpointReader, Edit
 from qdeploy.modeling.inputs import BlockCall, record_calls, replaced_forwards
+from qdeploy.modeling.norms import neutral
 from qdeploy.modeling.parameters import replaced
 from qdeploy.modeling.skeleton import COMPUTE_DTYPE, finite, materialize, materialize_buffers, release
-from qdeploy.modeling.stream import Stream, find_ends, find_stream, neutral
+from qdeploy.modeling.stream import Stream, find_ends, find_stream
 from qdeploy.progress import warn
 
 TOKENS = torch.arange(24)[None]

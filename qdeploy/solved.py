@@ -37,9 +37,11 @@ class SolvedBlock:
         layers: full name → the quantized layer.
         divided: full name of a norm or linear → what its rows are divided by, float32 [R]; quantized layers
             in `layers` already are.
+        plus_one: norms among them that multiply by 1 + w → the layers that read them.
         kv_cache: full name of a scale → that scale; see `qdeploy.kv_cache.cache_scales`.
     """
 
     layers: dict[str, Solved]
     divided: Mapping[str, Tensor] = field(default_factory=dict)
+    plus_one: Mapping[str, list[str]] = field(default_factory=dict)
     kv_cache: Mapping[str, Tensor] = field(default_factory=dict)

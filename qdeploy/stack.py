@@ -25,6 +25,7 @@ from qdeploy.modeling.blocks import Block, set_weight
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.feeds import divided_rows
 from qdeploy.modeling.inputs import BlockCall, enter
+from qdeploy.modeling.norms import quotient
 from qdeploy.modeling.residual import Reference
 from qdeploy.modeling.skeleton import finite, materialized
 from qdeploy.planned import Plan
@@ -161,15 +162,22 @@ class Stack:
             self._write(block, quantize_without_data(block, task.plan, group=task.group), start)
 
     def _restore(self, block: Block) -> None:
-        """Put the weights of a finished shard in place."""
-        tensors = self.task.group.share(self.writer.load(block.name) if self.writer else None)
-        for name, module in block.linears().items():
+        """Put the weights of a finished shard in place: the block computes as when it was quantized."""
+        record = (self.writer.load(block.name), self.writer.notes(block.name)) if self.writer else None
+        tensors, notes = self.task.group.share(record)
+        linears = block.linears()
+        for name, module in linears.items():
             if name in self.task.plan:
                 set_weight(module, self._restored(name, tensors))
         # And the rest: norms and biases may have taken over what the columns of others are multiplied by.
-        quantized = {f"{name}.weight" for name in self.task.plan}
-        for name in tensors.keys() & set(block.parameters) - quantized:
+        kept = {f"{name}.weight" for name in (*self.task.plan, *notes["plus_one"])}
+        for name in tensors.keys() & set(block.parameters) - kept:
             block.module.get_parameter(name.removeprefix(f"{block.name}.")).copy_(tensors[name])
+        for norm, readers in notes["plus_one"].items():
+            weight = block.module.get_parameter(f"{norm.removeprefix(f'{block.name}.')}.weight")
+            s = quotient(weight, tensors[f"{norm}.weight"].to(weight.device))
+            for name in readers:
+                set_weight(linears[name], linears[name].weight / s)
 
     def _restored(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
         """The weight of a layer that is stored in these tensors, float32 [N, K]."""
@@ -192,7 +200,8 @@ class Stack:
             else:
                 tensors[name] = self.task.reader.get(name)
                 if owner in solved.divided:
-                    tensors |= divided_rows({name: tensors[name]}, solved.divided[owner].cpu())
+                    s, plus_one = solved.divided[owner].cpu(), owner in solved.plus_one
+                    tensors |= divided_rows({name: tensors[name]}, s, plus_one=plus_one)
         tensors |= solved.kv_cache
         notes = [note(name, found, self.task.plan) for name, found in solved.layers.items()]
         seconds = round(time.monotonic() - start, 3)
@@ -200,7 +209,12 @@ class Stack:
             self.writer.add_shard(
                 block.name,
                 tensors,
-                {"modules": notes, "kv_cache": by_module(solved.kv_cache), "seconds": seconds},
+                {
+                    "modules": notes,
+                    "kv_cache": by_module(solved.kv_cache),
+                    "plus_one": solved.plus_one,
+                    "seconds": seconds,
+                },
             )
 
     @part("load")

@@ -175,7 +175,7 @@ class _Run:
         layers, divided = dict(self.solved), self.folding.divided
         for name in layers.keys() & divided.keys():
             layers[name] = layers[name].divided_by(divided[name])
-        return SolvedBlock(layers, divided, self.kv_cache or {})
+        return SolvedBlock(layers, divided, self.folding.plus_one, self.kv_cache or {})
 
     def see_cache(self) -> None:
         """Find scales for keys and values if they are wanted and not found yet: before inputs are lost."""

@@ -4,8 +4,8 @@ Where such a layer is known, its rows can be divided by what the columns of its 
 and the model stays what it is. In most decoder blocks a norm feeds q, k and v, v feeds o_proj through
 attention, another norm feeds gate and up, and up feeds down_proj through a product. It is found by running
 the block with a candidate's rows divided by powers of two, and the readers' columns multiplied: what it
-puts out must be the same to the last bit. So architectures need no table, and where a router or a norm with
-weights 1 + w is in the way, no feed is found rather than a wrong one.
+puts out must be the same to the last bit, or nearly where a norm multiplies by 1 + w. So architectures need
+no table, and where a router is in the way, no feed is found rather than a wrong one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from qdeploy.modeling.blocks import same_memory
 from qdeploy.modeling.inputs import BlockCall
+from qdeploy.modeling.norms import divided_plus_one, neutral
 from qdeploy.modeling.parameters import replaced
 
 
@@ -30,10 +31,12 @@ class Feed:
         name: full name of a norm or of a linear layer.
         rows: int64 [K] in main memory, its row that each channel is; several channels may be one row (grouped
             queries).
+        plus_one: it is a norm that multiplies by 1 + w.
     """
 
     name: str
     rows: Tensor
+    plus_one: bool = False
 
 
 def find_feeds(call: BlockCall, states: Tensor, groups: Sequence[Sequence[str]]) -> dict[str, Feed]:
@@ -100,7 +103,9 @@ def _candidates(call: BlockCall, reader: str, norm: str | None, earlier: Sequenc
     linears = call.block.linears()
     channels = linears[reader].in_features
     if norm is not None:
-        yield Feed(norm, torch.arange(channels))
+        module = call.block.module.get_submodule(norm.removeprefix(f"{call.block.name}."))
+        device = next(module.parameters(recurse=False)).device
+        yield Feed(norm, torch.arange(channels), plus_one=not neutral(module, channels, device))
         return
     repeated, width = _heads(call, reader)
     for name in earlier:
@@ -127,7 +132,7 @@ def _heads(call: BlockCall, reader: str) -> tuple[int, int]:
 def _holds(
     call: BlockCall, states: Tensor, expected: Tensor, feed: Feed, readers: Sequence[nn.Linear]
 ) -> bool:
-    """Whether the block computes the same, to the last bit, when scales move from the feed to its readers."""
+    """Whether the block computes the same when scales move from the feed to its readers."""
     module = call.block.module.get_submodule(feed.name.removeprefix(f"{call.block.name}."))
     count = len(next(module.parameters(recurse=False)))
     s = torch.exp2(torch.arange(count, device=states.device) % 5 - 2.0)
@@ -137,13 +142,24 @@ def _holds(
     others: dict[nn.Module, Mapping[str, Tensor]] = {
         reader: {"weight": reader.weight * s[feed.rows]} for reader in readers
     }
-    others[module] = divided_rows(dict(module.named_parameters(recurse=False)), s)
+    parameters = dict(module.named_parameters(recurse=False))
+    if feed.plus_one:
+        others[module] = {name: (w + 1) / s - 1 for name, w in parameters.items()}
+    else:
+        others[module] = divided_rows(parameters, s)
     with replaced(others):
-        return torch.equal(call(states), expected)
+        found = call(states)
+    return torch.allclose(found, expected, rtol=1e-3) if feed.plus_one else torch.equal(found, expected)
 
 
-def divided_rows(parameters: Mapping[str, Tensor], s: Tensor) -> dict[str, Tensor]:
-    """The parameters [R, …] of a feed with their rows divided by s [R], in their own number format."""
+def divided_rows(parameters: Mapping[str, Tensor], s: Tensor, *, plus_one: bool = False) -> dict[str, Tensor]:
+    """The parameters [R, …] of a feed with their rows divided by s [R], in their own number format.
+
+    Args:
+        plus_one: they are weights of a norm that multiplies by 1 + w; see `divided_plus_one`.
+    """
+    if plus_one:
+        return {name: divided_plus_one(w, s).to(w.dtype) for name, w in parameters.items()}
     return {
         name: (tensor / s.view(-1, *[1] * (tensor.dim() - 1)).to(tensor.device)).to(tensor.dtype)
         for name, tensor in parameters.items()

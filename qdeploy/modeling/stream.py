@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from qdeploy.errors import QuantizationError
@@ -20,7 +19,7 @@ from qdeploy.modeling.blocks import Block, shared_inputs
 from qdeploy.modeling.experts import matrices
 from qdeploy.modeling.feeds import find_feeds
 from qdeploy.modeling.inputs import BlockCall
-from qdeploy.modeling.parameters import replaced
+from qdeploy.modeling.norms import neutral
 
 Rows = frozenset[bytes]
 
@@ -122,14 +121,6 @@ def find_stream(call: BlockCall, states: Tensor) -> Stream:
         [name for name, (rows, _) in shapes.items() if rows == width and name not in readers],
         _find_heads(call, states),
     )
-
-
-def neutral(norm: nn.Module, width: int) -> float:
-    """The value of a norm's weights with which it multiplies by 1: of some that is 0."""
-    name, _ = next(norm.named_parameters(recurse=False))
-    with replaced({norm: {name: torch.zeros(width)}}):
-        silent = not norm(torch.ones(1, width)).any()
-    return float(silent)
 
 
 def _watch(call: BlockCall, states: Tensor) -> tuple[dict[str, Rows], dict[str, Rows]]:

@@ -18,6 +18,7 @@ from qdeploy import stack
 from qdeploy.distributed import ALONE
 from qdeploy.errors import RecipeError
 from qdeploy.folding import Folding
+from qdeploy.formats.dequantize import dequantized_model
 from qdeploy.memory import Budget
 from qdeploy.methods.rtn import RTN
 from qdeploy.methods.scaling import SMALLEST, ChannelProblem, scaling
@@ -52,7 +53,9 @@ def with_outliers(folder: Path, source: Path) -> Path:
     shutil.copytree(source, folder)
     tensors = load_file(folder / SINGLE)
     for name, tensor in tensors.items():
-        if tensor.dim() == 1 and "layernorm" in name:
+        if "pre_feedforward_layernorm" in name or ("gemma" in source.name and "input_layernorm" in name):
+            tensor[::13] = 20  # they multiply by 1 + w
+        elif tensor.dim() == 1 and "layernorm" in name:
             tensor[::13] *= 20
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
     return folder
@@ -158,7 +161,49 @@ def test_smoothing_keeps_the_logits_of_each_family(
     assert 0 < (after - before).norm() / before.norm() < 0.1
 
 
-def test_a_run_that_resumes_ends_in_the_same_bytes(outlying: Path, tmp_path: Path) -> None:
+@torch.no_grad()
+def test_norms_of_one_plus_w_are_folded_exactly(
+    tiny_model: Callable[[str], Path], tmp_path: Path, divided: dict[str, Tensor]
+) -> None:
+    """What 16 bits cannot hold of the divided norm is in the columns of its readers."""
+    source = with_outliers(tmp_path / "model", tiny_model("gemma3_text"))
+    quantize(recipe(source, scheme="W8A16", method="smoothquant+rtn"), tmp_path / "out")
+    written = all_tensors(tmp_path / "out")
+    tokens = torch.arange(20)[None]
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64)
+    before = model(tokens).logits
+    for name, s in divided.items():
+        block, _, leaf = name.rpartition(".")
+        if leaf in ("input_layernorm", "pre_feedforward_layernorm"):
+            assert (s != 1).sum() > 10
+            assert (s.log2() - s.log2().round()).abs().max() < 0.1
+            model.get_submodule(name).weight.data = written[f"{name}.weight"].double()
+            inner = "self_attn" if leaf == "input_layernorm" else "mlp"
+            for reader, linear in model.get_submodule(f"{block}.{inner}").named_children():
+                if reader in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
+                    linear.weight.data *= s.double()
+    torch.testing.assert_close(model(tokens).logits, before, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_smoothing_helps_a_model_whose_norms_are_one_plus_w(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = with_outliers(tmp_path / "model", tiny_model("gemma3_text"))
+    tokens = torch.arange(40)[None]
+    expected = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)(tokens).logits
+    lost = {}
+    for method in ("rtn", "smoothquant+rtn"):
+        quantize(recipe(source, scheme="W8A8", group_size=None, method=method), tmp_path / method)
+        lost[method] = float((dequantized_model(tmp_path / method)(tokens).logits - expected).norm())
+    assert lost["smoothquant+rtn"] < 0.7 * lost["rtn"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_run_that_resumes_ends_in_the_same_bytes(
+    tiny_model: Callable[[str], Path], tmp_path: Path, family: str
+) -> None:
+    outlying = with_outliers(tmp_path / "model", tiny_model(family))
     asked = recipe(outlying, method="smoothquant+gptq", scheme="W8A8", group_size=None)
     whole, resumed = whole_and_resumed(asked, tmp_path)
     assert resumed == whole
@@ -167,11 +212,11 @@ def test_a_run_that_resumes_ends_in_the_same_bytes(outlying: Path, tmp_path: Pat
 def test_layers_without_a_feed_are_left_alone_and_told(
     tiny_model: Callable[[str], Path], tmp_path: Path, divided: dict[str, Tensor]
 ) -> None:
-    manifest = quantize(recipe(tiny_model("gemma3_text"), method="smoothquant+rtn"), tmp_path / "out")
+    manifest = quantize(recipe(tiny_model("mixtral"), method="smoothquant+rtn"), tmp_path / "out")
     told = {module["name"]: module["fallback"] for module in manifest["modules"]}
-    assert "no norm or layer before it" in told["model.layers.0.self_attn.q_proj"]
-    assert told["model.layers.0.self_attn.o_proj"] is None
-    assert {name.rpartition(".")[2] for name in divided} == {"v_proj", "up_proj"}
+    assert "no norm or layer before it" in told["model.layers.0.block_sparse_moe.experts.0.w1"]
+    assert told["model.layers.0.self_attn.q_proj"] is None
+    assert "post_attention_layernorm" not in {name.rpartition(".")[2] for name in divided}
     assert {module["method"] for module in manifest["modules"]} == {"smoothquant+rtn"}
 
 

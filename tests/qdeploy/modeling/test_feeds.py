@@ -27,8 +27,7 @@ ATTENTION = {reader: feed for reader, feed in PLAIN.items() if reader.startswith
 EXPECTED = {
     **dict.fromkeys(FAMILIES, PLAIN),
     **dict.fromkeys(EXPERT_FAMILIES, ATTENTION),
-    # Its norms multiply by 1 + w, which 16 bits do not hold exactly once divided.
-    "gemma3_text": {"self_attn.o_proj": "self_attn.v_proj", "mlp.down_proj": "mlp.up_proj"},
+    "gemma3_text": PLAIN | {"mlp.gate_proj": "pre_feedforward_layernorm"},
     "phi3": {
         "self_attn.qkv_proj": "input_layernorm",
         "self_attn.o_proj": "self_attn.qkv_proj",
