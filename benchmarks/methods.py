@@ -42,6 +42,9 @@ STACKS = {
 }
 """Scheme → stacks of methods."""
 
+CACHED = ("W8A16", "W4A16", "FP8_DYNAMIC")
+"""Schemes that are also tried with keys and values in FP8."""
+
 STUDIED = {"W3A8": "W3A16"}
 """What no engine has a kernel for → the scheme of its weights; inputs are rounded where it is scored."""
 
@@ -62,9 +65,11 @@ class Case:
     scheme: str
     stack: str
     settings: Settings = field(default_factory=dict)
+    kv_cache: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.scheme} {self.stack}" + (f" ({told(self.settings)})" if self.settings else "")
+        cache = f", cache {self.kv_cache}" if self.kv_cache else ""
+        return f"{self.scheme} {self.stack}" + (f" ({told(self.settings)})" if self.settings else "") + cache
 
 
 def cases() -> Iterator[Case]:
@@ -72,6 +77,8 @@ def cases() -> Iterator[Case]:
     for scheme, stacks in STACKS.items():
         for stack in stacks:
             yield Case(scheme, stack, SETTINGS.get(stack, {}))
+    for scheme in CACHED:
+        yield Case(scheme, "gptq", kv_cache="fp8")
 
 
 def methods(model: Path, work: Path, data: Path | None) -> None:
@@ -98,11 +105,12 @@ def methods(model: Path, work: Path, data: Path | None) -> None:
 def _run(case: Case, calibration: Calibration, work: Path) -> Run:
     return run_qdeploy(
         calibration,
-        work / f"{case.scheme}-{case.stack}",
+        work / f"{case.scheme}-{case.stack}-{case.kv_cache}",
         method=case.stack,
         scheme=STUDIED.get(case.scheme, case.scheme),
         group_size=OWN_GROUPS.get(case.stack, GROUP_SIZE),
         settings=case.settings,
+        kv_cache=case.kv_cache,
     )
 
 

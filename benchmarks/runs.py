@@ -97,6 +97,7 @@ def run_qdeploy(
     symmetric: bool | None = None,
     group_size: int = GROUP_SIZE,
     settings: Settings | None = None,
+    kv_cache: str | None = None,
 ) -> Run:
     """Run `qdeploy quantize` as users do; its output goes into `folder`.
 
@@ -106,6 +107,7 @@ def run_qdeploy(
         symmetric: None for the preset's grid.
         group_size: where the preset has groups to choose.
         settings: stage → what is not its default.
+        kv_cache: None leaves it in 16 bits.
 
     Raises:
         ProcessError: it failed, or did not calibrate on these tokens.
@@ -116,6 +118,7 @@ def run_qdeploy(
         method=method,
         group_size=str(group_size) if preset(scheme).element is None and preset(scheme).group_size else None,
         symmetric=symmetric,
+        kv_cache=kv_cache,
         calibration=calibration.fields,
     )
     run = quantize(asked, folder, settings)
