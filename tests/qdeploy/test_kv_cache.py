@@ -59,7 +59,8 @@ def test_the_largest_of_the_calibration_becomes_the_largest_number(
 ) -> None:
     """Of the quantized model, in whichever way the walk goes through a block."""
     monkeypatch.setattr(products, "multiplies_bfloat16", lambda: False)  # the model below is float32
-    asked = recipe(tiny_llama, method=method, kv_cache="fp8")
+    several = {"samples": 24, "sequence_length": 64}  # micro-batches
+    asked = recipe(tiny_llama, method=method, kv_cache="fp8", calibration=several)
     quantize(asked.model_copy(update={"true_sequential": true_sequential}), tmp_path / "out")
     tokens = load_calibration(asked.calibration, load_tokenizer(tiny_llama)).tokens
     found = stored_scales(CheckpointReader(tmp_path / "out"))
