@@ -10,10 +10,9 @@ from qdeploy.checkpoint.manifest import Manifest, Module, load_manifest
 from qdeploy.errors import VerificationError
 from qdeploy.files import sha256_file
 from qdeploy.fingerprint import fingerprint
-from qdeploy.formats.compressed_tensors import module_schemes, read_linear
+from qdeploy.formats.packed import Packed
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.reference_linear import ReferenceLinear
-from qdeploy.schemes import Scheme
 
 SHOWN = 8
 
@@ -73,21 +72,20 @@ def check_integrity(folder: Path) -> Integrity:
 
 
 def _layers(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str | None]]:
-    reader = CheckpointReader(folder)
-    schemes = module_schemes(reader.config, reader)
+    packed = Packed(CheckpointReader(folder))
     for module in manifest.modules:
         if module.fingerprint is not None:
-            yield module.name, _difference(reader, module, schemes.get(module.name), module.fingerprint)
+            yield module.name, _difference(packed, module, module.fingerprint)
 
 
-def _difference(reader: CheckpointReader, module: Module, scheme: Scheme | None, recorded: str) -> str | None:
-    if module.without_kernel is not None and scheme is None:
-        weight = reader.get(f"{module.name}.weight").bfloat16()
+def _difference(packed: Packed, module: Module, recorded: str) -> str | None:
+    if module.name in packed.schemes:
+        found = fingerprint(packed.read(module.name))
+    elif module.without_kernel is not None:
+        weight = packed.reader.get(f"{module.name}.weight").bfloat16()
         found = fingerprint(ReferenceLinear(weight, module.bits or 16))
-    elif scheme is None:
-        return "has no quantized tensors"
     else:
-        found = fingerprint(read_linear(reader, module.name, scheme))
+        return "has no quantized tensors"
     return None if found == recorded else f"fingerprint {found[:8]}…, recorded {recorded[:8]}…"
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from qdeploy.bench.misreadings import Misreading, misreadings
 from qdeploy.bench.reference import Array, rms, token_logprobs
-from qdeploy.formats.compressed_tensors import module_schemes, read_linear
 from qdeploy.formats.dequantize import dequantized_model
+from qdeploy.formats.packed import Packed
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.progress import progress
 from qdeploy.schemes import Scheme
@@ -93,8 +93,7 @@ def find_suspects(folder: Path, window: Sequence[int], served: Array, tolerance:
     Raises:
         CheckpointError: the folder cannot be read.
     """
-    reader = CheckpointReader(folder)
-    planned = list(candidates(module_schemes(reader.config, reader)))
+    planned = list(candidates(Packed(CheckpointReader(folder)).schemes))
     if not planned or not np.isfinite(served).all():
         return Search([], 0, len(planned))
     model = dequantized_model(folder)
@@ -167,15 +166,14 @@ def misread(folder: Path, model: Any, candidate: Candidate) -> Iterator[None]:
 
     `model` is the `dequantized_model` of `folder`; its weights are those of the checkpoint again afterwards.
     """
-    reader = CheckpointReader(folder)
-    schemes = module_schemes(reader.config, reader)
+    packed = Packed(CheckpointReader(folder))
 
     def load(layer: str, misreading: Misreading) -> None:
-        weight = misreading(read_linear(reader, layer, schemes[layer])).dequantize()
+        weight = misreading(packed.read(layer)).dequantize()
         model.get_submodule(layer).weight.data.copy_(weight)
 
     for layer in candidate.layers:
-        load(layer, misreadings(schemes[layer])[candidate.misreading])
+        load(layer, misreadings(packed.schemes[layer])[candidate.misreading])
     try:
         yield
     finally:

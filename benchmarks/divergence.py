@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gptq_folder import gptq_state, is_gptq
-from qdeploy.formats.compressed_tensors import module_schemes
 from qdeploy.formats.dequantize import dequantized_state, input_scales
+from qdeploy.formats.packed import Packed
 from qdeploy.kv_cache import round_cache, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.rounded_inputs import round_inputs
@@ -72,10 +72,11 @@ class Scorer:
     def _rounded_inputs(self, folder: Path, activations: Activations | None) -> Iterator[None]:
         """Round the inputs of layers whose scheme says so, and keys and values, as engines do."""
         reader = CheckpointReader(folder)
-        schemes = {} if is_gptq(reader) else module_schemes(reader.config, reader)
+        packed = Packed(reader)
+        schemes = packed.schemes
         if activations is not None:
             schemes = {name: replace(scheme, activations=activations) for name, scheme in schemes.items()}
-        handles = round_inputs(self._model, schemes, input_scales(reader, schemes))
+        handles = round_inputs(self._model, schemes, input_scales(packed))
         end = round_cache(self._model, stored_scales(reader))
         try:
             yield

@@ -16,6 +16,7 @@ import torch
 from qdeploy.exporters.base import Finding
 from qdeploy.exporters.layers import Layer, expert_sets, fused_sets
 from qdeploy.formats.ct_layout import SUFFIXES, layout, storage_format
+from qdeploy.formats.packed import Packed
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import Scheme
 
@@ -40,6 +41,18 @@ def check_files(reader: CheckpointReader) -> Iterator[Finding]:
             "warning",
             "has no tokenizer_config.json, so special tokens and chat template may be lost",
             "Copy it from the original model",
+            str(reader.folder),
+        )
+
+
+def check_format(reader: CheckpointReader) -> Iterator[Finding]:
+    """The checks below are of compressed-tensors folders."""
+    found = Packed(reader).format
+    if found is not None and found.name != "compressed-tensors":
+        yield Finding(
+            "error",
+            f"is stored as {found.name}, and only compressed-tensors folders are checked",
+            f"Convert it: qdeploy convert {reader.folder} --to compressed-tensors -o OUT",
             str(reader.folder),
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdeploy.errors import CheckpointError
-from qdeploy.formats.ct_config import module_schemes
+from qdeploy.formats.packed import Packed
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.experts import matrices, split_experts
 from qdeploy.module_names import expert_of
@@ -79,7 +79,7 @@ def read_layers(reader: CheckpointReader) -> list[Layer]:
     Raises:
         CheckpointError: the architecture is unknown, or the quantization cannot be read.
     """
-    schemes = module_schemes(reader.config, reader)
+    schemes = Packed(reader).schemes
     model = _skeleton(reader)
     split_experts(model)
     tied = (

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from qdeploy.checkpoint.manifest import MANIFEST, Manifest, load_manifest
+from qdeploy.checkpoint.manifest import Manifest, load_manifest
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.exporters.base import Finding
 from qdeploy.fingerprint import fingerprint
@@ -36,10 +36,7 @@ def write_dequantized(source: Path, output: Path, without_kernel: Mapping[str, s
     with ShardWriter(output, [file.stem for file in reader.files], restart=True) as writer:
         for file in reader.files:
             writer.add_shard(file.stem, dict(dequantized.tensors(file)))
-        manifest = dequantized.manifest()
-        writer.finish(dequantized.config(), manifest or {}, source)
-    if manifest is None:
-        (output / MANIFEST).unlink()
+        writer.finish(dequantized.config(), dequantized.manifest(), source)
 
 
 def findings(manifest: Manifest | None, *, allowed: bool) -> Iterator[Finding]:
@@ -89,7 +86,8 @@ class _Dequantized:
         packed = {name: s for name, s in self._schemes.items() if name not in self._without_kernel}
         if packed:
             ignore = [*block.get("ignore", []), *self._without_kernel]
-            config["quantization_config"] = quantization_config(packed, ignore)
+            kv_cache = "fp8" if block.get("kv_cache_scheme") else None
+            config["quantization_config"] = quantization_config(packed, ignore, kv_cache=kv_cache)
         return config
 
     def manifest(self) -> dict[str, Any] | None:

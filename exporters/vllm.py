@@ -146,6 +146,9 @@ def inspect(reader: CheckpointReader, output: Path, target: Target, tensor_paral
 def _findings(
     reader: CheckpointReader, layers: Sequence[Layer], target: Target, tensor_parallel: int
 ) -> list[Finding]:
+    foreign = list(checks.check_format(reader))
+    if foreign:
+        return foreign
     kv_heads = parallel.heads(reader.config)[1]
     found = list(
         chain(

@@ -11,6 +11,7 @@
       ResourceError             memory or disk that is too small for the work
       QuantizationError         a module that cannot be quantized as asked
       DistributedError          processes of one run that do not find or have lost each other
+      ConversionError           a checkpoint that another format cannot hold
       ExportError               a checkpoint that the target engine would refuse
       EngineError               an engine that is not installed, does not start or died
       EndpointError             an endpoint that refuses, fails or lacks what is needed
@@ -97,6 +98,10 @@ class QuantizationError(QDeployError):
 
 class DistributedError(QDeployError):
     """Processes of one run that do not find or have lost each other."""
+
+
+class ConversionError(QDeployError):
+    """A checkpoint that another format cannot hold."""
 
 
 class ExportError(QDeployError):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from qdeploy.checkpoint.manifest import Manifest, load_manifest
-from qdeploy.formats.compressed_tensors import module_schemes
-from qdeploy.formats.ct_layout import SUFFIXES
+from qdeploy.formats.packed import Packed
 from qdeploy.kv_cache import is_cache_scale, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import INT8_PER_TOKEN, Scheme
@@ -37,6 +37,7 @@ class Inspection(BaseModel):
         bytes: of all tensors.
         bytes_by_part: what they are spent on.
         bits_per_weight: 8 · bytes / parameters.
+        format: that packed layers are stored in; None where there are none.
         kv_cache: attention modules whose keys and values are cached in FP8.
         served_by: engines that have kernels for every scheme in it.
         manifest: how qdeploy made it; None for a folder of another tool.
@@ -52,6 +53,7 @@ class Inspection(BaseModel):
     bytes_by_part: dict[str, int]
     bits_per_weight: float
     schemes: list[SchemeUse]
+    format: str | None
     kv_cache: int
     served_by: list[str]
     manifest: Manifest | None
@@ -64,10 +66,10 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         CheckpointError: not a checkpoint folder, broken, or quantized in a way that cannot be read.
     """
     reader = CheckpointReader(folder)
-    schemes = module_schemes(reader.config, reader)
-    parts = _bytes_by_part(reader, schemes)
-    uses = _scheme_uses(reader, schemes)
-    owned = _quantized_tensors(reader, schemes)
+    packed = Packed(reader)
+    schemes, owned = packed.schemes, packed.tensors
+    parts = _bytes_by_part(reader, owned)
+    uses = _scheme_uses(packed)
     unquantized = sum(
         math.prod(reader.shape(name))
         for name in reader.names
@@ -87,6 +89,7 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         bits_per_weight=8 * total / parameters,
         schemes=uses,
         kv_cache=len(stored_scales(reader)),
+        format=packed.format.name if packed.format else None,
         served_by=served_by(set(schemes.values())),
         manifest=load_manifest(folder),
     )
@@ -96,14 +99,7 @@ def _nbytes(reader: CheckpointReader, name: str) -> int:
     return math.prod(reader.shape(name)) * reader.dtype(name).itemsize
 
 
-def _quantized_tensors(reader: CheckpointReader, schemes: dict[str, Scheme]) -> dict[str, str]:
-    """Tensor → the quantized module that owns it; a bias is not among them."""
-    names = {f"{module}.{suffix}": module for module in schemes for suffix in SUFFIXES}
-    return {name: module for name, module in names.items() if name in reader}
-
-
-def _bytes_by_part(reader: CheckpointReader, schemes: dict[str, Scheme]) -> dict[str, int]:
-    owned = _quantized_tensors(reader, schemes)
+def _bytes_by_part(reader: CheckpointReader, owned: Mapping[str, str]) -> dict[str, int]:
     parts: dict[str, int] = defaultdict(int)
     for name in reader.names:
         parts[_part(reader, name, name in owned)] += _nbytes(reader, name)
@@ -114,21 +110,22 @@ def _part(reader: CheckpointReader, name: str, quantized: bool) -> str:
     if is_cache_scale(name):
         return SCALES
     if quantized:
-        return CODES if name.endswith((".weight_packed", ".weight")) else SCALES
+        return CODES if name.endswith((".weight_packed", ".weight", ".qweight")) else SCALES
     if len(reader.shape(name)) < 2:
         return VECTORS
     return EMBEDDINGS if "embed" in name or "lm_head" in name else LINEAR
 
 
-def _scheme_uses(reader: CheckpointReader, schemes: dict[str, Scheme]) -> list[SchemeUse]:
+def _scheme_uses(packed: Packed) -> list[SchemeUse]:
     """One entry per scheme, the most used first."""
     spent: dict[str, int] = defaultdict(int)
-    for name, module in _quantized_tensors(reader, schemes).items():
+    reader, schemes = packed.reader, packed.schemes
+    for name, module in packed.tensors.items():
         spent[module] += _nbytes(reader, name)
     uses = []
     for scheme in dict.fromkeys(schemes.values()):
         modules = [module for module, other in schemes.items() if other == scheme]
-        weights = sum(_weights(reader, module) for module in modules)
+        weights = sum(_weights(reader, module, scheme) for module in modules)
         size = sum(spent[module] for module in modules)
         uses.append(
             SchemeUse(
@@ -142,8 +139,10 @@ def _scheme_uses(reader: CheckpointReader, schemes: dict[str, Scheme]) -> list[S
     return sorted(uses, key=lambda use: -use.weights)
 
 
-def _weights(reader: CheckpointReader, module: str) -> int:
+def _weights(reader: CheckpointReader, module: str, scheme: Scheme) -> int:
     """Number of weights N · K of a quantized layer."""
+    if f"{module}.qweight" in reader:
+        return math.prod(reader.shape(f"{module}.qweight")) * 32 // scheme.bits
     shape = f"{module}.weight_shape"
     if shape in reader:
         return math.prod(int(size) for size in reader.get(shape))

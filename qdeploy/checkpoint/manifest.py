@@ -81,6 +81,21 @@ class Model(_Part):
     dtype: str
 
 
+class Conversion(_Part):
+    """What another folder was made from this one's layers.
+
+    Attributes:
+        source, target: names of the formats.
+        sha256: over config.json and weight files of the folder that was converted.
+        rounded_scales: scales that the target's number format does not hold exactly.
+    """
+
+    source: str
+    target: str
+    sha256: str
+    rounded_scales: int = 0
+
+
 class Totals(_Part):
     """What the run took.
 
@@ -108,6 +123,7 @@ class Manifest(_Part):
             is stored in another format, reference if it can only be dequantized to 16 bit.
         warnings: what speaks against the calibration, as it was told.
         kv_cache: attention module → "q_scale", "k_scale" and "v_scale" → scale in FP8; empty for 16 bits.
+        conversions: what `qdeploy convert` has done since, in order.
         files: weight file → hex SHA-256, added when the folder is finished.
     """
 
@@ -123,6 +139,7 @@ class Manifest(_Part):
     modules: list[Module] = Field(default_factory=list)
     kv_cache: dict[str, dict[str, float]] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
+    conversions: list[Conversion] = Field(default_factory=list)
     totals: Totals
 
 

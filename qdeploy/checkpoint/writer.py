@@ -126,14 +126,21 @@ class ShardWriter:
         write_json(self._records / f"{key}.json", record)
         self._shards[key] = record
 
-    def finish(self, config: Mapping[str, Any], manifest: Mapping[str, Any], source: Path) -> None:
+    def finish(
+        self,
+        config: Mapping[str, Any],
+        manifest: Mapping[str, Any] | None,
+        source: Path,
+        beside: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         """Complete the folder and rename it to `output`. Every shard must have been added.
 
         Args:
             config: config.json, with its quantization_config.
-            manifest: qdeploy.json; the SHA-256 of every shard is added as "files".
+            manifest: qdeploy.json; the SHA-256 of every shard is added as "files". None for no such file.
             source: the checkpoint folder whose tokenizer, chat template, generation config and licence
                 are copied.
+            beside: more JSON files, by name.
 
         Raises:
             OutputError: the disk is full or read-only, or `output` came into use meanwhile. Every shard
@@ -143,8 +150,11 @@ class ShardWriter:
         with disk_errors(self.output):
             copy_companions(source, contents)
             write_json(contents / "config.json", config)
-            files = {file.name: sha256_file(file) for file in self._files.values()}
-            write_json(contents / "qdeploy.json", {**manifest, "files": files})
+            for name, content in (beside or {}).items():
+                write_json(contents / name, content)
+            if manifest is not None:
+                files = {file.name: sha256_file(file) for file in self._files.values()}
+                write_json(contents / "qdeploy.json", {**manifest, "files": files})
             write_json(contents / INDEX, self._index())
         self._folder.publish()
 

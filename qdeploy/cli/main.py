@@ -23,6 +23,7 @@ ORDER = (
     "sample",
     "quantize",
     "inspect",
+    "convert",
     "export",
     "serve",
     "verify",

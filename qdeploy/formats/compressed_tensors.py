@@ -14,6 +14,7 @@ from qdeploy.errors import CheckpointError
 from qdeploy.formats import bits
 from qdeploy.formats.ct_config import module_schemes, quantization_config
 from qdeploy.formats.ct_layout import INT8, PACKED, SUFFIXES, layout, storage_format
+from qdeploy.formats.tensors import check, required
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import E4M3, Scheme
@@ -69,7 +70,7 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
     """
     n, k = _shape(tensors, scheme)
     for suffix, (dtype, shape) in layout(scheme, n, k).items():
-        _check(tensors, suffix, None if suffix in _SCALES and dtype == torch.bfloat16 else dtype, shape)
+        check(tensors, suffix, None if suffix in _SCALES and dtype == torch.bfloat16 else dtype, shape)
     zeros = tensors.get("weight_zero_point")
     scale = tensors.get("input_scale" if scheme.steps != "e4m3" else "input_global_scale")
     divisor = tensors.get("weight_global_scale")
@@ -86,12 +87,12 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
 def _shape(tensors: Mapping[str, Tensor], scheme: Scheme) -> tuple[int, int]:
     """(N, K)."""
     if storage_format(scheme) == PACKED:
-        n, k = (int(size) for size in _tensor(tensors, "weight_shape"))
+        n, k = (int(size) for size in required(tensors, "weight_shape"))
         return n, k
     if scheme.bits == 4 and scheme.element is not None:
-        n, half = _tensor(tensors, "weight_packed").shape
+        n, half = required(tensors, "weight_packed").shape
         return n, 2 * half
-    n, k = _tensor(tensors, "weight").shape
+    n, k = required(tensors, "weight").shape
     return n, k
 
 
@@ -129,19 +130,3 @@ def read_linear(reader: CheckpointReader, module: str, scheme: Scheme) -> Quanti
         return unpack(tensors, scheme)
     except CheckpointError as error:
         raise CheckpointError(f"{module} in {reader.folder} is damaged: {error}.") from error
-
-
-def _tensor(tensors: Mapping[str, Tensor], suffix: str) -> Tensor:
-    if suffix not in tensors:
-        raise CheckpointError(f"tensor {suffix} is missing; the layer has {', '.join(sorted(tensors))}")
-    return tensors[suffix]
-
-
-def _check(
-    tensors: Mapping[str, Tensor], suffix: str, dtype: torch.dtype | None, shape: tuple[int, ...]
-) -> None:
-    tensor = _tensor(tensors, suffix)
-    if dtype not in (None, tensor.dtype):
-        raise CheckpointError(f"{suffix} is {tensor.dtype}, expected {dtype}")
-    if tuple(tensor.shape) != shape:
-        raise CheckpointError(f"{suffix} has shape {list(tensor.shape)}, expected {list(shape)}")

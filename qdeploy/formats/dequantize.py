@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from qdeploy.errors import CheckpointError
-from qdeploy.formats.compressed_tensors import module_schemes, read_linear
-from qdeploy.formats.ct_layout import SUFFIXES
+from qdeploy.formats.packed import Packed
 from qdeploy.kv_cache import is_cache_scale, round_cache, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.modeling.experts import split_experts
 from qdeploy.rounded_inputs import round_inputs
-from qdeploy.schemes import Scheme
 
 
 def dequantized_state(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -28,12 +26,12 @@ def dequantized_state(folder: Path) -> Iterator[tuple[str, Tensor]]:
         CheckpointError: the folder is broken, or quantized in a way that cannot be read.
     """
     reader = CheckpointReader(folder)
-    schemes = module_schemes(reader.config, reader)
-    for module, scheme in schemes.items():
-        yield f"{module}.weight", read_linear(reader, module, scheme).dequantize()
-    packed = {f"{module}.{suffix}" for module in schemes for suffix in SUFFIXES}
+    packed = Packed(reader)
+    for module in packed.schemes:
+        yield f"{module}.weight", packed.read(module).dequantize()
+    owned = packed.tensors
     for name in reader.names:
-        if name not in packed and not is_cache_scale(name):
+        if name not in owned and not is_cache_scale(name):
             yield name, reader.get(name)
 
 
@@ -50,18 +48,16 @@ def dequantized_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     reader = CheckpointReader(folder)
     model = _load(folder, dict(dequantized_state(folder)), dtype)
     split_experts(model)  # so that every quantized layer is a module of that name
-    schemes = module_schemes(reader.config, reader)
-    round_inputs(model, schemes, input_scales(reader, schemes))
+    packed = Packed(reader)
+    round_inputs(model, packed.schemes, input_scales(packed))
     round_cache(model, stored_scales(reader))
     return model.eval()
 
 
-def input_scales(reader: CheckpointReader, schemes: Mapping[str, Scheme]) -> dict[str, Tensor]:
+def input_scales(packed: Packed) -> dict[str, Tensor]:
     """Module → the static scale of its inputs, float32 [], where its scheme has one."""
     found = {
-        name: read_linear(reader, name, scheme).input_scale
-        for name, scheme in schemes.items()
-        if scheme.needs_data
+        name: packed.read(name).input_scale for name, scheme in packed.schemes.items() if scheme.needs_data
     }
     return {name: scale for name, scale in found.items() if scale is not None}
 

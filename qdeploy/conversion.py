@@ -1,0 +1,197 @@
+"""Packed checkpoints from one format to another: codes, zero points and scales stay what they are.
+
+File by file: while one is converted, it and what is made of it are in memory, and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from qdeploy.checkpoint.manifest import Conversion, load_manifest
+from qdeploy.checkpoint.writer import ShardWriter
+from qdeploy.errors import ConversionError, UnknownNameError
+from qdeploy.formats.packed import FORMATS, Format, Packed
+from qdeploy.kv_cache import stored_scales
+from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.progress import progress
+from qdeploy.quantized import QuantizedLinear
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was done.
+
+    Attributes:
+        source, target: names of the formats.
+        layers: how many were packed anew.
+        rounded_scales: how many scales the target does not hold exactly.
+        bytes: size of the weight files.
+    """
+
+    source: str
+    target: str
+    layers: int
+    rounded_scales: int
+    bytes: int
+
+
+def convert(source: Path, output: Path, target: str, *, round_scales: bool = False) -> Converted:
+    """Write the packed checkpoint in `source` to `output` in another format.
+
+    Args:
+        source: a folder in any of FORMATS.
+        output: folder to make.
+        target: name out of FORMATS.
+        round_scales: go on where scales are not exact in the target's number format.
+
+    Raises:
+        UnknownNameError: no such format.
+        CheckpointError: the folder is damaged or in a format that cannot be read.
+        ConversionError: the target cannot hold a layer, or not without rounding; nothing is written.
+        OutputError: the disk refuses.
+    """
+    if target not in FORMATS:
+        raise UnknownNameError("format", target, FORMATS)
+    packed = Packed(CheckpointReader(source))
+    work = _Conversion(packed, FORMATS[target], round_scales)
+    files = packed.reader.files
+    with ShardWriter(output, [file.stem for file in files], restart=True) as writer:
+        with progress("Converting", len(files)) as shown:
+            for file in files:
+                shown.note(file.name)
+                writer.add_shard(file.stem, dict(work.tensors(file)))
+                shown.advance()
+        writer.finish(work.config(), work.manifest(), source, work.beside())
+        return Converted(work.source.name, target, len(packed.schemes), work.rounded, writer.bytes)
+
+
+class _Conversion:
+    """What the folder will hold; how many scales were rounded is known once all tensors were asked for."""
+
+    def __init__(self, packed: Packed, target: Format, round_scales: bool) -> None:
+        if packed.format is None:
+            raise ConversionError(
+                f"{packed.reader.folder} is a model in 16 bits, of which no format but its own can be made. "
+                "Quantize it: qdeploy quantize."
+            )
+        self.source, self.target, self.rounded = packed.format, target, 0
+        self._packed, self._reader, self._round = packed, packed.reader, round_scales
+        self._owners = packed.tensors
+        self._refuse()
+        self._block = target.block(packed.schemes, self._kept())
+
+    def _refuse(self) -> None:
+        """Before anything is written, all that can be told from headers."""
+        if stored_scales(self._reader) and self.target.name != "compressed-tensors":
+            raise ConversionError(
+                f"{self._reader.folder} has its cache in FP8, which the config of {self.target.name} cannot "
+                "say. Quantize again without kv_cache, or stay with compressed-tensors."
+            )
+        reasons = {name: self._reason(name, self.target) for name in self._packed.schemes}
+        for name, reason in reasons.items():
+            if reason is not None:
+                count = sum(other is not None for other in reasons.values())
+                raise ConversionError(
+                    f"{self.target.name} cannot hold {count} of {len(reasons)} layers, the first {name}: "
+                    f"{reason}. {self._instead()}"
+                )
+
+    def _reason(self, module: str, target: Format) -> str | None:
+        n, k = self._shape(module)
+        return target.refusal(self._packed.schemes[module], n, k)
+
+    def _shape(self, module: str) -> tuple[int, int]:
+        """(N, K), from headers where they say so."""
+        reader = self._reader
+        if f"{module}.weight_shape" in reader:
+            n, k = (int(size) for size in reader.get(f"{module}.weight_shape"))
+            return n, k
+        return self._packed.read(module).shape
+
+    def _instead(self) -> str:
+        others = [
+            name
+            for name, each in FORMATS.items()
+            if name != self.source.name and not any(self._reason(m, each) for m in self._packed.schemes)
+        ]
+        return f"--to {' or '.join(others)} can." if others else f"Stay with {self.source.name}."
+
+    def _kept(self) -> list[str]:
+        """Linear layers in 16 bits."""
+        weights = [name.removesuffix(".weight") for name in self._reader.names if name.endswith(".weight")]
+        linears = [
+            name
+            for name in weights
+            if name not in self._packed.schemes
+            and len(self._reader.shape(f"{name}.weight")) == 2
+            and "embed" not in name
+        ]
+        return list(dict.fromkeys([*linears, *([] if "lm_head" in self._packed.schemes else ["lm_head"])]))
+
+    def tensors(self, file: Path) -> Iterator[tuple[str, Tensor]]:
+        """What takes the place of a file's tensors; a layer that of its first."""
+        with safe_open(file, framework="pt") as opened:
+            names = list(opened.keys())
+        first: dict[str, str] = {}
+        for name, owner in self._owners.items():
+            first.setdefault(owner, name)
+        for name in names:
+            if name not in self._owners:
+                yield name, self._reader.get(name)
+            elif first[self._owners[name]] == name:
+                yield from self._layer(self._owners[name])
+
+    def _layer(self, module: str) -> Iterator[tuple[str, Tensor]]:
+        quantized = self._with_scales(module, self._packed.read(module))
+        try:
+            tensors = self.target.pack(quantized)
+        except ValueError as error:
+            raise ConversionError(f"{module}: {error}. {self._instead()}") from error
+        yield from ((f"{module}.{suffix}", tensor) for suffix, tensor in tensors.items())
+
+    def _with_scales(self, module: str, quantized: QuantizedLinear) -> QuantizedLinear:
+        """With scales in the target's number format, which must hold them unless they may be rounded."""
+        if self.target.scales is None:
+            return quantized
+        scales = quantized.scales.to(self.target.scales)
+        wrong = scales.float() != quantized.scales.float()
+        count = int(wrong.sum())
+        if count and not (self._round and scales.isfinite().all()):
+            worst = quantized.scales.flatten()[wrong.flatten()][0]
+            raise ConversionError(
+                f"{module}: {count} of {scales.numel()} scales are not exact in "
+                f"{str(self.target.scales).removeprefix('torch.')}, the first {float(worst):.9g}. "
+                "Give --allow-scale-rounding to round them, or stay with "
+                f"{self.source.name}."
+            )
+        self.rounded += count
+        return replace(quantized, scales=scales)
+
+    def config(self) -> dict[str, Any]:
+        """config.json."""
+        return {**self._reader.config, "quantization_config": self._block}
+
+    def beside(self) -> Mapping[str, Mapping[str, Any]]:
+        """Files that older readers want."""
+        return {"quantize_config.json": self._block} if self.target.name.startswith("gptq") else {}
+
+    def manifest(self) -> dict[str, Any] | None:
+        """qdeploy.json; None where there was none."""
+        manifest = load_manifest(self._reader.folder)
+        if manifest is None:
+            return None
+        done = Conversion(
+            source=self.source.name,
+            target=self.target.name,
+            sha256=self._reader.sha256,
+            rounded_scales=self.rounded,
+        )
+        return manifest.model_copy(update={"conversions": [*manifest.conversions, done]}).model_dump(
+            mode="json"
+        )

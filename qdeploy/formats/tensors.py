@@ -1,0 +1,36 @@
+"""Tensors of one layer, by suffix, looked at before they are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from qdeploy.errors import CheckpointError
+
+
+def required(tensors: Mapping[str, Tensor], suffix: str) -> Tensor:
+    """The tensor of that suffix.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if suffix not in tensors:
+        raise CheckpointError(f"tensor {suffix} is missing; the layer has {', '.join(sorted(tensors))}")
+    return tensors[suffix]
+
+
+def check(
+    tensors: Mapping[str, Tensor], suffix: str, dtype: torch.dtype | None, shape: tuple[int, ...]
+) -> None:
+    """Refuse a tensor of another dtype (None for any) or shape.
+
+    Raises:
+        CheckpointError: with both.
+    """
+    tensor = required(tensors, suffix)
+    if dtype not in (None, tensor.dtype):
+        raise CheckpointError(f"{suffix} is {tensor.dtype}, expected {dtype}")
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(f"{suffix} has shape {list(tensor.shape)}, expected {list(shape)}")

@@ -1,0 +1,41 @@
+"""One set of codes in several formats: the real engine computes the same with each."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qdeploy.engines.endpoint import Endpoint
+from qdeploy.engines.vllm import VllmEngine
+from tests.e2e.conftest import qdeploy
+
+pytestmark = pytest.mark.e2e
+
+TOKENS = [(7 * i * i + 13) % 40_000 for i in range(200)]
+"""Any will do."""
+
+
+def served(folder: Path, log: Path) -> list[float | None]:
+    """Log-probabilities of TOKENS, by vLLM, which `verify` has found to compute what the folder says."""
+    with VllmEngine().launch(folder, log=log, arguments=["--max-model-len", "1024"]) as engine:
+        result = json.loads(qdeploy("verify", folder, "--url", engine.base_url, "--json").stdout)
+        assert result["verify"]["verdict"] == "pass"
+        assert result["verify"]["layers_checked"] == 210
+        with Endpoint(engine.base_url) as endpoint:
+            return endpoint.score(TOKENS).token_logprobs
+
+
+def test_symmetric_layers_compute_the_same_in_every_format(checkpoint: Path, tmp_path: Path) -> None:
+    expected = served(checkpoint, tmp_path / "log")
+    assert len(expected) == len(TOKENS)
+    for name in ("gptq", "gptq_v2", "awq"):
+        qdeploy("convert", checkpoint, "--to", name, "-o", tmp_path / name)
+        assert served(tmp_path / name, tmp_path / f"{name}.log") == expected
+
+
+def test_zero_points_compute_the_same_in_awq(model: Path, tmp_path: Path) -> None:
+    how = ["--scheme", "W4A16_ASYM", "--method", "rtn", "--group-size", "auto"]
+    qdeploy("quantize", model, *how, "-o", tmp_path / "packed")
+    qdeploy("convert", tmp_path / "packed", "--to", "awq", "-o", tmp_path / "awq")
+    logs = tmp_path / "packed.log", tmp_path / "awq.log"
+    assert served(tmp_path / "awq", logs[1]) == served(tmp_path / "packed", logs[0])
