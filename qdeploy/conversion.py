@@ -6,10 +6,11 @@ File by file: while one is converted, it and what is made of it are in memory, a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from qdeploy.checkpoint.manifest import Conversion, load_manifest
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.errors import ConversionError, UnknownNameError
 from qdeploy.formats.packed import FORMATS, Format, Packed
-from qdeploy.kv_cache import stored_scales
+from qdeploy.kv_cache import is_cache_scale, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.progress import progress
 from qdeploy.quantized import QuantizedLinear
@@ -84,14 +85,15 @@ class _Conversion:
         self._packed, self._reader, self._round = packed, packed.reader, round_scales
         self._owners = packed.tensors
         self._refuse()
-        self._block = target.block(packed.schemes, self._kept())
+        cache = "fp8" if stored_scales(self._reader) else None
+        self._config = target.config(packed.schemes, self._kept(), cache)
 
     def _refuse(self) -> None:
         """Before anything is written, all that can be told from headers."""
-        if stored_scales(self._reader) and self.target.name != "compressed-tensors":
+        if stored_scales(self._reader) and self.target.cache is None:
             raise ConversionError(
                 f"{self._reader.folder} has its cache in FP8, which the config of {self.target.name} cannot "
-                "say. Quantize again without kv_cache, or stay with compressed-tensors."
+                f"say. Quantize again without kv_cache, or stay with {self.source.name}."
             )
         reasons = {name: self._reason(name, self.target) for name in self._packed.schemes}
         for name, reason in reasons.items():
@@ -142,44 +144,52 @@ class _Conversion:
         for name, owner in self._owners.items():
             first.setdefault(owner, name)
         for name in names:
-            if name not in self._owners:
+            if is_cache_scale(name) and self.target.cache is not None:
+                yield from self.target.cache(name, self._reader.get(name)).items()
+            elif name not in self._owners:
                 yield name, self._reader.get(name)
             elif first[self._owners[name]] == name:
                 yield from self._layer(self._owners[name])
 
     def _layer(self, module: str) -> Iterator[tuple[str, Tensor]]:
-        quantized = self._with_scales(module, self._packed.read(module))
+        quantized = self._nearest(module, self._packed.read(module))
         try:
-            tensors = self.target.pack(quantized)
+            tensors = self.target.pack(module, quantized)
         except ValueError as error:
             raise ConversionError(f"{module}: {error}. {self._instead()}") from error
         yield from ((f"{module}.{suffix}", tensor) for suffix, tensor in tensors.items())
 
-    def _with_scales(self, module: str, quantized: QuantizedLinear) -> QuantizedLinear:
-        """With scales in the target's number format, which must hold them unless they may be rounded."""
-        if self.target.scales is None:
-            return quantized
-        scales = quantized.scales.to(self.target.scales)
-        wrong = scales.float() != quantized.scales.float()
+    def _nearest(self, module: str, quantized: QuantizedLinear) -> QuantizedLinear:
+        """With the target's scales, which must be the layer's own unless they may be rounded."""
+        found = self.target.nearest(quantized)
+        pairs = [
+            (before.float().flatten(), after.float().flatten())
+            for before, after in (
+                (quantized.scales, found.scales),
+                (quantized.divisor, found.divisor),
+                (quantized.input_scale, found.input_scale),
+            )
+            if before is not None and after is not None
+        ]
+        before, after = (torch.cat(part) for part in zip(*pairs, strict=True))
+        wrong = before != after
         count = int(wrong.sum())
-        if count and not (self._round and scales.isfinite().all()):
-            worst = quantized.scales.flatten()[wrong.flatten()][0]
+        if count and not (self._round and after.isfinite().all()):
             raise ConversionError(
-                f"{module}: {count} of {scales.numel()} scales are not exact in "
-                f"{str(self.target.scales).removeprefix('torch.')}, the first {float(worst):.9g}. "
-                "Give --allow-scale-rounding to round them, or stay with "
-                f"{self.source.name}."
+                f"{module}: {count} of {len(before)} scales are not exact in {self.target.name}, the first "
+                f"{float(before[wrong][0]):.9g}, which becomes {float(after[wrong][0]):.9g}. "
+                f"Give --allow-scale-rounding to round them, or stay with {self.source.name}."
             )
         self.rounded += count
-        return replace(quantized, scales=scales)
+        return found
 
     def config(self) -> dict[str, Any]:
         """config.json."""
-        return {**self._reader.config, "quantization_config": self._block}
+        return {**self._reader.config, "quantization_config": self._config.block}
 
     def beside(self) -> Mapping[str, Mapping[str, Any]]:
         """Files that older readers want."""
-        return {"quantize_config.json": self._block} if self.target.name.startswith("gptq") else {}
+        return self._config.beside
 
     def manifest(self) -> dict[str, Any] | None:
         """qdeploy.json; None where there was none."""

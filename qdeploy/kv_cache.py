@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qdeploy.distributed import ALONE, Group
 from qdeploy.errors import RecipeError
+from qdeploy.formats.tensors import attention_of
 from qdeploy.modeling.activations import Activations as States
 from qdeploy.modeling.attending import look_at_attention
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -107,7 +108,7 @@ def by_module(scales: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name, scale in scales.items():
         module, _, suffix = name.rpartition(".")
-        found.setdefault(module, {})[suffix] = float(scale)
+        found.setdefault(attention_of(module), {})[suffix] = float(scale)
     return found
 
 

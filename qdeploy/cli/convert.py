@@ -14,7 +14,9 @@ def convert(
     source: Annotated[Path, typer.Argument(help="The quantized checkpoint folder.", show_default=False)],
     to: Annotated[
         str,
-        typer.Option("--to", help="Format: compressed-tensors, gptq, gptq_v2 or awq.", show_default=False),
+        typer.Option(
+            "--to", help="Format: compressed-tensors, gptq, gptq_v2, awq or modelopt.", show_default=False
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder to make; must be new or empty.", show_default=False)

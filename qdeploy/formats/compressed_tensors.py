@@ -14,7 +14,7 @@ from qdeploy.errors import CheckpointError
 from qdeploy.formats import bits
 from qdeploy.formats.ct_config import module_schemes, quantization_config
 from qdeploy.formats.ct_layout import INT8, PACKED, SUFFIXES, layout, storage_format
-from qdeploy.formats.tensors import check, required
+from qdeploy.formats.tensors import attention_of, check, required
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import E4M3, Scheme
@@ -58,6 +58,17 @@ def _pack_scales(q: QuantizedLinear) -> Tensor:
     if scheme.steps == "e8m0":
         return (scales.float().log2() + E8M0_BIAS).to(torch.uint8)
     return scales.to(torch.float8_e4m3fn) if scheme.steps == "e4m3" else scales
+
+
+def cache(name: str, scale: Tensor) -> dict[str, Tensor]:
+    """A scale of keys, values or queries as it is stored: `….self_attn.k_scale`, bfloat16 [1].
+
+    Args:
+        name: of it, beside the attention or beside the layer that makes keys or values.
+        scale: of one number.
+    """
+    module, _, suffix = name.rpartition(".")
+    return {f"{attention_of(module)}.{suffix}": scale.bfloat16().reshape(1)}
 
 
 def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,16 @@ from torch import Tensor
 
 from qdeploy.errors import CheckpointError
 from qdeploy.files import read_json
-from qdeploy.formats import awq, compressed_tensors, ct_config, ct_layout, gptq, gptq_config
+from qdeploy.formats import (
+    awq,
+    compressed_tensors,
+    ct_config,
+    ct_layout,
+    gptq,
+    gptq_config,
+    modelopt,
+    modelopt_config,
+)
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme
@@ -19,8 +28,21 @@ from qdeploy.schemes import Scheme
 Block = Mapping[str, Any]
 """`quantization_config` of config.json, or the file that older tools write beside it."""
 
-BESIDE = ("quantize_config.json", "quant_config.json")
-"""Where older tools keep it."""
+BESIDE = ("quantize_config.json", "quant_config.json", modelopt_config.FILE)
+"""Where tools keep it that do not, or not all of it, write it into config.json."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What describes a folder's layers.
+
+    Attributes:
+        block: `quantization_config` of config.json.
+        beside: more JSON files, by name.
+    """
+
+    block: dict[str, Any]
+    beside: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,33 +54,48 @@ class Format:
         suffixes: of the tensors that a layer may own, its bias aside.
         schemes: of a folder's layers, from its block and the tensors that are there.
         unpack: a layer from its tensors by suffix.
-        pack: the inverse. Raises ValueError where `refusal` cannot know.
+        pack: the inverse, for a module. Raises ValueError where `refusal` cannot know.
         refusal: why it cannot hold a layer [N, K] of a scheme; None if it can.
-        block: that describes these layers, beside others that stay in 16 bits.
-        scales: dtype of scales in it; None for whatever they are.
+        nearest: what a layer's scales become in it.
+        config: for these layers, beside others that stay in 16 bits, with a cache in 16 bits (None) or "fp8".
+        cache: a scale of the cache as it is stored, by its name; None where caches are in 16 bits.
     """
 
     name: str
     suffixes: tuple[str, ...]
     schemes: Callable[[Block, CheckpointReader], dict[str, Scheme]]
     unpack: Callable[[Mapping[str, Tensor], Scheme, Block], QuantizedLinear]
-    pack: Callable[[QuantizedLinear], dict[str, Tensor]]
+    pack: Callable[[str, QuantizedLinear], dict[str, Tensor]]
     refusal: Callable[[Scheme, int, int], str | None]
-    block: Callable[[Mapping[str, Scheme], Sequence[str]], dict[str, Any]]
-    scales: torch.dtype | None = None
+    nearest: Callable[[QuantizedLinear], QuantizedLinear]
+    config: Callable[[Mapping[str, Scheme], Sequence[str], str | None], Config]
+    cache: Callable[[str, Tensor], dict[str, Tensor]] | None = None
+
+
+def _in_float16(q: QuantizedLinear) -> QuantizedLinear:
+    return replace(q, scales=q.scales.to(torch.float16))
 
 
 def _gptq(name: str, version: gptq.Version) -> Format:
+    def config(schemes: Mapping[str, Scheme], kept: Sequence[str], _: str | None) -> Config:
+        block = gptq_config.block(schemes, kept, version)
+        return Config(block, {"quantize_config.json": block})
+
     return Format(
         name,
         gptq.SUFFIXES,
         gptq_config.schemes,
         lambda tensors, scheme, block: gptq.unpack(tensors, scheme, gptq_config.version(block)),
-        lambda q: gptq.pack(q, version),
+        lambda _, q: gptq.pack(q, version),
         gptq.refusal,
-        lambda schemes, kept: gptq_config.block(schemes, kept, version),
-        torch.float16,
+        _in_float16,
+        config,
     )
+
+
+def _modelopt(schemes: Mapping[str, Scheme], kept: Sequence[str], kv_cache: str | None) -> Config:
+    found = modelopt_config.quantization(schemes, kept, kv_cache)
+    return Config(modelopt_config.block(found), {modelopt_config.FILE: modelopt_config.beside(found)})
 
 
 FORMATS = {
@@ -69,9 +106,13 @@ FORMATS = {
             ct_layout.SUFFIXES,
             lambda block, reader: ct_config.module_schemes({"quantization_config": block}, reader),
             lambda tensors, scheme, _: compressed_tensors.unpack(tensors, scheme),
-            compressed_tensors.pack,
+            lambda _, q: compressed_tensors.pack(q),
             lambda *_: None,
-            ct_config.quantization_config,
+            lambda q: q,
+            lambda schemes, kept, kv_cache: Config(
+                ct_config.quantization_config(schemes, kept, kv_cache=kv_cache)
+            ),
+            compressed_tensors.cache,
         ),
         _gptq("gptq", 1),
         _gptq("gptq_v2", 2),
@@ -80,10 +121,21 @@ FORMATS = {
             awq.SUFFIXES,
             awq.schemes,
             lambda tensors, scheme, _: awq.unpack(tensors, scheme),
-            awq.pack,
+            lambda _, q: awq.pack(q),
             awq.refusal,
-            awq.block,
-            torch.float16,
+            _in_float16,
+            lambda schemes, kept, _: Config(awq.block(schemes, kept)),
+        ),
+        Format(
+            "modelopt",
+            modelopt.SUFFIXES,
+            modelopt_config.schemes,
+            lambda tensors, scheme, _: modelopt.unpack(tensors, scheme),
+            modelopt.pack,
+            modelopt.refusal,
+            modelopt.nearest,
+            _modelopt,
+            modelopt.cache,
         ),
     )
 }
@@ -154,11 +206,16 @@ def format_of(block: Block) -> Format:
         return FORMATS["awq"]
     if method == "compressed-tensors":
         return FORMATS["compressed-tensors"]
+    if str(method).startswith("modelopt"):
+        return FORMATS["modelopt"]
     raise CheckpointError(
-        f"The checkpoint is quantized with {method!r}; only compressed-tensors, gptq and awq can be read."
+        f"The checkpoint is quantized with {method!r}; only compressed-tensors, gptq, awq and modelopt can "
+        "be read."
     )
 
 
 def _guessed(block: Block) -> str | None:
-    """Of files that name no method: AutoAWQ's have zero_point, AutoGPTQ's have desc_act."""
+    """Of files that name no method: ModelOpt's a producer, AutoAWQ's have zero_point, AutoGPTQ's desc_act."""
+    if (block.get("producer") or {}).get("name") == "modelopt":
+        return "modelopt"
     return "awq" if "zero_point" in block else "gptq" if "desc_act" in block else None

@@ -10,6 +10,11 @@ from torch import Tensor
 from qdeploy.errors import CheckpointError
 
 
+def attention_of(module: str) -> str:
+    """The attention that a scale belongs to, which may stand beside the layer that makes keys or values."""
+    return module.removesuffix(".k_proj").removesuffix(".v_proj")
+
+
 def required(tensors: Mapping[str, Tensor], suffix: str) -> Tensor:
     """The tensor of that suffix.
 

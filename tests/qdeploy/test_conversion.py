@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -25,10 +26,11 @@ from qdeploy.exporters.vllm import check
 from qdeploy.formats import awq
 from qdeploy.formats.dequantize import dequantized_state
 from qdeploy.formats.packed import FORMATS, Packed
+from qdeploy.kv_cache import stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
-from qdeploy.schemes import Scheme
+from qdeploy.schemes import PRESETS, Scheme
 from tests.packed import WEIGHTS, edit_config, edit_tensors, quantize_folder
 from tests.qdeploy.test_pipeline import recipe
 
@@ -67,6 +69,8 @@ def packed(tiny_llama: Path, tmp_path: Path) -> Callable[[Scheme], Path]:
         (THREE, "gptq"),
         (EIGHT, "gptq"),
         (EIGHT, "gptq_v2"),
+        (SYMMETRIC, "modelopt"),
+        (EIGHT, "modelopt"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
@@ -136,12 +140,14 @@ def test_everything_else_keeps_its_bytes(packed: Callable[[Scheme], Path], tmp_p
         ("W3A16", "awq", "AWQ packs 4 bits, not 3"),
         ("W8A8", "gptq", r"no rounding of activations\. Stay with compressed-tensors"),
         ("FP8_DYNAMIC", "awq", "AWQ holds integer weights alone"),
+        ("W4A16_ASYM", "modelopt", "no zero points. Quantize again to W4A16, which is symmetric"),
+        ("W8A8", "modelopt", "ModelOpt has no W8A8 symmetric, per channel"),
     ],
 )
 def test_what_a_format_cannot_hold(
     tiny_llama: Path, tmp_path: Path, scheme: str, target: str, told: str
 ) -> None:
-    size = {"group_size": "32"} if scheme.endswith("A16") else {"group_size": None}
+    size = {"group_size": "32"} if "A16" in scheme else {"group_size": None}
     quantize(recipe(tiny_llama, scheme=scheme, method="rtn", **size), tmp_path / "source")
     with pytest.raises(ConversionError, match=told):
         convert(tmp_path / "source", tmp_path / "out", target)
@@ -197,6 +203,82 @@ def test_routers_are_named_so_that_readers_find_them_alone(
     assert awq.block({"mlp.gate_proj": SYMMETRIC}, ["mlp.gate"])["modules_to_not_convert"] is None
 
 
+@pytest.mark.parametrize("scheme", ["FP8", "FP8_DYNAMIC", "FP8_BLOCK", "MXFP8", "NVFP4", "NVFP4A16"])
+def test_minifloats_go_to_modelopt_and_back(wide: Path, tmp_path: Path, scheme: str) -> None:
+    source, there, back = (tmp_path / name for name in ("source", "there", "back"))
+    quantize(recipe(wide, scheme=scheme, method="rtn", group_size=None, kv_cache="fp8"), source)
+    rounds = scheme.startswith("NVFP4")  # divisors are stored as 1 over them
+    convert(source, there, "modelopt", round_scales=rounds)
+    convert(there, back, "compressed-tensors", round_scales=rounds)
+    assert set(Packed(CheckpointReader(there)).schemes.values()) == {PRESETS[scheme]}
+    assert stored_scales(CheckpointReader(back)).keys() == stored_scales(CheckpointReader(source)).keys()
+    before, after = state(source), state(back)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-6 if rounds else 0, atol=0)
+    assert rounds or not check_integrity(there).changed_layers
+
+
+def test_modelopt_s_files_say_what_tensorrt_llm_asks(wide: Path, tmp_path: Path) -> None:
+    quantize(recipe(wide, method="rtn", kv_cache="fp8"), tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / "out", "modelopt")
+    file = json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())
+    assert file["producer"]["name"] == "modelopt"
+    assert file["quantization"] == {
+        "quant_algo": "W4A16_AWQ",
+        "group_size": 32,
+        "has_zero_point": False,
+        "pre_quant_scale": True,
+        "kv_cache_quant_algo": "FP8",
+        "exclude_modules": ["lm_head"],
+    }
+    reader = CheckpointReader(tmp_path / "out")
+    assert reader.config["quantization_config"]["group_size"] == 32
+    alone = [name.removesuffix(".pre_quant_scale") for name in reader.names if "pre_quant_scale" in name]
+    assert len(alone) == 4
+    assert all(name.endswith(("o_proj", "down_proj")) for name in alone)
+    scale = reader.get("model.layers.0.self_attn.k_proj.k_scale")
+    assert (scale.dtype, scale.shape) == (torch.float32, ())
+    assert "model.layers.0.self_attn.q_scale" not in reader.names
+
+
+def test_modelopt_holds_several_schemes(wide: Path, tmp_path: Path) -> None:
+    rules = [
+        {"match": "re:.*down_proj", "scheme": "FP8_DYNAMIC", "stages": ["rtn"]},
+        {"match": "Linear", "scheme": {"bits": 4, "group": 32}, "stages": ["rtn"]},
+    ]
+    quantize(Recipe.model_validate({"model": str(wide), "rules": rules}), tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / "there", "modelopt")
+    found = json.loads((tmp_path / "there" / "hf_quant_config.json").read_text())["quantization"]
+    assert found["quant_algo"] == "MIXED_PRECISION"
+    layer = found["quantized_layers"]["model.layers.0.mlp.down_proj"]
+    assert layer == {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}
+    convert(tmp_path / "there", tmp_path / "back", "compressed-tensors")
+    assert same(tmp_path / "back", tmp_path / "source")
+
+
+def test_modelopt_folders_without_a_block_are_read_by_their_file(wide: Path, tmp_path: Path) -> None:
+    quantize(recipe(wide, method="rtn"), tmp_path / "source")
+    there = tmp_path / "there"
+    convert(tmp_path / "source", there, "modelopt")
+    edit_config(there / "config.json", there / "config.json", quantization_config=None)
+    convert(there, tmp_path / "back", "compressed-tensors")
+    assert same(tmp_path / "back", tmp_path / "source")
+
+
+def test_inputs_that_modelopt_scales_first_are_not_passed_over(
+    packed: Callable[[Scheme], Path], tmp_path: Path
+) -> None:
+    there, name = tmp_path / "there", "model.layers.0.mlp.down_proj.pre_quant_scale"
+    convert(packed(SYMMETRIC), there, "modelopt")
+    (shard,) = there.glob("*.safetensors")
+    tensors = load_file(shard)
+    tensors[name][3] = 0.5
+    save_file(tensors, shard, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"down_proj .* pre_quant_scale \(from 0\.5 to 1\)"):
+        convert(there, tmp_path / "back", "compressed-tensors")
+
+
 def foreign(folder: Path, move_to: str | None = None, **changes: Any) -> None:
     """Change the block; or move it to a file beside config.json, as older tools do."""
     config = json.loads((folder / "config.json").read_text())
@@ -250,7 +332,7 @@ def test_rules_of_gptqmodel_are_followed(packed: Callable[[Scheme], Path], tmp_p
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"quant_method": "exl3"}, "quantized with 'exl3'; only compressed-tensors, gptq and awq"),
+        ({"quant_method": "exl3"}, "quantized with 'exl3'; only compressed-tensors, gptq, awq and modelopt"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
         ({"bits": 16}, "is damaged"),
         ({"quant_method": "awq", "version": "gemv"}, "AWQ's 'gemv' packing"),
@@ -273,7 +355,7 @@ def test_scales_that_are_not_exact_are_refused_or_counted(
     scales[3, 1] = 0.1
     edit_tensors(source, {name: scales})
     with pytest.raises(
-        ConversionError, match=r"up_proj: 1 of 256 scales are not exact in float16, .* 0\.100000001"
+        ConversionError, match=r"up_proj: 1 of 256 scales are not exact in awq, .* 0\.100000001, which"
     ):
         convert(source, tmp_path / "out", "awq")
     assert not list(tmp_path.glob("out*"))
@@ -285,8 +367,6 @@ def test_scales_that_are_not_exact_are_refused_or_counted(
 
 
 def test_a_layer_split_over_two_files_is_read(packed: Callable[[Scheme], Path], tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     source = packed(SYMMETRIC)
     split = shutil.copytree(source, tmp_path / "split")
     tensors = load_file(split / WEIGHTS)

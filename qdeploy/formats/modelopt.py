@@ -1,0 +1,209 @@
+"""NVIDIA ModelOpt's format, which TensorRT-LLM loads: tensors of one layer, both ways.
+
+By the algorithm that its config names, for a layer of N × K:
+
+    W4A16_AWQ                   weight uint8 [N/2, K]: signed 4-bit codes of rows 2r (low) and 2r + 1 (high);
+                                weight_scale [N, G]; pre_quant_scale [K] where the layer reads alone
+    W8A16                       weight int8 [N, K]; weight_scale [N]
+    FP8                         weight E4M3 [N, K]; weight_scale [], input_scale []
+    FP8_PER_CHANNEL_PER_TOKEN   weight E4M3 [N, K]; weight_scale [N]
+    FP8_PB_WO                   weight E4M3 [N, K]; weight_scale [N/128, 1, K/128, 1]
+    NVFP4, W4A16_NVFP4          weight uint8 [N, K/2]; weight_scale E4M3 [N, K/16]; weight_scale_2 [], and
+                                input_scale [] where inputs are rounded: factors, not divisors
+    MXFP8                       weight E4M3 [N, K]; weight_scale uint8 [N, K/32], exponents plus 127
+
+Other scales are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from qdeploy.errors import CheckpointError
+from qdeploy.formats.compressed_tensors import E8M0_BIAS
+from qdeploy.formats.tensors import attention_of, check, required
+from qdeploy.quantized import QuantizedLinear
+from qdeploy.schemes import E4M3, PRESETS, Scheme
+
+SUFFIXES = ("weight", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale")
+"""Every tensor that a quantized layer may own, its bias aside."""
+
+INT4, INT8 = "W4A16_AWQ", "W8A16"
+FLOATS = {
+    "FP8": "FP8",
+    "FP8_DYNAMIC": "FP8_PER_CHANNEL_PER_TOKEN",
+    "FP8_BLOCK": "FP8_PB_WO",
+    "NVFP4": "NVFP4",
+    "NVFP4A16": "W4A16_NVFP4",
+    "MXFP8": "MXFP8",
+}
+"""Preset → algorithm, where a scheme is nothing but its preset."""
+
+ALONE = ("o_proj", "down_proj", "w2")
+"""Layers that TensorRT-LLM runs by themselves, and whose pre_quant_scale it wants to find."""
+
+
+def algorithm(scheme: Scheme) -> str | None:
+    """What ModelOpt calls the scheme; None for one that it has no name for."""
+    if scheme.element is not None:
+        return FLOATS.get(scheme.name)
+    if scheme.activations is not None or not scheme.symmetric:
+        return None
+    if scheme.bits == 4 and scheme.group_size is not None:
+        return INT4
+    return INT8 if scheme.bits == 8 and scheme.group_size is None else None
+
+
+def refusal(scheme: Scheme, n: int, k: int) -> str | None:
+    """Why the format cannot hold a layer [N, K]; None if it can."""
+    if algorithm(scheme) is None:
+        if not scheme.symmetric:
+            return "ModelOpt has no zero points. Quantize again to W4A16, which is symmetric"
+        return f"ModelOpt has no {scheme.describe()}"
+    if algorithm(scheme) == INT4 and n % 2:
+        return f"ModelOpt packs pairs of rows, and there are {n}"
+    return None
+
+
+def scheme_of(algorithm: str, group_size: int | None) -> Scheme:
+    """The scheme that an algorithm stands for.
+
+    Raises:
+        CheckpointError: none that can be read.
+    """
+    name = algorithm.upper()
+    if name == INT4 and group_size:
+        return Scheme("W4A16", 4, group_size)
+    if name == INT8:
+        return Scheme("W8A16", 8, None)
+    for preset, known in FLOATS.items():
+        if name == known:
+            return PRESETS[preset]
+    raise CheckpointError(
+        f"ModelOpt's {algorithm!r} cannot be read, only {', '.join((INT4, INT8, *FLOATS.values()))}."
+    )
+
+
+def pack(module: str, q: QuantizedLinear) -> dict[str, Tensor]:
+    """The tensors that stand for `q`, by the suffix that follows the module's name.
+
+    Raises:
+        ValueError: what `refusal` refuses.
+    """
+    reason = refusal(q.scheme, *q.shape)
+    if reason is not None:
+        raise ValueError(reason)
+    name = algorithm(q.scheme)
+    assert name is not None
+    tensors = {"weight": _packed_codes(q, name), "weight_scale": _packed_scales(q, name)}
+    if q.divisor is not None:
+        tensors["weight_scale_2"] = 1 / q.divisor.float().reshape(())
+    if q.input_scale is not None:
+        scale = q.input_scale.float().reshape(())
+        tensors["input_scale"] = scale if q.divisor is None else 1 / scale
+    if name == INT4 and module.rpartition(".")[2] in ALONE:
+        tensors["pre_quant_scale"] = torch.ones(q.shape[1], dtype=torch.bfloat16)
+    return tensors
+
+
+def cache(name: str, scale: Tensor) -> dict[str, Tensor]:
+    """A scale of keys or values as it is stored: `….k_proj.k_scale`, float32 []; queries have none."""
+    module, _, suffix = name.rpartition(".")
+    if suffix == "q_scale":
+        return {}
+    return {f"{attention_of(module)}.{suffix[0]}_proj.{suffix}": scale.float().reshape(())}
+
+
+def nearest(q: QuantizedLinear) -> QuantizedLinear:
+    """`q` as it comes back: divisors are stored as what they are 1 over."""
+    if q.divisor is None:
+        return q
+    inputs = None if q.input_scale is None else 1 / (1 / q.input_scale.float())
+    return replace(q, divisor=1 / (1 / q.divisor.float()), input_scale=inputs)
+
+
+def _packed_codes(q: QuantizedLinear, name: str) -> Tensor:
+    if name == INT4:
+        nibbles = (q.codes.short() - q.scheme.zero).to(torch.uint8) & 15
+        return nibbles[::2] | (nibbles[1::2] << 4)
+    if name == INT8:
+        return (q.codes.short() - q.scheme.zero).to(torch.int8)
+    if q.scheme.element == E4M3:
+        return q.codes.view(torch.float8_e4m3fn)
+    return q.codes[:, ::2] | (q.codes[:, 1::2] << 4)
+
+
+def _packed_scales(q: QuantizedLinear, name: str) -> Tensor:
+    if q.scheme.steps == "e8m0":
+        return (q.scales.float().log2() + E8M0_BIAS).to(torch.uint8)
+    if q.scheme.steps == "e4m3":
+        return q.scales.to(torch.float8_e4m3fn)
+    scales = q.scales.float()
+    if q.scheme.rows is None:
+        return scales[0, 0].clone()
+    if q.scheme.rows > 1:
+        return scales[:: q.scheme.rows].contiguous()[:, None, :, None]
+    return scales if name == INT4 else scales[:, 0].contiguous()
+
+
+def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
+    """The inverse of `pack`.
+
+    Raises:
+        CheckpointError: a tensor is missing or misshapen, or inputs are scaled before the layer reads them.
+    """
+    name = algorithm(scheme)
+    assert name is not None
+    before = tensors.get("pre_quant_scale")
+    if before is not None and not bool((before == 1).all()):
+        raise CheckpointError(
+            f"its inputs are multiplied by pre_quant_scale (from {float(before.min()):.3g} to "
+            f"{float(before.max()):.3g}), which only ModelOpt's format holds"
+        )
+    codes = _codes(required(tensors, "weight"), scheme, name)
+    n, k = codes.shape
+    divisor, inputs = tensors.get("weight_scale_2"), tensors.get("input_scale")
+    scales = _scales(tensors, scheme, n, k)
+    if not scheme.needs_data:
+        inputs = None
+    if divisor is not None:
+        inputs = None if inputs is None else 1 / inputs.float()
+        divisor = 1 / divisor.float().reshape(())
+    return QuantizedLinear(
+        codes, scales, None, scheme, divisor, None if inputs is None else inputs.float().reshape(())
+    )
+
+
+def _codes(weight: Tensor, scheme: Scheme, name: str) -> Tensor:
+    if name == INT4:
+        pairs = torch.stack([weight & 15, weight >> 4], 1).flatten(0, 1)
+        return (pairs + scheme.zero) & scheme.qmax
+    if name == INT8:
+        return (weight.short() + scheme.zero).to(torch.uint8)
+    if scheme.element == E4M3:
+        return weight.view(torch.uint8)
+    return torch.stack([weight & 15, weight >> 4], -1).flatten(1)
+
+
+def _scales(tensors: Mapping[str, Tensor], scheme: Scheme, n: int, k: int) -> Tensor:
+    if scheme.steps == "e8m0":
+        check(tensors, "weight_scale", torch.uint8, (n, scheme.groups(k)))
+        return torch.exp2(tensors["weight_scale"].float() - E8M0_BIAS).bfloat16()
+    if scheme.steps == "e4m3":
+        check(tensors, "weight_scale", torch.float8_e4m3fn, (n, scheme.groups(k)))
+        return tensors["weight_scale"].bfloat16()
+    scales = required(tensors, "weight_scale")
+    if scheme.rows is None:
+        return scales.reshape(1, 1).expand(n, 1)
+    if scheme.rows > 1:
+        blocks = scales.reshape(-(-n // scheme.rows), scheme.groups(k))
+        return blocks.repeat_interleave(scheme.rows, 0)[:n]
+    if scheme.group_size is None:
+        check(tensors, "weight_scale", None, (n,))
+        return scales[:, None]
+    check(tensors, "weight_scale", None, (n, scheme.groups(k)))
+    return scales
