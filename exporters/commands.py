@@ -18,7 +18,7 @@ def export(
         Path, typer.Argument(help="Folder that `qdeploy quantize` wrote, or a 16-bit model.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; must be new or empty.")],
-    engine: Annotated[str, typer.Option(help="Engine to export for.")] = "vllm",
+    engine: Annotated[str, typer.Option(help="Engine to export for: vllm or tensorrt-llm.")] = "vllm",
     gpu: Annotated[
         str,
         typer.Option(
@@ -93,6 +93,5 @@ def _show(report: ExportReport) -> None:
         console.print(
             f"[{colour}]{finding.severity}[/] {escape(str(finding))}", highlight=False, soft_wrap=True
         )
-    console.print(
-        f"Wrote {escape(report.output)}. Start it: qdeploy serve {escape(report.output)}", soft_wrap=True
-    )
+    start = f"qdeploy serve {report.output}" if report.engine == "vllm" else f"{report.output}/serve.sh"
+    console.print(f"Wrote {escape(report.output)}. Start it: {escape(start)}", soft_wrap=True)

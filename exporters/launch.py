@@ -80,7 +80,7 @@ def compose_file(arguments: Sequence[str], target: Target, devices: int) -> str:
         # vLLM's workers exchange tensors through shared memory, of which a container has 64 MB by default.
         "shm_size": "8gb",
         "healthcheck": {
-            "test": ["CMD", "python3", "-c", _PROBE],
+            "test": ["CMD", "python3", "-c", PROBE],
             "interval": "10s",
             "timeout": "5s",
             "retries": 3,
@@ -94,4 +94,4 @@ def compose_file(arguments: Sequence[str], target: Target, devices: int) -> str:
     return yaml.safe_dump({"services": {"vllm": service}}, sort_keys=False)
 
 
-_PROBE = "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"
+PROBE = "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"

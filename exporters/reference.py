@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,24 @@ def write_dequantized(source: Path, output: Path, without_kernel: Mapping[str, s
         for file in reader.files:
             writer.add_shard(file.stem, dict(dequantized.tensors(file)))
         writer.finish(dequantized.config(), dequantized.manifest(), source)
+
+
+@contextmanager
+def dequantizing(source: Path, output: Path, without_kernel: Mapping[str, str]) -> Iterator[Path]:
+    """`source`, or for a while a folder beside `output` in which these layers are dequantized.
+
+    Args:
+        without_kernel: module → why it cannot stay packed.
+    """
+    if not without_kernel:
+        yield source
+        return
+    folder = output.with_name(output.name + ".reference")
+    write_dequantized(source, folder, without_kernel)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def findings(manifest: Manifest | None, *, allowed: bool) -> Iterator[Finding]:

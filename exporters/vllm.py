@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from qdeploy.checkpoint.companions import companions
 from qdeploy.checkpoint.folder import refuse_used
-from qdeploy.checkpoint.manifest import MANIFEST, load_manifest
+from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.errors import UsageError, disk_errors
 from qdeploy.exporters import checks, parallel
 from qdeploy.exporters import reference as dequantized
@@ -21,9 +19,10 @@ from qdeploy.exporters.cache import check_cache
 from qdeploy.exporters.kernels import VLLM, choose
 from qdeploy.exporters.launch import engine_arguments, write_launch_files
 from qdeploy.exporters.layers import FusedLayer, Layer, per_device, read_layers
+from qdeploy.exporters.linking import link_model
 from qdeploy.exporters.targets import Target, find_target
 from qdeploy.files import fsync_folder, write_json
-from qdeploy.modeling.checkpoint import INDEX, CheckpointReader
+from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import Scheme
 from qdeploy.support import Support
 
@@ -62,7 +61,8 @@ class VllmExporter:
         with ExitStack() as stack:
             checked = source
             if reference:
-                checked = stack.enter_context(_all_with_kernels(source, output, target, tensor_parallel))
+                missing = _without_kernel(CheckpointReader(source), target, tensor_parallel)
+                checked = stack.enter_context(dequantized.dequantizing(source, output, missing))
             report = inspect(CheckpointReader(checked), output, target, tensor_parallel)
             # The manifest travels along, so a broken one must not.
             report.findings.extend(dequantized.findings(load_manifest(checked), allowed=reference))
@@ -87,27 +87,16 @@ class VllmExporter:
         return Support("reference", "; ".join(choice.reasons))
 
 
-@contextmanager
-def _all_with_kernels(source: Path, output: Path, target: Target, tensor_parallel: int) -> Iterator[Path]:
-    """`source`, or for a while a folder with what has no kernel in it dequantized."""
-    reader = CheckpointReader(source)
+def _without_kernel(reader: CheckpointReader, target: Target, tensor_parallel: int) -> dict[str, str]:
+    """Layer → why nothing runs it; layers that are fused go together."""
     layers = per_device(read_layers(reader), tensor_parallel, parallel.heads(reader.config)[1])
     choices = {layer: choose(layer, target) for layer in layers}
-    missing = {
+    return {
         member.name: "; ".join(choice.reasons)
         for layer, choice in choices.items()
         if choice.kernel is None
         for member in layer.members
     }
-    if not missing:
-        yield source
-        return
-    folder = output.with_name(output.name + ".reference")
-    dequantized.write_dequantized(source, folder, missing)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check(folder: Path, target: Target, tensor_parallel: int = 1) -> list[Finding]:
@@ -177,12 +166,8 @@ def _write(source: Path, output: Path, report: ExportReport, target: Target) -> 
     partial = output.with_name(output.name + ".partial")
     with disk_errors(output):
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         try:
-            for file in _model_files(source):
-                link = partial / file.relative_to(source)
-                link.parent.mkdir(exist_ok=True)
-                _link(file, link)
+            link_model(source, partial)
             write_launch_files(partial, output.resolve().name, report, target)
             write_json(partial / "export.json", report.to_dict())
             fsync_folder(partial)
@@ -190,20 +175,3 @@ def _write(source: Path, output: Path, report: ExportReport, target: Target) -> 
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-
-
-def _model_files(source: Path) -> Iterator[Path]:
-    """Weights, configuration, manifest and companions; never code or pickles."""
-    yield from CheckpointReader(source).files
-    for name in ("config.json", INDEX, MANIFEST):
-        if (source / name).is_file():
-            yield source / name
-    yield from companions(source)
-
-
-def _link(file: Path, link: Path) -> None:
-    """A hard link to the file itself; a copy where the file system allows no link."""
-    try:
-        os.link(file.resolve(), link)
-    except OSError:
-        shutil.copyfile(file, link)
