@@ -22,6 +22,7 @@ class Peer:
         runner: script in `runners` that quantizes with it.
         best: its best documented settings for 4 bits that its defaults leave out.
         asymmetric: settings with which grids have zero points.
+        quantizes: whether it is run on models; if not, its packing alone is compared.
         environment: variables that it needs.
     """
 
@@ -32,6 +33,7 @@ class Peer:
     best: Mapping[str, object]
     asymmetric: Mapping[str, object]
     environment: Mapping[str, str] = field(default_factory=dict)
+    quantizes: bool = True
 
     @property
     def folder(self) -> Path:
@@ -74,6 +76,16 @@ AUTOROUND = Peer(
     best={},
     asymmetric={"sym": False},
 )
+MODELOPT = Peer(
+    name="ModelOpt 0.47",
+    package="nvidia-modelopt",
+    version="0.47.0",
+    runner="",
+    best={},
+    asymmetric={},
+    quantizes=False,
+)
 PEERS = (LLM_COMPRESSOR, GPTQMODEL)
 """Those that do what `gptq` does, and are timed beside it."""
 ALL_PEERS = (*PEERS, AUTOROUND)
+"""Those that quantize."""

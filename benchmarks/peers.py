@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.peer import ALL_PEERS, INSTALL_COMMAND, STAMP, Peer
+from benchmarks.peer import ALL_PEERS, INSTALL_COMMAND, MODELOPT, STAMP, Peer
 from benchmarks.runs import Calibration, run_peer
 from benchmarks.synthetic import save_llama
 from qdeploy.files import write_json
@@ -50,18 +50,23 @@ def install(peer: Peer) -> None:
         [python, "-c", _REQUIREMENTS, peer.package], check=True, capture_output=True, text=True
     )
     subprocess.run([python, *PIP, TORCH, *listed.stdout.splitlines()], check=True)
-    # Here and not in a timed run, GPTQModel compiles its extensions.
+    if peer.quantizes:
+        _try(peer)
+    write_json(peer.folder / STAMP, {"version": peer.version, "torch": TORCH})
+
+
+def _try(peer: Peer) -> None:
+    """Here and not in a timed run, GPTQModel compiles its extensions."""
     with tempfile.TemporaryDirectory() as folder:
         calibration = Calibration(save_llama(Path(folder) / "model", layers=1), 2, Path(folder), length=64)
         run_peer(peer, {}, calibration, Path(folder) / "trial")
-    write_json(peer.folder / STAMP, {"version": peer.version, "torch": TORCH})
 
 
 def main() -> None:
     """Install what is missing, or say what is there."""
     if sys.argv[1:] not in ([], ["install"]):
         sys.exit(__doc__)
-    for peer in ALL_PEERS:
+    for peer in (*ALL_PEERS, MODELOPT):
         if sys.argv[1:] and not peer.installed:
             print(f"{peer.name}: installing into {peer.folder}", flush=True)
             install(peer)

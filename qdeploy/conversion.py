@@ -84,6 +84,9 @@ class _Conversion:
         self.source, self.target, self.rounded = packed.format, target, 0
         self._packed, self._reader, self._round = packed, packed.reader, round_scales
         self._owners = packed.tensors
+        self._first: dict[str, str] = {}
+        for name, owner in self._owners.items():
+            self._first.setdefault(owner, name)
         self._refuse()
         cache = "fp8" if stored_scales(self._reader) else None
         self._config = target.config(packed.schemes, self._kept(), cache)
@@ -105,16 +108,7 @@ class _Conversion:
                 )
 
     def _reason(self, module: str, target: Format) -> str | None:
-        n, k = self._shape(module)
-        return target.refusal(self._packed.schemes[module], n, k)
-
-    def _shape(self, module: str) -> tuple[int, int]:
-        """(N, K), from headers where they say so."""
-        reader = self._reader
-        if f"{module}.weight_shape" in reader:
-            n, k = (int(size) for size in reader.get(f"{module}.weight_shape"))
-            return n, k
-        return self._packed.read(module).shape
+        return target.refusal(self._packed.schemes[module], *self._packed.shape(module))
 
     def _instead(self) -> str:
         others = [
@@ -140,15 +134,12 @@ class _Conversion:
         """What takes the place of a file's tensors; a layer that of its first."""
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
-        first: dict[str, str] = {}
-        for name, owner in self._owners.items():
-            first.setdefault(owner, name)
         for name in names:
             if is_cache_scale(name) and self.target.cache is not None:
                 yield from self.target.cache(name, self._reader.get(name)).items()
             elif name not in self._owners:
                 yield name, self._reader.get(name)
-            elif first[self._owners[name]] == name:
+            elif self._first[self._owners[name]] == name:
                 yield from self._layer(self._owners[name])
 
     def _layer(self, module: str) -> Iterator[tuple[str, Tensor]]:

@@ -125,7 +125,7 @@ def _scheme_uses(packed: Packed) -> list[SchemeUse]:
     uses = []
     for scheme in dict.fromkeys(schemes.values()):
         modules = [module for module, other in schemes.items() if other == scheme]
-        weights = sum(_weights(reader, module, scheme) for module in modules)
+        weights = sum(math.prod(packed.shape(module)) for module in modules)
         size = sum(spent[module] for module in modules)
         uses.append(
             SchemeUse(
@@ -137,18 +137,6 @@ def _scheme_uses(packed: Packed) -> list[SchemeUse]:
             )
         )
     return sorted(uses, key=lambda use: -use.weights)
-
-
-def _weights(reader: CheckpointReader, module: str, scheme: Scheme) -> int:
-    """Number of weights N · K of a quantized layer."""
-    if f"{module}.qweight" in reader:
-        return math.prod(reader.shape(f"{module}.qweight")) * 32 // scheme.bits
-    shape = f"{module}.weight_shape"
-    if shape in reader:
-        return math.prod(int(size) for size in reader.get(shape))
-    if f"{module}.weight" in reader:
-        return math.prod(reader.shape(f"{module}.weight"))
-    return 2 * math.prod(reader.shape(f"{module}.weight_packed"))  # two minifloats of 4 bits a byte
 
 
 def served_by(schemes: set[Scheme]) -> list[str]:

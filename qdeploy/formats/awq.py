@@ -32,6 +32,12 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight columns is in each field of a word, from the lowest."""
 
 
+def shape(reader: CheckpointReader, module: str, _: Scheme) -> tuple[int, int]:
+    """(N, K) of a module, from its header."""
+    k, words = reader.shape(f"{module}.qweight")
+    return 8 * words, k
+
+
 def refusal(scheme: Scheme, n: int, k: int) -> str | None:
     """Why the format cannot hold a layer [N, K]; None if it can."""
     if scheme.element is not None or scheme.activations is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from qdeploy.formats import bits
+from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import E2M1, Scheme
 
 PACKED, INT8, FLOAT8, FLOAT8_ALONE = "pack-quantized", "int-quantized", "float-quantized", "naive-quantized"
@@ -35,6 +36,18 @@ def storage_format(scheme: Scheme) -> str:
     if scheme.steps == "e8m0":
         return MXFP8
     return FLOAT8_ALONE if scheme.activations is None else FLOAT8
+
+
+def shape(reader: CheckpointReader, module: str, scheme: Scheme) -> tuple[int, int]:
+    """(N, K) of a module; of packed integers from `weight_shape`, of others from a header."""
+    if storage_format(scheme) == PACKED:
+        n, k = (int(size) for size in reader.get(f"{module}.weight_shape"))
+        return n, k
+    if scheme.bits == 4 and scheme.element is not None:
+        n, half = reader.shape(f"{module}.weight_packed")
+        return n, 2 * half
+    n, k = reader.shape(f"{module}.weight")
+    return n, k
 
 
 def layout(scheme: Scheme, n: int, k: int) -> Layout:

@@ -16,6 +16,7 @@ from torch import Tensor
 from qdeploy.errors import CheckpointError
 from qdeploy.formats import bits
 from qdeploy.formats.tensors import check, required
+from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme
 
@@ -24,6 +25,12 @@ Version = Literal[1, 2]
 BITS = (2, 3, 4, 8)
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 """Every tensor that a quantized layer may own, its bias aside."""
+
+
+def shape(reader: CheckpointReader, module: str, scheme: Scheme) -> tuple[int, int]:
+    """(N, K) of a module, from its header."""
+    words, n = reader.shape(f"{module}.qweight")
+    return n, words * 32 // scheme.bits
 
 
 def refusal(scheme: Scheme, n: int, k: int) -> str | None:

@@ -26,6 +26,7 @@ from torch import Tensor
 from qdeploy.errors import CheckpointError
 from qdeploy.formats.compressed_tensors import E8M0_BIAS
 from qdeploy.formats.tensors import attention_of, check, required
+from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import E4M3, PRESETS, Scheme
 
@@ -56,6 +57,14 @@ def algorithm(scheme: Scheme) -> str | None:
     if scheme.bits == 4 and scheme.group_size is not None:
         return INT4
     return INT8 if scheme.bits == 8 and scheme.group_size is None else None
+
+
+def shape(reader: CheckpointReader, module: str, scheme: Scheme) -> tuple[int, int]:
+    """(N, K) of a module, from its header."""
+    rows, columns = reader.shape(f"{module}.weight")
+    if scheme.bits == 4:
+        return (2 * rows, columns) if scheme.element is None else (rows, 2 * columns)
+    return rows, columns
 
 
 def refusal(scheme: Scheme, n: int, k: int) -> str | None:

@@ -53,6 +53,7 @@ class Format:
         name: as `qdeploy convert --to` calls it.
         suffixes: of the tensors that a layer may own, its bias aside.
         schemes: of a folder's layers, from its block and the tensors that are there.
+        shape: [N, K] of a module, from headers alone where they say it.
         unpack: a layer from its tensors by suffix.
         pack: the inverse, for a module. Raises ValueError where `refusal` cannot know.
         refusal: why it cannot hold a layer [N, K] of a scheme; None if it can.
@@ -64,6 +65,7 @@ class Format:
     name: str
     suffixes: tuple[str, ...]
     schemes: Callable[[Block, CheckpointReader], dict[str, Scheme]]
+    shape: Callable[[CheckpointReader, str, Scheme], tuple[int, int]]
     unpack: Callable[[Mapping[str, Tensor], Scheme, Block], QuantizedLinear]
     pack: Callable[[str, QuantizedLinear], dict[str, Tensor]]
     refusal: Callable[[Scheme, int, int], str | None]
@@ -85,6 +87,7 @@ def _gptq(name: str, version: gptq.Version) -> Format:
         name,
         gptq.SUFFIXES,
         gptq_config.schemes,
+        gptq.shape,
         lambda tensors, scheme, block: gptq.unpack(tensors, scheme, gptq_config.version(block)),
         lambda _, q: gptq.pack(q, version),
         gptq.refusal,
@@ -105,6 +108,7 @@ FORMATS = {
             "compressed-tensors",
             ct_layout.SUFFIXES,
             lambda block, reader: ct_config.module_schemes({"quantization_config": block}, reader),
+            ct_layout.shape,
             lambda tensors, scheme, _: compressed_tensors.unpack(tensors, scheme),
             lambda _, q: compressed_tensors.pack(q),
             lambda *_: None,
@@ -120,6 +124,7 @@ FORMATS = {
             "awq",
             awq.SUFFIXES,
             awq.schemes,
+            awq.shape,
             lambda tensors, scheme, _: awq.unpack(tensors, scheme),
             lambda _, q: awq.pack(q),
             awq.refusal,
@@ -130,6 +135,7 @@ FORMATS = {
             "modelopt",
             modelopt.SUFFIXES,
             modelopt_config.schemes,
+            modelopt.shape,
             lambda tensors, scheme, _: modelopt.unpack(tensors, scheme),
             modelopt.pack,
             modelopt.refusal,
@@ -165,6 +171,15 @@ class Packed:
         suffixes = self.format.suffixes if self.format else ()
         names = {f"{module}.{suffix}": module for module in self.schemes for suffix in suffixes}
         return {name: module for name, module in names.items() if name in self.reader}
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """(N, K) of a quantized layer.
+
+        Raises:
+            CheckpointError: the tensor that says so is missing.
+        """
+        assert self.format is not None
+        return self.format.shape(self.reader, module, self.schemes[module])
 
     def read(self, module: str) -> QuantizedLinear:
         """A quantized layer.

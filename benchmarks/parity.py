@@ -1,0 +1,141 @@
+"""Whether our packing is that of the tools whose formats we write, byte for byte.
+
+    python -m benchmarks.parity
+
+Each tool packs, in its own environment, the weights that random codes, scales and zero points stand for; what
+it makes is compared with what we make of the codes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.peer import GPTQMODEL, INSTALL_COMMAND, LLM_COMPRESSOR, MODELOPT, Peer
+from benchmarks.runs import RUNNERS
+from benchmarks.table import table
+from qdeploy.files import write_json
+from qdeploy.formats.packed import FORMATS
+from qdeploy.quantized import QuantizedLinear, portable_scales
+from qdeploy.schemes import PRESETS, Scheme
+
+N, K, GROUP = 128, 256, 64
+INTEGERS = tuple(Scheme("", bits, GROUP, symmetric) for bits in (2, 3, 4, 8) for symmetric in (True, False))
+
+
+@dataclass(frozen=True)
+class Packer:
+    """A tool, the format that it writes, what it is tried on, and the tensors that are compared."""
+
+    peer: Peer
+    runner: str
+    format: str
+    schemes: tuple[Scheme, ...]
+    compared: tuple[str, ...]
+
+
+PACKERS = (
+    Packer(
+        LLM_COMPRESSOR,
+        "pack_compressed_tensors.py",
+        "compressed-tensors",
+        (*INTEGERS, PRESETS["W8A8"], PRESETS["FP8_DYNAMIC"], PRESETS["NVFP4A16"]),
+        ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"),
+    ),
+    Packer(GPTQMODEL, "pack_gptqmodel.py", "gptq_v2", INTEGERS, ("qweight", "qzeros", "scales", "g_idx")),
+    Packer(
+        MODELOPT,
+        "pack_modelopt.py",
+        "modelopt",
+        (Scheme("W4A16", 4, GROUP), Scheme("W8A16", 8, None), PRESETS["FP8_DYNAMIC"], PRESETS["NVFP4A16"]),
+        ("weight",),
+    ),
+)
+
+
+def main() -> None:
+    """Print what is equal; the exit code is 1 if something is not."""
+    rows = [row for packer in PACKERS for row in _compared(packer)]
+    print(table(["tool", "format", "layer", "tensors compared", "equal"], rows))
+    sys.exit(any(row[-1] != "yes" for row in rows))
+
+
+def _compared(packer: Packer) -> Iterator[list[str]]:
+    if not packer.peer.installed:
+        print(f"{packer.peer.name}: skipped, it is not installed. To install it: {INSTALL_COMMAND}")
+        return
+    layers = {f"{i}": _random(scheme, i) for i, scheme in enumerate(packer.schemes)}
+    theirs = _packed_by(packer, layers)
+    for key, q in layers.items():
+        ours = FORMATS[packer.format].pack("mlp.up_proj", FORMATS[packer.format].nearest(q))
+        names = [name for name in packer.compared if name in ours]
+        wrong = [name for name in names if not _equal(ours[name], theirs.get(f"{key}.{name}"))]
+        told = "no: " + ", ".join(wrong) if wrong else "yes"
+        scheme = q.scheme.describe() if q.scheme.name else f"{q.scheme.bits} bits{_grid(q.scheme)}"
+        yield [packer.peer.name, packer.format, scheme, ", ".join(names), told]
+
+
+def _grid(scheme: Scheme) -> str:
+    return ", symmetric" if scheme.symmetric else ", with zero points"
+
+
+def _random(scheme: Scheme, seed: int) -> QuantizedLinear:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 2**scheme.bits, (N, K), generator=generator).to(torch.uint8)
+    if scheme.element is not None:
+        codes[codes & (scheme.zero - 1) == scheme.zero - 1] = 0  # among them E4M3's NaN
+    if scheme.activations is not None and scheme.element is None:
+        codes = codes.clamp_min(1)  # −127 … 127, as absmax scales leave them
+    shape = (N, scheme.groups(K))
+    scales = portable_scales(torch.rand(shape, generator=generator) + 0.5)
+    divisor = None
+    if scheme.steps == "e4m3":
+        scales, divisor = scales.to(torch.float8_e4m3fn).bfloat16(), torch.tensor(2.0)
+    zeros = torch.randint(0, 2**scheme.bits, shape, generator=generator).to(torch.uint8)
+    return QuantizedLinear(codes, scales, None if scheme.symmetric else zeros, scheme, divisor)
+
+
+def _packed_by(packer: Packer, layers: dict[str, QuantizedLinear]) -> dict[str, Tensor]:
+    """What the tool makes of the same layers: "key.suffix" → tensor."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tensors, cases = {}, []
+        for key, q in layers.items():
+            zeros = q.zeros if q.zeros is not None else torch.full(q.scales.shape, q.scheme.zero)
+            tensors |= {f"{key}.weight": q.dequantize(), f"{key}.scales": q.scales.float()}
+            tensors |= {f"{key}.zeros": zeros.to(torch.uint8)}
+            if q.divisor is not None:
+                tensors[f"{key}.divisor"] = q.divisor.reshape(1)
+            cases.append(
+                {
+                    "key": key,
+                    "name": q.scheme.name,
+                    "bits": q.scheme.bits,
+                    "symmetric": q.scheme.symmetric,
+                    "group_size": q.scheme.group_size,
+                }
+            )
+        save_file(tensors, folder / "in.safetensors")
+        job = {"input": "in.safetensors", "output": "out.safetensors", "cases": cases}
+        write_json(folder / "job.json", job)
+        command = [str(packer.peer.python), str(RUNNERS / packer.runner), "job.json"]
+        subprocess.run(command, check=True, cwd=folder, capture_output=True)
+        return load_file(folder / "out.safetensors")
+
+
+def _equal(ours: Tensor, theirs: Tensor | None) -> bool:
+    if theirs is None or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return False
+    return torch.equal(ours.contiguous().view(torch.uint8), theirs.contiguous().view(torch.uint8))
+
+
+if __name__ == "__main__":
+    main()
