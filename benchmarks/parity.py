@@ -107,7 +107,8 @@ def _packed_by(packer: Packer, layers: dict[str, QuantizedLinear]) -> dict[str, 
     """What the tool makes of the same layers: "key.suffix" → tensor."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tensors, cases = {}, []
+        tensors: dict[str, Tensor] = {}
+        cases: list[dict[str, object]] = []
         for key, q in layers.items():
             zeros = q.zeros if q.zeros is not None else torch.full(q.scales.shape, q.scheme.zero)
             tensors |= {f"{key}.weight": q.dequantize(), f"{key}.scales": q.scales.float()}

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 def cases() -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
     """The fields of each case, its tensors by suffix, and where to put what comes out; saved at the end."""
     job = json.loads(Path(sys.argv[1]).read_text())
-    tensors, made = load_file(job["input"]), {}
+    tensors: dict[str, Any] = load_file(job["input"])
+    made: dict[str, Any] = {}
     for case in job["cases"]:
         prefix = f"{case['key']}."
         given = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
