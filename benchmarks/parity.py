@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.peer import GPTQMODEL, INSTALL_COMMAND, LLM_COMPRESSOR, MODELOPT, Peer
+from benchmarks.process import ProcessError
 from benchmarks.runs import RUNNERS
 from benchmarks.table import table
 from qdeploy.files import write_json
@@ -91,7 +92,8 @@ def _random(scheme: Scheme, seed: int) -> QuantizedLinear:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 2**scheme.bits, (N, K), generator=generator).to(torch.uint8)
     if scheme.element is not None:
-        codes[codes & (scheme.zero - 1) == scheme.zero - 1] = 0  # among them E4M3's NaN
+        codes[codes & 127 == 127] = 0  # E4M3's NaN
+        codes[(codes == 8) & (scheme.bits == 4)] = 0  # −0, which these tools make of no weight
     if scheme.activations is not None and scheme.element is None:
         codes = codes.clamp_min(1)  # −127 … 127, as absmax scales leave them
     shape = (N, scheme.groups(K))
@@ -128,7 +130,11 @@ def _packed_by(packer: Packer, layers: dict[str, QuantizedLinear]) -> dict[str, 
         job = {"input": "in.safetensors", "output": "out.safetensors", "cases": cases}
         write_json(folder / "job.json", job)
         command = [str(packer.peer.python), str(RUNNERS / packer.runner), "job.json"]
-        subprocess.run(command, check=True, cwd=folder, capture_output=True)
+        log = folder / "log.txt"
+        with log.open("w") as stream:
+            done = subprocess.run(command, cwd=folder, stdout=stream, stderr=stream, check=False)
+        if done.returncode:
+            raise ProcessError(f"{packer.runner} failed:\n{log.read_text()[-2000:]}")
         return load_file(folder / "out.safetensors")
 
 

@@ -22,6 +22,7 @@ class Peer:
         runner: script in `runners` that quantizes with it.
         best: its best documented settings for 4 bits that its defaults leave out.
         asymmetric: settings with which grids have zero points.
+        beside: packages that it imports and does not ask for.
         quantizes: whether it is run on models; if not, its packing alone is compared.
         environment: variables that it needs.
     """
@@ -33,6 +34,7 @@ class Peer:
     best: Mapping[str, object]
     asymmetric: Mapping[str, object]
     environment: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
     quantizes: bool = True
 
     @property
@@ -83,6 +85,7 @@ MODELOPT = Peer(
     runner="",
     best={},
     asymmetric={},
+    beside=("requests", "huggingface_hub"),
     quantizes=False,
 )
 PEERS = (LLM_COMPRESSOR, GPTQMODEL)

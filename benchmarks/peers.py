@@ -49,7 +49,7 @@ def install(peer: Peer) -> None:
     listed = subprocess.run(
         [python, "-c", _REQUIREMENTS, peer.package], check=True, capture_output=True, text=True
     )
-    subprocess.run([python, *PIP, TORCH, *listed.stdout.splitlines()], check=True)
+    subprocess.run([python, *PIP, TORCH, *listed.stdout.splitlines(), *peer.beside], check=True)
     if peer.quantizes:
         _try(peer)
     write_json(peer.folder / STAMP, {"version": peer.version, "torch": TORCH})
