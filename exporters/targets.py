@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qdeploy.errors import UnknownNameError
+from qdeploy.errors import UnknownNameError, UsageError
 from qdeploy.provenance import cpu_flags
 
 
@@ -44,12 +44,19 @@ TARGETS = {
 """Compute capabilities as NVIDIA lists them: https://developer.nvidia.com/cuda-gpus."""
 
 
-def find_target(name: str) -> Target:
+def find_target(name: str, tensor_parallel: int = 1) -> Target:
     """The target of that name; "cpu" is this machine's CPU, "auto" its first GPU or else its CPU.
+
+    Args:
+        name: of a device.
+        tensor_parallel: how many of them a model is split over.
 
     Raises:
         UnknownNameError: no such target.
+        UsageError: fewer than one.
     """
+    if tensor_parallel < 1:
+        raise UsageError(f"--tensor-parallel is {tensor_parallel}; it must be at least 1.")
     name = name.lower()
     if name == "auto":
         return _gpu_here() or _cpu_here()

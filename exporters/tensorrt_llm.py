@@ -15,7 +15,7 @@ from pathlib import Path
 from qdeploy.checkpoint.folder import refuse_used
 from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.conversion import convert
-from qdeploy.errors import UsageError, disk_errors
+from qdeploy.errors import disk_errors
 from qdeploy.exporters import parallel
 from qdeploy.exporters import reference as dequantized
 from qdeploy.exporters.algorithms import CACHE_IN_FP8, TENSORRT_LLM, objection
@@ -61,10 +61,8 @@ class TensorRTLLMExporter:
             ConversionError: scales are not exact in ModelOpt's format; nothing is written.
             OutputError: `output` is not empty, or the disk refuses.
         """
-        if tensor_parallel < 1:
-            raise UsageError(f"--tensor-parallel is {tensor_parallel}; it must be at least 1.")
         refuse_used(output)
-        target = find_target(gpu)
+        target = find_target(gpu, tensor_parallel)
         with ExitStack() as stack:
             checked = source
             if reference:

@@ -15,12 +15,13 @@ TOKENS = [(7 * i * i + 13) % 40_000 for i in range(200)]
 """Any will do."""
 
 
-def served(folder: Path, log: Path) -> list[float | None]:
-    """Log-probabilities of TOKENS, by vLLM, which `verify` has found to compute what the folder says."""
+def served(folder: Path, log: Path, *, verify: bool = False) -> list[float | None]:
+    """Log-probabilities of TOKENS, by vLLM; if asked, `verify` must find them right."""
     with VllmEngine().launch(folder, log=log, arguments=["--max-model-len", "1024"]) as engine:
-        result = json.loads(qdeploy("verify", folder, "--url", engine.base_url, "--json").stdout)
-        assert result["verify"]["verdict"] == "pass"
-        assert result["verify"]["layers_checked"] == 210
+        if verify:
+            result = json.loads(qdeploy("verify", folder, "--url", engine.base_url, "--json").stdout)
+            assert result["verify"]["verdict"] == "pass"
+            assert result["verify"]["layers_checked"] == 210
         with Endpoint(engine.base_url) as endpoint:
             return endpoint.score(TOKENS).token_logprobs
 
@@ -37,5 +38,5 @@ def test_zero_points_compute_the_same_in_awq(model: Path, tmp_path: Path) -> Non
     how = ["--scheme", "W4A16_ASYM", "--method", "rtn", "--group-size", "auto"]
     qdeploy("quantize", model, *how, "-o", tmp_path / "packed")
     qdeploy("convert", tmp_path / "packed", "--to", "awq", "-o", tmp_path / "awq")
-    logs = tmp_path / "packed.log", tmp_path / "awq.log"
-    assert served(tmp_path / "awq", logs[1]) == served(tmp_path / "packed", logs[0])
+    expected = served(tmp_path / "packed", tmp_path / "packed.log")
+    assert served(tmp_path / "awq", tmp_path / "awq.log", verify=True) == expected
