@@ -61,10 +61,9 @@ def _scheme(fields: Mapping[str, Any], base: Scheme) -> Scheme:
 
 
 def _rules(block: Mapping[str, Any]) -> Iterator[tuple[re.Pattern[str], Mapping[str, Any]]]:
-    """GPTQModel's `dynamic`: patterns and what they change. Modules that it leaves out own no qweight."""
+    """GPTQModel's `dynamic`: patterns and what they change. Those with "-:" match no module."""
     for pattern, fields in (block.get("dynamic") or {}).items():
-        if not pattern.startswith("-:"):
-            yield re.compile(pattern.removeprefix("+:")), fields
+        yield re.compile(pattern.removeprefix("+:")), fields
 
 
 def _ruled(module: str, whole: Scheme, rules: Sequence[tuple[re.Pattern[str], Mapping[str, Any]]]) -> Scheme:

@@ -166,6 +166,12 @@ def test_launch_files(make: Callable[..., Path], tmp_path: Path) -> None:
     assert json.loads((output / "export.json").read_text())["engine"] == "tensorrt-llm"
 
 
+def test_a_cache_in_fp8_runs_from_sm80_on(make: Callable[..., Path], tmp_path: Path) -> None:
+    export(make(kv_cache="fp8"), tmp_path / "deploy", "a100")
+    with pytest.raises(ExportError, match=r"on t4 .* there is no cache in FP8"):
+        export(tmp_path / "packed", tmp_path / "older", "t4")
+
+
 def test_a_used_folder_is_refused(make: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "deploy").mkdir()
     (tmp_path / "deploy" / "mine").touch()
