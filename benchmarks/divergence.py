@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from benchmarks.gptq_folder import gptq_state, is_gptq
 from qdeploy.formats.dequantize import dequantized_state, input_scales
 from qdeploy.formats.packed import Packed
 from qdeploy.kv_cache import round_cache, stored_scales
@@ -64,7 +63,7 @@ class Scorer:
         Raises:
             ValueError: the folder lacks some weight of the blocks, or holds one that the model has not.
         """
-        self._load(dict(_state(folder)))
+        self._load(dict(dequantized_state(folder)))
         with self._rounded_inputs(folder, activations):
             return {name: self._scored(name) for name in self._windows}
 
@@ -121,8 +120,3 @@ class Scorer:
             kl += float((p.exp() * (p - q)).sum(-1).double().sum())
             nll -= float(q[:-1].gather(1, tokens[1:, None]).double().sum())
         return Score(kl / windows.numel(), math.exp(nll / windows[:, 1:].numel()))
-
-
-def _state(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Parameters of a folder of any tool, decoded."""
-    return gptq_state(folder) if is_gptq(CheckpointReader(folder)) else dequantized_state(folder)

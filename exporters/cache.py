@@ -55,9 +55,9 @@ def _check_scales(reader: CheckpointReader, layers: Sequence[Layer]) -> Iterator
             problem = f"{' and '.join(missing)} missing, for which the engine would take 1"
             yield Finding("error", problem, "Quantize the model again", module)
         for suffix in SCALES:
-            scale = scales.get(suffix, 1.0)
-            if not (math.isfinite(scale) and scale > 0):
-                yield Finding("error", f"{suffix} is {scale}", "Quantize the model again", module)
+            scale = scales.get(suffix)
+            if scale is not None and not (math.isfinite(scale) and scale > 0):
+                yield Finding("error", f"{suffix} is {float(scale)}", "Quantize the model again", module)
 
 
 def _check_target(config: Mapping[str, Any], target: Target) -> Iterator[Finding]:

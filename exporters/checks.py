@@ -149,7 +149,7 @@ def check_fused(layers: Sequence[Layer]) -> Iterator[Finding]:
             told = ", ".join(f"{member.leaf} {_describe(member.scheme)}" for member in members)
             yield Finding(
                 "error",
-                f"vLLM fuses these layers, but their schemes differ: {told}",
+                f"run as one matrix, but their schemes differ: {told}",
                 "Give all of them one scheme in the recipe, or ignore all of them",
                 name,
             )

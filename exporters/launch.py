@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -69,18 +70,38 @@ def serve_script(arguments: Sequence[str], target: Target) -> str:
 def compose_file(arguments: Sequence[str], target: Target, devices: int) -> str:
     """A compose file that serves the folder it lies in, read-only, on the host's loopback."""
     gpu = target.capability is not None
-    service = {
-        "image": GPU_IMAGE if gpu else CPU_IMAGE,
-        "entrypoint": ["python3", "-m", MODULE],
-        # Inside the container every interface; the port below is bound to the host's loopback alone.
-        "command": ["--model", "/model", "--host", "0.0.0.0", "--port", "8000", *arguments],
+    found = service(
+        GPU_IMAGE if gpu else CPU_IMAGE,
+        # Inside the container every interface; the port is bound to the host's loopback alone.
+        ["--model", "/model", "--host", "0.0.0.0", "--port", "8000", *arguments],
+        {"VLLM_NO_USAGE_STATS": "1", **({} if gpu else CPU_VARIABLES)},
+        devices if gpu else 0,
+    )
+    found["entrypoint"] = ["python3", "-m", MODULE]
+    return yaml.safe_dump({"services": {"vllm": found}}, sort_keys=False)
+
+
+def service(
+    image: str, command: Sequence[str], environment: Mapping[str, str], devices: int
+) -> dict[str, Any]:
+    """A service of a compose file: the folder that it lies in at /model, port 8000 on the host's loopback.
+
+    Args:
+        image: of the server.
+        command: for it.
+        environment: variables beside the one that keeps it from looking for the model elsewhere.
+        devices: NVIDIA GPUs; 0 for none.
+    """
+    found: dict[str, Any] = {
+        "image": image,
+        "command": list(command),
         "ports": ["127.0.0.1:8000:8000"],
         "volumes": [{"type": "bind", "source": ".", "target": "/model", "read_only": True}],
-        "environment": {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **({} if gpu else CPU_VARIABLES)},
-        # vLLM's workers exchange tensors through shared memory, of which a container has 64 MB by default.
+        "environment": {"HF_HUB_OFFLINE": "1", **environment},
+        # Workers exchange tensors through shared memory, of which a container has 64 MB by default.
         "shm_size": "8gb",
         "healthcheck": {
-            "test": ["CMD", "python3", "-c", PROBE],
+            "test": ["CMD", "python3", "-c", _PROBE],
             "interval": "10s",
             "timeout": "5s",
             "retries": 3,
@@ -88,10 +109,10 @@ def compose_file(arguments: Sequence[str], target: Target, devices: int) -> str:
         },
         "restart": "unless-stopped",
     }
-    if gpu:
+    if devices:
         device = {"driver": "nvidia", "count": devices, "capabilities": ["gpu"]}
-        service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
-    return yaml.safe_dump({"services": {"vllm": service}}, sort_keys=False)
+        found["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
+    return found
 
 
-PROBE = "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"
+_PROBE = "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"

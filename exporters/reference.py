@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,15 @@ from torch import Tensor
 from qdeploy.checkpoint.manifest import Manifest, load_manifest
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.exporters.base import Finding
+from qdeploy.exporters.layers import FusedLayer, per_device, read_layers
+from qdeploy.exporters.parallel import heads
 from qdeploy.fingerprint import fingerprint
 from qdeploy.formats.compressed_tensors import module_schemes, quantization_config, read_linear
 from qdeploy.formats.ct_layout import SUFFIXES
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.reference_linear import ReferenceLinear, portable
+
+Reason = Callable[[FusedLayer], str | None]
 
 
 def write_dequantized(source: Path, output: Path, without_kernel: Mapping[str, str]) -> None:
@@ -42,21 +46,32 @@ def write_dequantized(source: Path, output: Path, without_kernel: Mapping[str, s
 
 
 @contextmanager
-def dequantizing(source: Path, output: Path, without_kernel: Mapping[str, str]) -> Iterator[Path]:
-    """`source`, or for a while a folder beside `output` in which these layers are dequantized.
+def dequantizing(source: Path, output: Path, tensor_parallel: int, reason: Reason | None) -> Iterator[Path]:
+    """`source`, or for a while a folder beside `output` in which what has no kernel is dequantized.
 
     Args:
-        without_kernel: module → why it cannot stay packed.
+        tensor_parallel: devices that the model is split over.
+        reason: why the engine has no kernel for a layer, None if it has; None in its place for nothing to do.
     """
-    if not without_kernel:
+    missing = without_kernel(CheckpointReader(source), tensor_parallel, reason) if reason else {}
+    if not missing:
         yield source
         return
     folder = output.with_name(output.name + ".reference")
-    write_dequantized(source, folder, without_kernel)
+    write_dequantized(source, folder, missing)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def without_kernel(reader: CheckpointReader, tensor_parallel: int, reason: Reason) -> dict[str, str]:
+    """Layer → why nothing runs it; layers that are fused go together."""
+    layers = per_device(read_layers(reader), tensor_parallel, heads(reader.config)[1])
+    reasons = {layer: reason(layer) for layer in layers}
+    return {
+        member.name: told for layer, told in reasons.items() if told is not None for member in layer.members
+    }
 
 
 def findings(manifest: Manifest | None, *, allowed: bool) -> Iterator[Finding]:

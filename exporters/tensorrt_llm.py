@@ -8,19 +8,21 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
+
+from torch import Tensor
 
 from qdeploy.checkpoint.folder import refuse_used
 from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.conversion import convert
 from qdeploy.errors import disk_errors
-from qdeploy.exporters import parallel
+from qdeploy.exporters import checks, parallel
 from qdeploy.exporters import reference as dequantized
 from qdeploy.exporters.algorithms import CACHE_IN_FP8, TENSORRT_LLM, objection
 from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
-from qdeploy.exporters.layers import Layer, expert_sets, fused_sets, per_device, read_layers
+from qdeploy.exporters.layers import FusedLayer, Layer, expert_sets, fused_sets, per_device, read_layers
 from qdeploy.exporters.linking import link_model
 from qdeploy.exporters.targets import Target, find_target
 from qdeploy.exporters.trtllm_launch import engine_arguments, write_launch_files
@@ -63,11 +65,8 @@ class TensorRTLLMExporter:
         """
         refuse_used(output)
         target = find_target(gpu, tensor_parallel)
-        with ExitStack() as stack:
-            checked = source
-            if reference:
-                missing = _without_kernel(CheckpointReader(source), target, tensor_parallel)
-                checked = stack.enter_context(dequantized.dequantizing(source, output, missing))
+        reason = partial(_reason, target) if reference else None
+        with dequantized.dequantizing(source, output, tensor_parallel, reason) as checked:
             packed = Packed(CheckpointReader(checked))
             findings = [
                 *_findings(packed, target, tensor_parallel),
@@ -88,70 +87,61 @@ class TensorRTLLMExporter:
         return Support("converted", f"ModelOpt's {algorithm(scheme)}; not run")
 
 
-def _without_kernel(reader: CheckpointReader, target: Target, tensor_parallel: int) -> dict[str, str]:
-    """Layer → why nothing runs it; layers that are fused go together."""
-    layers = per_device(read_layers(reader), tensor_parallel, parallel.heads(reader.config)[1])
-    reasons = {layer: objection(layer.scheme, layer.n, layer.k, target) for layer in layers if layer.scheme}
-    return {
-        member.name: reason
-        for layer, reason in reasons.items()
-        if reason is not None
-        for member in layer.members
-    }
+def _reason(target: Target, layer: FusedLayer) -> str | None:
+    """Why nothing runs the layer; None if something does."""
+    assert layer.scheme is not None
+    return objection(layer.scheme, layer.n, layer.k, target)
 
 
 def _findings(packed: Packed, target: Target, tensor_parallel: int) -> Iterator[Finding]:
+    if target.capability is None:
+        yield Finding(
+            "error", f"TensorRT-LLM runs on NVIDIA GPUs alone, not on {target}", "Give --gpu h100, say"
+        )
+        return
     reader = packed.reader
     layers, kv_heads = read_layers(reader), parallel.heads(reader.config)[1]
     found = list(
         chain(
             parallel.check_heads(reader.config, tensor_parallel),
             parallel.check_partition(layers, tensor_parallel, kv_heads),
-            _check_fused(packed, layers),
+            checks.check_fused(layers),
+            _check_divisors(packed, layers),
         )
     )
     yield from found
     if all(finding.severity != "error" for finding in found):
         for layer in per_device(layers, tensor_parallel, kv_heads):
-            assert layer.scheme is not None
-            reason = objection(layer.scheme, layer.n, layer.k, target)
+            reason = _reason(target, layer)
             if reason is not None:
-                yield Finding("error", reason, "Choose another scheme; see qdeploy methods", layer.name)
-    if target.capability is None and not packed.schemes:
-        yield Finding("error", "TensorRT-LLM runs on NVIDIA GPUs alone", "Give --gpu, e.g. --gpu h100")
-    if stored_scales(reader) and target.capability is not None and target.capability < CACHE_IN_FP8:
+                known = f"Quantize again to what it runs there: qdeploy methods --gpu {target.name}"
+                yield Finding("error", reason, known, layer.name)
+    if stored_scales(reader) and target.capability < CACHE_IN_FP8:
         yield Finding("error", f"on {target} there is no cache in FP8", "Quantize again without kv_cache")
     if any(layer.scheme for members in expert_sets(layers).values() for layer in members):
         yield Finding("warning", "whether TensorRT-LLM has kernels for these experts was not checked")
     yield Finding("info", "follows TensorRT-LLM's loader by its source; this project has not run it")
 
 
-def _check_fused(packed: Packed, layers: Sequence[Layer]) -> Iterator[Finding]:
-    """Layers that run as one matrix have one scheme, and equal scales where they have one of all."""
+def _check_divisors(packed: Packed, layers: Sequence[Layer]) -> Iterator[Finding]:
+    """Layers of NVFP4 that run as one have one divisor and one input scale, as the loader asserts."""
     for name, members in fused_sets(layers):
-        schemes = {member.scheme for member in members}
-        if len(schemes) > 1:
-            told = ", ".join(f"{m.leaf} {m.scheme.describe() if m.scheme else '16-bit'}" for m in members)
-            yield Finding("error", f"runs as one matrix, but schemes differ: {told}", "Give them one", name)
+        if any(member.scheme is None or member.scheme.steps != "e4m3" for member in members):
             continue
-        (scheme,) = schemes
-        if scheme is None or (scheme.rows == 1 and scheme.steps != "e4m3"):
-            continue
-        read = [packed.read(member.name) for member in members]
-        shared, leaves = [(q.divisor, q.input_scale) for q in read], ", ".join(m.leaf for m in members)
-        if any(_differ(one, other) for pair in shared for one, other in zip(pair, shared[0], strict=True)):
+        read = {member.leaf: packed.read(member.name) for member in members}
+        found = {leaf: (_number(q.divisor), _number(q.input_scale)) for leaf, q in read.items()}
+        if len(set(found.values())) > 1:
+            told = ", ".join(f"{leaf} {divisor}, {scale}" for leaf, (divisor, scale) in found.items())
             yield Finding(
                 "error",
-                f"the loader wants one divisor and one input scale for all of {leaves}",
+                f"divisors and input scales of layers that run as one matrix differ: {told}",
                 "Quantize the model again",
                 name,
             )
 
 
-def _differ(one: object, other: object) -> bool:
-    if one is None or other is None:
-        return one is not other
-    return bool(one != other)
+def _number(scale: Tensor | None) -> str:
+    return "none" if scale is None else f"{float(scale):.7g}"
 
 
 def _write(

@@ -11,7 +11,7 @@ import yaml
 
 from qdeploy.exporters.algorithms import TENSORRT_LLM
 from qdeploy.exporters.base import ExportReport
-from qdeploy.exporters.launch import PROBE
+from qdeploy.exporters.launch import service
 from qdeploy.files import write_json, write_text
 
 IMAGE = f"nvcr.io/nvidia/tensorrt-llm/release:{TENSORRT_LLM}"
@@ -53,27 +53,7 @@ def write_launch_files(folder: Path, report: ExportReport, *, cache_in_fp8: bool
 def compose_file(arguments: Sequence[str], devices: int) -> str:
     """A compose file that serves the folder it lies in, read-only, on the host's loopback."""
     command = ["trtllm-serve", "serve", "/model", "--host", "0.0.0.0", "--port", "8000"]
-    service = {
-        "image": IMAGE,
-        "command": [*command, "--extra_llm_api_options", f"/model/{OPTIONS}", *arguments],
-        "ports": ["127.0.0.1:8000:8000"],
-        "volumes": [{"type": "bind", "source": ".", "target": "/model", "read_only": True}],
-        "environment": {"HF_HUB_OFFLINE": "1"},
-        # Its ranks exchange tensors through shared memory, of which a container has 64 MB by default.
-        "shm_size": "8gb",
-        "ulimits": {"memlock": -1, "stack": 67108864},
-        "healthcheck": {
-            "test": ["CMD", "python3", "-c", PROBE],
-            "interval": "10s",
-            "timeout": "5s",
-            "retries": 3,
-            "start_period": "15m",
-        },
-        "restart": "unless-stopped",
-        "deploy": {
-            "resources": {
-                "reservations": {"devices": [{"driver": "nvidia", "count": devices, "capabilities": ["gpu"]}]}
-            }
-        },
-    }
-    return yaml.safe_dump({"services": {"tensorrt-llm": service}}, sort_keys=False)
+    command += ["--extra_llm_api_options", f"/model/{OPTIONS}", *arguments]
+    found = service(IMAGE, command, {}, devices)
+    found["ulimits"] = {"memlock": -1, "stack": 67108864}
+    return yaml.safe_dump({"services": {"tensorrt-llm": found}}, sort_keys=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -56,11 +56,8 @@ class VllmExporter:
         """
         refuse_used(output)
         target = find_target(gpu, tensor_parallel)
-        with ExitStack() as stack:
-            checked = source
-            if reference:
-                missing = _without_kernel(CheckpointReader(source), target, tensor_parallel)
-                checked = stack.enter_context(dequantized.dequantizing(source, output, missing))
+        reason = partial(_reason, target) if reference else None
+        with dequantized.dequantizing(source, output, tensor_parallel, reason) as checked:
             report = inspect(CheckpointReader(checked), output, target, tensor_parallel)
             # The manifest travels along, so a broken one must not.
             report.findings.extend(dequantized.findings(load_manifest(checked), allowed=reference))
@@ -85,16 +82,10 @@ class VllmExporter:
         return Support("reference", "; ".join(choice.reasons))
 
 
-def _without_kernel(reader: CheckpointReader, target: Target, tensor_parallel: int) -> dict[str, str]:
-    """Layer → why nothing runs it; layers that are fused go together."""
-    layers = per_device(read_layers(reader), tensor_parallel, parallel.heads(reader.config)[1])
-    choices = {layer: choose(layer, target) for layer in layers}
-    return {
-        member.name: "; ".join(choice.reasons)
-        for layer, choice in choices.items()
-        if choice.kernel is None
-        for member in layer.members
-    }
+def _reason(target: Target, layer: FusedLayer) -> str | None:
+    """Why no kernel runs the layer; None if one does."""
+    choice = choose(layer, target)
+    return "; ".join(choice.reasons) if choice.kernel is None else None
 
 
 def check(folder: Path, target: Target, tensor_parallel: int = 1) -> list[Finding]:

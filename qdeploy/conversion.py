@@ -93,7 +93,13 @@ class _Conversion:
 
     def _refuse(self) -> None:
         """Before anything is written, all that can be told from headers."""
-        if stored_scales(self._reader) and self.target.cache is None:
+        scales = stored_scales(self._reader)
+        if any(scale.numel() > 1 for found in scales.values() for scale in found.values()):
+            raise ConversionError(
+                f"{self._reader.folder} has a scale of its cache for each head, and only one for all can be "
+                f"converted. Stay with {self.source.name}."
+            )
+        if scales and self.target.cache is None:
             raise ConversionError(
                 f"{self._reader.folder} has its cache in FP8, which the config of {self.target.name} cannot "
                 f"say. Quantize again without kv_cache, or stay with {self.source.name}."

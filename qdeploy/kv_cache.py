@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qdeploy.distributed import ALONE, Group
 from qdeploy.errors import RecipeError
+from qdeploy.formats.packed import block_of, has_cache_in_fp8
 from qdeploy.formats.tensors import attention_of
 from qdeploy.modeling.activations import Activations as States
 from qdeploy.modeling.attending import look_at_attention
@@ -91,9 +92,16 @@ def cache_scales(call: BlockCall, states: States, group: Group = ALONE) -> dict[
     }
 
 
-def stored_scales(reader: CheckpointReader) -> dict[str, dict[str, float]]:
-    """Attention module → suffix → scale, of a checkpoint whose config.json has a `kv_cache_scheme`."""
-    if (reader.config.get("quantization_config") or {}).get("kv_cache_scheme") is None:
+def stored_scales(reader: CheckpointReader) -> dict[str, dict[str, Tensor]]:
+    """Attention module → suffix → scale of one number, or of one for each head: [H, 1, 1].
+
+    Empty for a checkpoint whose config does not say that keys and values are cached in FP8.
+
+    Raises:
+        CheckpointError: it says that they are cached in another format.
+    """
+    block = block_of(reader)
+    if block is None or not has_cache_in_fp8(block):
         return {}
     return by_module({name: reader.get(name) for name in reader.names if is_cache_scale(name)})
 
@@ -103,16 +111,16 @@ def is_cache_scale(tensor: str) -> bool:
     return tensor.rpartition(".")[2] in SCALES
 
 
-def by_module(scales: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+def by_module(scales: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Attention module → suffix → scale, of scales by their full names."""
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Tensor]] = {}
     for name, scale in scales.items():
         module, _, suffix = name.rpartition(".")
-        found.setdefault(attention_of(module), {})[suffix] = float(scale)
+        found.setdefault(attention_of(module), {})[suffix] = scale
     return found
 
 
-def round_cache(model: nn.Module, scales: Mapping[str, Mapping[str, float]]) -> Callable[[], None]:
+def round_cache(model: nn.Module, scales: Mapping[str, Mapping[str, Tensor]]) -> Callable[[], None]:
     """Have attention read keys and values as they come out of a cache in FP8; returns what ends it.
 
     Args:
@@ -120,11 +128,10 @@ def round_cache(model: nn.Module, scales: Mapping[str, Mapping[str, float]]) -> 
         scales: see `stored_scales`.
     """
 
-    def see(own: Mapping[str, float], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        k, v = (
-            rounded(x, FP8, torch.tensor(own[suffix], device=x.device))
-            for x, suffix in ((k, KEY), (v, VALUE))
-        )
+    def see(own: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Where there is none, engines take 1.
+        k_scale, v_scale = (own.get(suffix, torch.ones(())).float().to(k.device) for suffix in (KEY, VALUE))
+        k, v = rounded(k, FP8, k_scale), rounded(v, FP8, v_scale)
         return q, k, v
 
     return look_at_attention(

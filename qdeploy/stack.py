@@ -211,7 +211,10 @@ class Stack:
                 tensors,
                 {
                     "modules": notes,
-                    "kv_cache": by_module(solved.kv_cache),
+                    "kv_cache": {
+                        module: {suffix: float(scale) for suffix, scale in scales.items()}
+                        for module, scales in by_module(solved.kv_cache).items()
+                    },
                     "plus_one": solved.plus_one,
                     "seconds": seconds,
                 },

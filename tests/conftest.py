@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 torch.set_num_threads(1)
+# The same examples in every run, and none too slow on a machine that has other work.
+settings.register_profile("steady", derandomize=True, deadline=None, database=None)
+settings.load_profile("steady")
 # Shells have what they start in the background ignore Ctrl-C, and its children too: some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -90,7 +90,7 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         schemes=uses,
         kv_cache=len(stored_scales(reader)),
         format=packed.format.name if packed.format else None,
-        served_by=served_by(set(schemes.values())),
+        served_by=served_by(set(schemes.values()), packed.format.name if packed.format else None),
         manifest=load_manifest(folder),
     )
 
@@ -139,13 +139,35 @@ def _scheme_uses(packed: Packed) -> list[SchemeUse]:
     return sorted(uses, key=lambda use: -use.weights)
 
 
-def served_by(schemes: set[Scheme]) -> list[str]:
-    """Who can run all of these schemes: vLLM where it has kernels, transformers by decoding to 16 bits."""
+def served_by(schemes: set[Scheme], format: str | None = "compressed-tensors") -> list[str]:
+    """Who can run all of these schemes: vLLM where it has kernels, transformers by decoding to 16 bits.
+
+    Args:
+        schemes: of the layers.
+        format: that they are stored in; None for 16 bits.
+    """
     engines = {"vLLM on CUDA": _vllm_cuda, "vLLM on CPU": _vllm_cpu}
-    native = [name for name, runs in engines.items() if all(map(runs, schemes))]
+    takes = _VLLM_TAKES.get(str(format))
+    native = [
+        name
+        for name, runs in engines.items()
+        if all((takes is None or takes(scheme)) and runs(scheme) for scheme in schemes)
+    ]
+    if format == "modelopt":
+        return [*native, "TensorRT-LLM"]
+    if format not in (None, "compressed-tensors"):
+        return [*native, "transformers with gptqmodel"]
     # compressed-tensors 0.18 to 0.20 cannot load packed zero points in the default way.
     symmetric = all(scheme.symmetric for scheme in schemes)
     return [*native, "transformers" + ("" if symmetric else " with CompressedTensorsConfig(dequantize=True)")]
+
+
+_VLLM_TAKES: Mapping[str, Callable[[Scheme], bool]] = {
+    "gptq": lambda scheme: scheme.symmetric and scheme.bits in (4, 8),
+    "gptq_v2": lambda scheme: scheme.symmetric and scheme.bits in (4, 8),
+    "modelopt": lambda scheme: scheme.element is not None,
+}
+"""Format → what vLLM 0.32 reads of it, where that is not all."""
 
 
 def _vllm_cuda(scheme: Scheme) -> bool:

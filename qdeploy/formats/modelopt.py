@@ -71,7 +71,7 @@ def refusal(scheme: Scheme, n: int, k: int) -> str | None:
     """Why the format cannot hold a layer [N, K]; None if it can."""
     if algorithm(scheme) is None:
         if not scheme.symmetric:
-            return "ModelOpt has no zero points. Quantize again to W4A16, which is symmetric"
+            return "ModelOpt has no zero points; W4A16 goes without"
         return f"ModelOpt has no {scheme.describe()}"
     if algorithm(scheme) == INT4 and n % 2:
         return f"ModelOpt packs pairs of rows, and there are {n}"

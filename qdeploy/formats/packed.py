@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -197,15 +198,45 @@ class Packed:
 
 
 def block_of(reader: CheckpointReader) -> Block | None:
-    """What describes the folder's quantization; None for a 16-bit model."""
+    """What describes the folder's quantization; None for a 16-bit model.
+
+    Raises:
+        CheckpointError: a file beside config.json is not a JSON object.
+    """
     block: Block | None = reader.config.get("quantization_config")
     if block is not None:
         return block
     for name in BESIDE:
         if (reader.folder / name).is_file():
-            beside: Block = read_json(reader.folder / name)
-            return beside
+            return _beside(reader.folder / name)
     return None
+
+
+def _beside(path: Path) -> Block:
+    try:
+        block = read_json(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}. Download it again.") from error
+    if not isinstance(block, dict):
+        raise CheckpointError(f"{path} holds {type(block).__name__}, not an object.")
+    return block
+
+
+def has_cache_in_fp8(block: Block) -> bool:
+    """Whether it says that keys and values are cached in FP8.
+
+    Raises:
+        CheckpointError: in another format than 16 bits and FP8.
+    """
+    fields = block.get("quantization", block)
+    scheme, algorithm = fields.get("kv_cache_scheme"), fields.get("kv_cache_quant_algo")
+    if isinstance(scheme, dict):
+        algorithm = "FP8" if (scheme.get("num_bits"), scheme.get("type")) == (8, "float") else scheme
+    elif scheme is not None:
+        algorithm = scheme
+    if algorithm not in (None, "FP8"):
+        raise CheckpointError(f"The cache is quantized as {algorithm}; only FP8 can be read.")
+    return algorithm is not None
 
 
 def format_of(block: Block) -> Format:

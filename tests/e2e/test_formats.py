@@ -34,9 +34,13 @@ def test_symmetric_layers_compute_the_same_in_every_format(checkpoint: Path, tmp
         assert served(tmp_path / name, tmp_path / f"{name}.log") == expected
 
 
-def test_zero_points_compute_the_same_in_awq(model: Path, tmp_path: Path) -> None:
-    how = ["--scheme", "W4A16_ASYM", "--method", "rtn", "--group-size", "auto"]
-    qdeploy("quantize", model, *how, "-o", tmp_path / "packed")
-    qdeploy("convert", tmp_path / "packed", "--to", "awq", "-o", tmp_path / "awq")
+@pytest.mark.parametrize(
+    ("scheme", "name"), [(["W4A16_ASYM", "--group-size", "auto"], "awq"), (["FP8_DYNAMIC"], "modelopt")]
+)
+def test_others_compute_the_same_where_vllm_reads_them(
+    model: Path, tmp_path: Path, scheme: list[str], name: str
+) -> None:
+    qdeploy("quantize", model, "--method", "rtn", "--scheme", *scheme, "-o", tmp_path / "packed")
+    qdeploy("convert", tmp_path / "packed", "--to", name, "-o", tmp_path / name)
     expected = served(tmp_path / "packed", tmp_path / "packed.log")
-    assert served(tmp_path / "awq", tmp_path / "awq.log", verify=True) == expected
+    assert served(tmp_path / name, tmp_path / f"{name}.log", verify=True) == expected

@@ -26,7 +26,7 @@ from qdeploy.exporters.vllm import check
 from qdeploy.formats import awq
 from qdeploy.formats.dequantize import dequantized_state
 from qdeploy.formats.packed import FORMATS, Packed
-from qdeploy.kv_cache import stored_scales
+from qdeploy.kv_cache import is_cache_scale, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
@@ -140,7 +140,7 @@ def test_everything_else_keeps_its_bytes(packed: Callable[[Scheme], Path], tmp_p
         ("W3A16", "awq", "AWQ packs 4 bits, not 3"),
         ("W8A8", "gptq", r"no rounding of activations\. Stay with compressed-tensors"),
         ("FP8_DYNAMIC", "awq", "AWQ holds integer weights alone"),
-        ("W4A16_ASYM", "modelopt", "no zero points. Quantize again to W4A16, which is symmetric"),
+        ("W4A16_ASYM", "modelopt", "no zero points; W4A16 goes without"),
         ("W8A8", "modelopt", "ModelOpt has no W8A8 symmetric, per channel"),
     ],
 )
@@ -183,6 +183,24 @@ def test_a_cache_in_fp8_stays_with_compressed_tensors(tiny_llama: Path, tmp_path
     quantize(recipe(tiny_llama, method="rtn", kv_cache="fp8"), tmp_path / "source")
     with pytest.raises(ConversionError, match="cache in FP8, which the config of awq cannot say"):
         convert(tmp_path / "source", tmp_path / "out", "awq")
+
+
+def test_a_cache_with_scales_for_each_head_stays_as_it_is(tiny_llama: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    quantize(recipe(tiny_llama, method="rtn", kv_cache="fp8"), source)
+    per_head(source)
+    with pytest.raises(ConversionError, match="a scale of its cache for each head"):
+        convert(source, tmp_path / "out", "modelopt")
+
+
+def per_head(folder: Path) -> None:
+    """Give each of the two heads the scale that both have."""
+    for shard in folder.glob("*.safetensors"):
+        tensors = load_file(shard)
+        spread = {
+            n: t.expand(2).reshape(2, 1, 1).clone() if is_cache_scale(n) else t for n, t in tensors.items()
+        }
+        save_file(spread, shard, metadata={"format": "pt"})
 
 
 def test_routers_are_named_so_that_readers_find_them_alone(
@@ -264,6 +282,31 @@ def test_modelopt_folders_without_a_block_are_read_by_their_file(wide: Path, tmp
     edit_config(there / "config.json", there / "config.json", quantization_config=None)
     convert(there, tmp_path / "back", "compressed-tensors")
     assert same(tmp_path / "back", tmp_path / "source")
+
+
+def test_a_cache_is_known_by_modelopt_s_file_alone(wide: Path, tmp_path: Path) -> None:
+    quantize(recipe(wide, method="rtn", kv_cache="fp8"), tmp_path / "source")
+    there = tmp_path / "there"
+    convert(tmp_path / "source", there, "modelopt")
+    edit_config(there / "config.json", there / "config.json", quantization_config=None)
+    convert(there, tmp_path / "back", "compressed-tensors")
+    assert stored_scales(CheckpointReader(tmp_path / "back")).keys() == {
+        "model.layers.0.self_attn",
+        "model.layers.1.self_attn",
+    }
+    file = there / "hf_quant_config.json"
+    file.write_text(file.read_text().replace('"kv_cache_quant_algo": "FP8"', '"kv_cache_quant_algo": "INT8"'))
+    with pytest.raises(CheckpointError, match="quantized as INT8; only FP8"):
+        convert(there, tmp_path / "other", "compressed-tensors")
+
+
+def test_a_damaged_file_beside_the_config_is_named(packed: Callable[[Scheme], Path], tmp_path: Path) -> None:
+    convert(packed(SYMMETRIC), tmp_path / "foreign", "gptq")
+    foreign(tmp_path / "foreign", "quantize_config.json")
+    for content, told in (("{", "is not valid JSON"), ("[]", "holds list, not an object")):
+        (tmp_path / "foreign" / "quantize_config.json").write_text(content)
+        with pytest.raises(CheckpointError, match=rf"quantize_config\.json {told}"):
+            Packed(CheckpointReader(tmp_path / "foreign"))
 
 
 def test_inputs_that_modelopt_scales_first_are_not_passed_over(

@@ -19,12 +19,13 @@ from qdeploy.calibration.tokenizer import load_tokenizer
 from qdeploy.checkpoint.inspection import inspect_checkpoint
 from qdeploy.errors import RecipeError
 from qdeploy.formats.dequantize import dequantized_model
-from qdeploy.kv_cache import stored_scales
+from qdeploy.kv_cache import round_cache, stored_scales
 from qdeploy.memory import Budget
 from qdeploy.modeling import products
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
+from tests.qdeploy.test_conversion import per_head
 from tests.qdeploy.test_pipeline import recipe, shard_bytes
 
 TOKENS = torch.arange(40)[None]
@@ -68,7 +69,7 @@ def test_the_largest_of_the_calibration_becomes_the_largest_number(
     with unrounded(tmp_path / "out") as model:
         for scales, attended in zip(found.values(), cached(model, tokens), strict=True):
             for suffix, x in zip(("k_scale", "v_scale"), attended, strict=True):
-                assert scales[suffix] == pytest.approx(float(x.abs().amax()) / 448, rel=2**-8)
+                assert float(scales[suffix]) == pytest.approx(float(x.abs().amax()) / 448, rel=2**-8)
 
 
 def test_every_family_has_scales(tiny_family: Path, tmp_path: Path) -> None:
@@ -76,7 +77,9 @@ def test_every_family_has_scales(tiny_family: Path, tmp_path: Path) -> None:
     reader = CheckpointReader(tmp_path / "out")
     layers = reader.config["num_hidden_layers"]
     assert list(manifest["kv_cache"]) == [f"model.layers.{i}.self_attn" for i in range(layers)]
-    assert stored_scales(reader) == manifest["kv_cache"]
+    stored = stored_scales(reader)
+    told = {name: {suffix: float(scale) for suffix, scale in own.items()} for name, own in stored.items()}
+    assert told == manifest["kv_cache"]
     for module in manifest["kv_cache"]:
         for suffix in ("q_scale", "k_scale", "v_scale"):
             scale = reader.get(f"{module}.{suffix}")
@@ -121,6 +124,32 @@ def test_attention_reads_what_a_cache_in_fp8_holds(tiny_llama: Path, tmp_path: P
     assert (plain - expected).abs().max() > 100 * (found - expected).abs().max()
 
 
+def test_other_tools_scales_for_each_head_are_read(tiny_llama: Path, tmp_path: Path) -> None:
+    quantize(recipe(tiny_llama, method="rtn", kv_cache="fp8"), tmp_path / "out")
+    with torch.no_grad():
+        expected = dequantized_model(tmp_path / "out")(TOKENS).logits
+        per_head(tmp_path / "out")
+        assert torch.equal(dequantized_model(tmp_path / "out")(TOKENS).logits, expected)
+    assert inspect_checkpoint(tmp_path / "out").kv_cache == 2
+
+
+def test_where_a_scale_is_missing_it_is_1(tiny_llama: Path, tmp_path: Path) -> None:
+    """As engines take it."""
+    quantize(recipe(tiny_llama, method="rtn", kv_cache="fp8"), tmp_path / "out")
+    scales = stored_scales(CheckpointReader(tmp_path / "out"))
+    with torch.no_grad(), unrounded(tmp_path / "out") as model:
+        ones = {name: own | {"v_scale": torch.ones(1)} for name, own in scales.items()}
+        found = []
+        for each in (
+            ones,
+            {name: {k: s for k, s in own.items() if k != "v_scale"} for name, own in ones.items()},
+        ):
+            end = round_cache(model, each)
+            found.append(model(TOKENS).logits)
+            end()
+    assert torch.equal(*found)
+
+
 def test_sliding_windows_keep_their_masks(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     """Behind another name of attention transformers would leave masks out."""
     quantize(recipe(tiny_model("gemma3_text"), method="rtn", kv_cache="fp8"), tmp_path / "out")
@@ -137,8 +166,6 @@ def test_eager_attention_is_seen_too(tiny_llama: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         model = dequantized_model(tmp_path / "out")
         expected = model(TOKENS).logits
-        from qdeploy.kv_cache import round_cache
-
         model.config._attn_implementation = "eager"
         end = round_cache(model, stored_scales(CheckpointReader(tmp_path / "out")))
         torch.testing.assert_close(model(TOKENS).logits, expected)

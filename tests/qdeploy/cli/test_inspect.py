@@ -148,3 +148,23 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 )
 def test_an_engine_must_run_every_scheme(schemes: set[Scheme], engines: list[str]) -> None:
     assert served_by(schemes) == engines
+
+
+BOTH, ELSEWHERE = ["vLLM on CUDA", "vLLM on CPU"], "transformers with gptqmodel"
+
+
+@pytest.mark.parametrize(
+    ("format", "scheme", "engines"),
+    [
+        ("gptq", "W4A16", [*BOTH, ELSEWHERE]),
+        ("gptq", "W8A16", ["vLLM on CUDA", ELSEWHERE]),
+        ("gptq", "W3A16", [ELSEWHERE]),
+        ("gptq_v2", "W4A16_ASYM", [ELSEWHERE]),
+        ("awq", "W4A16_ASYM", [*BOTH, ELSEWHERE]),
+        ("modelopt", "W4A16", ["TensorRT-LLM"]),
+        ("modelopt", "FP8_DYNAMIC", [*BOTH, "TensorRT-LLM"]),
+        ("modelopt", "NVFP4", ["vLLM on CUDA", "TensorRT-LLM"]),
+    ],
+)
+def test_an_engine_must_read_the_format(format: str, scheme: str, engines: list[str]) -> None:
+    assert served_by({PRESETS[scheme]}, format) == engines

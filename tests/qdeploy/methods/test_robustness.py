@@ -84,7 +84,7 @@ def problems(draw: st.DrawFn) -> tuple[LinearProblem, str, list[str]]:
 
 
 @pytest.mark.parametrize("config", ROUNDERS, ids=lambda config: type(config).__name__)
-@settings(derandomize=True, deadline=None, max_examples=200, database=None)
+@settings(max_examples=200)
 @given(drawn=problems(), compiled=st.booleans())
 def test_a_solution_can_be_stored_and_run_whatever_was_asked(
     config: Any, drawn: tuple[LinearProblem, str, list[str]], compiled: bool
