@@ -105,10 +105,7 @@ def _candidates(call: BlockCall, reader: str, norm: str | None, earlier: Sequenc
     if norm is not None:
         module = call.block.module.get_submodule(norm.removeprefix(f"{call.block.name}."))
         device = next(module.parameters(recurse=False)).device
-        plus_one = not neutral(module, channels, device)
-        # A bias would have to be divided as it is, beside a weight that is not.
-        if not plus_one or [name for name, _ in module.named_parameters(recurse=False)] == ["weight"]:
-            yield Feed(norm, torch.arange(channels), plus_one)
+        yield Feed(norm, torch.arange(channels), plus_one=not neutral(module, channels, device))
         return
     repeated, width = _heads(call, reader)
     for name in earlier:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from qdeploy.cli.main import build
 from qdeploy.errors import ExportError, OutputError, UsageError
+from qdeploy.exporters.reference import write_dequantized
 from qdeploy.exporters.tensorrt_llm import TensorRTLLMExporter
 from qdeploy.formats.dequantize import dequantized_state
 from qdeploy.formats.packed import Packed
@@ -122,6 +123,13 @@ def test_fused_layers_must_agree_on_their_divisor(make: Callable[..., Path], tmp
     (source / "model.safetensors").rename(shard)
     with pytest.raises(ExportError, match=r"qkv_proj: .* matrix differ: q_proj 7, \d\S+, k_proj \d"):
         export(source, tmp_path / "deploy", "b200")
+
+
+def test_fused_layers_must_have_one_scheme(make: Callable[..., Path], tmp_path: Path) -> None:
+    write_dequantized(make(), tmp_path / "mixed", {"model.layers.0.self_attn.q_proj": "for this test"})
+    told = r"qkv_proj: run as one matrix, but their schemes differ: q_proj 16-bit, k_proj W4A16"
+    with pytest.raises(ExportError, match=told):
+        export(tmp_path / "mixed", tmp_path / "deploy", reference=True)
 
 
 def _names(file: Path) -> list[str]:
