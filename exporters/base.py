@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from qdeploy.errors import ExportError
 from qdeploy.schemes import Scheme
 from qdeploy.support import Support
+
+if TYPE_CHECKING:
+    from qdeploy.exporters.lint.subject import Subject
+    from qdeploy.exporters.targets import Target
 
 Severity = Literal["error", "warning", "info"]
 SHOWN = 5
@@ -26,12 +30,14 @@ class Finding:
         problem: what is the case, with the number that matters.
         fix: the smallest change that mends it; empty for "info".
         module: the layer or file that it is about, if it is one.
+        code: of the rule that found it.
     """
 
     severity: Severity
     problem: str
     fix: str = ""
     module: str | None = None
+    code: str = ""
 
     def __str__(self) -> str:
         where = f"{self.module}: " if self.module else ""
@@ -100,6 +106,10 @@ class Exporter(Protocol):
         """
         ...
 
+    def lint(self, subject: Subject, target: Target, tensor_parallel: int) -> Iterator[Finding]:
+        """What the engine and the device add to the linter's rules."""
+        ...
+
 
 def refuse_errors(findings: Sequence[Finding], target: str) -> None:
     """Raise if any finding is an error.
@@ -110,10 +120,7 @@ def refuse_errors(findings: Sequence[Finding], target: str) -> None:
     errors = [finding for finding in findings if finding.severity == "error"]
     if not errors:
         return
-    alike: dict[tuple[str, str], list[Finding]] = {}
-    for finding in errors:
-        alike.setdefault((finding.problem, finding.fix), []).append(finding)
-    kinds = list(alike.values())
+    kinds = alike(errors)
     shown = "\n".join(f"  {_tell(kind)}." for kind in kinds[:SHOWN])
     hidden = sum(len(kind) for kind in kinds[SHOWN:])
     more = f"\n  and {hidden} more" if hidden else ""
@@ -121,6 +128,14 @@ def refuse_errors(findings: Sequence[Finding], target: str) -> None:
     raise ExportError(
         f"{target} would not serve this checkpoint, {count}; nothing was written:\n{shown}{more}"
     )
+
+
+def alike(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """The findings in groups that differ in the module alone, in order of the first of each."""
+    kinds: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault((finding.code, finding.problem, finding.fix), []).append(finding)
+    return list(kinds.values())
 
 
 def _tell(kind: Sequence[Finding]) -> str:

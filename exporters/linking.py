@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qdeploy.checkpoint.companions import companions
 from qdeploy.checkpoint.manifest import MANIFEST
+from qdeploy.formats.packed import BESIDE
 from qdeploy.modeling.checkpoint import INDEX, CheckpointReader
 
 
@@ -23,7 +24,7 @@ def link_model(source: Path, folder: Path) -> None:
 
 def _model_files(source: Path) -> Iterator[Path]:
     yield from CheckpointReader(source).files
-    for name in ("config.json", INDEX, MANIFEST):
+    for name in ("config.json", INDEX, MANIFEST, *BESIDE):
         if (source / name).is_file():
             yield source / name
     yield from companions(source)

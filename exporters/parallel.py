@@ -9,9 +9,58 @@ from typing import Any
 from qdeploy.exporters.base import Finding
 from qdeploy.exporters.kernels import CPU_EXPERTS, TORCH_INT4, VLLM, choose
 from qdeploy.exporters.layers import COLUMN_PARALLEL, KEY_VALUE, ROW_PARALLEL, FusedLayer, Layer
+from qdeploy.exporters.lint.rule import rule
 from qdeploy.exporters.targets import Target
 
 BF16_CAPABILITY = 80
+
+HEADS = rule(
+    "QD601",
+    "error",
+    "Attention heads cannot be split over so many devices",
+    """Query heads are dealt out evenly. Key and value heads are too or, where there are fewer of them than
+    devices, repeated evenly.""",
+)
+PARTITION = rule(
+    "QD602",
+    "error",
+    "A layer cannot be split over so many devices",
+    """q, k, v, gate and up are split by rows, o and down by columns, and there each device must get whole
+    groups.""",
+)
+NO_KERNEL = rule(
+    "QD603",
+    "error",
+    "No kernel for a layer on the device",
+    """The engine would refuse the layer when it loads, or at its first request. The finding says what each
+    kernel objects to. `qdeploy methods --gpu NAME` lists what runs there; `qdeploy export --reference`
+    dequantizes such layers, to study accuracy.""",
+)
+PADDED = rule(
+    "QD606",
+    "warning",
+    "Marlin pads layers at every call",
+    "Its tiles are 64 × 128 or 128 × 64. Other shapes work and cost a copy of the inputs or the outputs.",
+)
+PLUGIN = rule(
+    "QD607",
+    "info",
+    "4 bits on a CPU without AVX-512 take qdeploy's plugin",
+    "vLLM picks a kernel there that fails at the first request. `qdeploy serve` brings one that works.",
+)
+AMX = rule(
+    "QD608",
+    "info",
+    "Quantized experts on a CPU take AMX",
+    "vLLM has no other kernel for them on CPUs.",
+)
+NO_BFLOAT16 = rule(
+    "QD609",
+    "warning",
+    "A bfloat16 model on a GPU without bfloat16",
+    """vLLM then runs it in float16, whose largest number is 65504: models with larger activations overflow.
+    Measure accuracy on that GPU.""",
+)
 
 
 def heads(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -26,8 +75,7 @@ def check_heads(config: Mapping[str, Any], tensor_parallel: int) -> Iterator[Fin
     queries, keys = heads(config)
     fits = [t for t in range(1, queries + 1) if queries % t == 0 and (keys % t == 0 or t % keys == 0)]
     if tensor_parallel not in fits:
-        yield Finding(
-            "error",
+        yield HEADS(
             f"{queries} attention heads and {keys} key/value heads cannot be split over {tensor_parallel} "
             "devices",
             f"Use --tensor-parallel {' or '.join(map(str, fits[:5]))}",
@@ -39,8 +87,7 @@ def check_partition(layers: Sequence[Layer], tensor_parallel: int, kv_heads: int
     for layer in layers:
         parts = min(tensor_parallel, kv_heads) if layer.leaf in KEY_VALUE else tensor_parallel
         if layer.leaf in COLUMN_PARALLEL and layer.n % parts:
-            yield Finding(
-                "error",
+            yield PARTITION(
                 f"N = {layer.n} cannot be split over {parts} devices",
                 "Use a smaller --tensor-parallel",
                 layer.name,
@@ -53,8 +100,7 @@ def _check_row(layer: Layer, parts: int) -> Iterator[Finding]:
     group = layer.scheme.group_size if layer.scheme else None
     if layer.k % parts or (group and layer.k // parts % group):
         what = f" in whole groups of {group}" if group else ""
-        yield Finding(
-            "error",
+        yield PARTITION(
             f"K = {layer.k} cannot be split over {parts} devices{what}",
             "Use a smaller --tensor-parallel" + (" or quantize with a smaller group size" if group else ""),
             layer.name,
@@ -68,8 +114,7 @@ def check_kernels(layers: Sequence[FusedLayer], target: Target) -> Iterator[Find
         choice = choose(layer, target)
         chosen.add(choice.kernel)
         if choice.kernel is None:
-            yield Finding(
-                "error",
+            yield NO_KERNEL(
                 f"no kernel on {target} takes {layer.scheme.describe() if layer.scheme else ''} "
                 f"[{layer.n}, {layer.k}] ({'; '.join(choice.reasons)})",
                 _other_scheme(layer, target),
@@ -78,17 +123,15 @@ def check_kernels(layers: Sequence[FusedLayer], target: Target) -> Iterator[Find
         if choice.padded:
             padded.append(layer)
     if TORCH_INT4 in chosen:
-        yield Finding(
-            "info",
+        yield PLUGIN(
             f"{TORCH_INT4} is qdeploy's vLLM plugin; vLLM {VLLM} alone has no 4-bit kernel for {target}",
             "Start it with `qdeploy serve`, or with docker/vllm-cpu.Dockerfile",
         )
     if CPU_EXPERTS in chosen:
-        yield Finding("info", f"vLLM {VLLM} runs quantized experts on CPUs with AMX only")
+        yield AMX(f"vLLM {VLLM} runs quantized experts on CPUs with AMX only")
     if padded:
         first = padded[0]
-        yield Finding(
-            "warning",
+        yield PADDED(
             f"Marlin pads {len(padded)} of {len(layers)} layers at every call, this one from "
             f"[{first.n}, {first.k}]: it wants multiples of 64 × 128 or 128 × 64",
             "Nothing to do; the cost grows with how far the shape is from one",
@@ -115,8 +158,7 @@ def check_dtype(config: Mapping[str, Any], target: Target) -> Iterator[Finding]:
     """GPUs before sm80 have no bfloat16; vLLM then runs in float16 of its own accord."""
     dtype = config.get("dtype") or config.get("torch_dtype")
     if target.capability is not None and target.capability < BF16_CAPABILITY and dtype == "bfloat16":
-        yield Finding(
-            "warning",
+        yield NO_BFLOAT16(
             f"the model is bfloat16, which {target} lacks; vLLM {VLLM} runs it in float16",
             "Watch for overflow: measure accuracy on that GPU",
         )

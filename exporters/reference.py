@@ -17,12 +17,27 @@ from qdeploy.checkpoint.manifest import Manifest, load_manifest
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.exporters.base import Finding
 from qdeploy.exporters.layers import FusedLayer, per_device, read_layers
+from qdeploy.exporters.lint.rule import rule
 from qdeploy.exporters.parallel import heads
 from qdeploy.fingerprint import fingerprint
 from qdeploy.formats.compressed_tensors import module_schemes, quantization_config, read_linear
 from qdeploy.formats.ct_layout import SUFFIXES
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.reference_linear import ReferenceLinear, portable
+
+DEQUANTIZED = rule(
+    "QD610",
+    "warning",
+    "Layers are served dequantized",
+    """There is no kernel for what they were quantized to, so they are stored in 16 bits with the values
+    that they would have. That is for studies of accuracy: speed and size are those of the 16-bit model.""",
+)
+NOT_ASKED = rule(
+    "QD611",
+    "error",
+    "Layers are dequantized, and nobody asked for it",
+    "See QD610. `qdeploy export` takes such a folder with `--reference` alone.",
+)
 
 Reason = Callable[[FusedLayer], str | None]
 
@@ -82,9 +97,9 @@ def findings(manifest: Manifest | None, *, allowed: bool) -> Iterator[Finding]:
             continue
         told = f"{count} layers are dequantized to 16 bits: {reason}"
         if allowed:
-            yield Finding("warning", f"{told}. Speed and size are those of 16 bits; only accuracy counts")
+            yield DEQUANTIZED(f"{told}. Speed and size are those of 16 bits; only accuracy counts")
         else:
-            yield Finding("error", told, "Give --reference to serve them so, for a study of accuracy")
+            yield NOT_ASKED(told, "Give --reference to serve them so, for a study of accuracy")
 
 
 class _Dequantized:

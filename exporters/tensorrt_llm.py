@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
-
-from torch import Tensor
 
 from qdeploy.checkpoint.folder import refuse_used
 from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.conversion import convert
 from qdeploy.errors import disk_errors
-from qdeploy.exporters import checks, parallel
+from qdeploy.exporters import parallel
 from qdeploy.exporters import reference as dequantized
 from qdeploy.exporters.algorithms import CACHE_IN_FP8, TENSORRT_LLM, objection
 from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
-from qdeploy.exporters.layers import FusedLayer, Layer, expert_sets, fused_sets, per_device, read_layers
+from qdeploy.exporters.cache import NO_CACHE_IN_FP8, WITHOUT
+from qdeploy.exporters.layers import FusedLayer, expert_sets, per_device, read_layers
 from qdeploy.exporters.linking import link_model
+from qdeploy.exporters.lint.engine import NOT_READ
+from qdeploy.exporters.lint.fused import check_divisors, check_fused
+from qdeploy.exporters.lint.linter import sound
+from qdeploy.exporters.lint.rule import rule
+from qdeploy.exporters.lint.subject import Subject
 from qdeploy.exporters.targets import Target, find_target
 from qdeploy.exporters.trtllm_launch import engine_arguments, write_launch_files
 from qdeploy.files import fsync_folder
@@ -33,6 +37,22 @@ from qdeploy.kv_cache import stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import Scheme
 from qdeploy.support import Support
+
+NO_GPU = rule(
+    "QD614", "error", "The engine does not run on CPUs", "TensorRT-LLM has kernels for NVIDIA GPUs alone."
+)
+UNCHECKED = rule(
+    "QD615",
+    "warning",
+    "Kernels for experts were not checked",
+    "Which quantized experts TensorRT-LLM runs on which GPU is not in this project's tables.",
+)
+NOT_RUN = rule(
+    "QD616",
+    "info",
+    "Checked by source alone",
+    "TensorRT-LLM's rules were read from its source. This project has not run it on such a folder.",
+)
 
 
 class TensorRTLLMExporter:
@@ -69,11 +89,22 @@ class TensorRTLLMExporter:
         with dequantized.dequantizing(source, output, tensor_parallel, reason) as checked:
             packed = Packed(CheckpointReader(checked))
             findings = [
-                *_findings(packed, target, tensor_parallel),
+                *_findings(Subject(packed, read_layers(packed.reader)), target, tensor_parallel),
                 *dequantized.findings(load_manifest(checked), allowed=reference),
             ]
             refuse_errors(findings, f"TensorRT-LLM {TENSORRT_LLM} on {target}")
             return _write(source, packed, output, target, tensor_parallel, findings)
+
+    def lint(self, subject: Subject, target: Target, tensor_parallel: int) -> Iterator[Finding]:
+        """What TensorRT-LLM adds to the rules for any folder: its format, kernels, the split over devices."""
+        if subject.format not in (None, "modelopt"):
+            yield NOT_READ(
+                f"TensorRT-LLM's PyTorch backend does not read {subject.format}",
+                f"qdeploy export {subject.reader.folder} --engine tensorrt-llm -o OUT",
+                str(subject.reader.folder),
+            )
+            return
+        yield from _findings(subject, target, tensor_parallel)
 
     def support(self, scheme: Scheme, n: int, k: int, *, gpu: str = "auto", experts: bool = False) -> Support:
         """How TensorRT-LLM runs a layer [n, k] of that scheme on the device.
@@ -93,55 +124,32 @@ def _reason(target: Target, layer: FusedLayer) -> str | None:
     return objection(layer.scheme, layer.n, layer.k, target)
 
 
-def _findings(packed: Packed, target: Target, tensor_parallel: int) -> Iterator[Finding]:
+def _findings(subject: Subject, target: Target, tensor_parallel: int) -> Iterator[Finding]:
+    """What the loader and the kernels ask of the layers, in whatever format they are now."""
     if target.capability is None:
-        yield Finding(
-            "error", f"TensorRT-LLM runs on NVIDIA GPUs alone, not on {target}", "Give --gpu h100, say"
-        )
+        yield NO_GPU(f"TensorRT-LLM runs on NVIDIA GPUs alone, not on {target}", "Give --gpu h100, say")
         return
-    reader = packed.reader
-    layers, kv_heads = read_layers(reader), parallel.heads(reader.config)[1]
+    config, kv_heads = subject.reader.config, parallel.heads(subject.reader.config)[1]
     found = list(
         chain(
-            parallel.check_heads(reader.config, tensor_parallel),
-            parallel.check_partition(layers, tensor_parallel, kv_heads),
-            checks.check_fused(layers),
-            _check_divisors(packed, layers),
+            parallel.check_heads(config, tensor_parallel),
+            parallel.check_partition(subject.layers, tensor_parallel, kv_heads),
+            check_fused(subject),
+            check_divisors(subject),
         )
     )
     yield from found
-    if all(finding.severity != "error" for finding in found):
-        for layer in per_device(layers, tensor_parallel, kv_heads):
+    if sound(found):
+        for layer in per_device(subject.layers, tensor_parallel, kv_heads):
             reason = _reason(target, layer)
             if reason is not None:
                 known = f"Quantize again to what it runs there: qdeploy methods --gpu {target.name}"
-                yield Finding("error", reason, known, layer.name)
-    if stored_scales(reader) and target.capability < CACHE_IN_FP8:
-        yield Finding("error", f"on {target} there is no cache in FP8", "Quantize again without kv_cache")
-    if any(layer.scheme for members in expert_sets(layers).values() for layer in members):
-        yield Finding("warning", "whether TensorRT-LLM has kernels for these experts was not checked")
-    yield Finding("info", "follows TensorRT-LLM's loader by its source; this project has not run it")
-
-
-def _check_divisors(packed: Packed, layers: Sequence[Layer]) -> Iterator[Finding]:
-    """Layers of NVFP4 that run as one have one divisor and one input scale, as the loader asserts."""
-    for name, members in fused_sets(layers):
-        if any(member.scheme is None or member.scheme.steps != "e4m3" for member in members):
-            continue
-        read = {member.leaf: packed.read(member.name) for member in members}
-        found = {leaf: (_number(q.divisor), _number(q.input_scale)) for leaf, q in read.items()}
-        if len(set(found.values())) > 1:
-            told = ", ".join(f"{leaf} {divisor}, {scale}" for leaf, (divisor, scale) in found.items())
-            yield Finding(
-                "error",
-                f"divisors and input scales of layers that run as one matrix differ: {told}",
-                "Quantize the model again",
-                name,
-            )
-
-
-def _number(scale: Tensor | None) -> str:
-    return "none" if scale is None else f"{float(scale):.7g}"
+                yield parallel.NO_KERNEL(reason, known, layer.name)
+    if stored_scales(subject.reader) and target.capability < CACHE_IN_FP8:
+        yield NO_CACHE_IN_FP8(f"on {target} there is no cache in FP8", WITHOUT)
+    if any(layer.scheme for members in expert_sets(subject.layers).values() for layer in members):
+        yield UNCHECKED("whether TensorRT-LLM has kernels for these experts was not checked")
+    yield NOT_RUN("follows TensorRT-LLM's loader by its source; this project has not run it")
 
 
 def _write(

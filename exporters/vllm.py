@@ -1,9 +1,10 @@
-"""Export for vLLM: check what its loader would check, link the files, write how to start it."""
+"""Export for vLLM: apply the linter's rules and vLLM's own, link the files, write how to start it."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -11,24 +12,38 @@ from pathlib import Path
 
 from qdeploy.checkpoint.folder import refuse_used
 from qdeploy.checkpoint.manifest import load_manifest
+from qdeploy.conversion import convert
 from qdeploy.errors import disk_errors
-from qdeploy.exporters import checks, parallel
+from qdeploy.exporters import parallel
 from qdeploy.exporters import reference as dequantized
 from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
-from qdeploy.exporters.cache import check_cache
+from qdeploy.exporters.cache import check_cache_target
 from qdeploy.exporters.kernels import VLLM, choose
 from qdeploy.exporters.launch import engine_arguments, write_launch_files
-from qdeploy.exporters.layers import FusedLayer, Layer, per_device, read_layers
+from qdeploy.exporters.layers import FusedLayer, Layer, per_device
 from qdeploy.exporters.linking import link_model
+from qdeploy.exporters.lint.linter import check_headers, check_scales, sound
+from qdeploy.exporters.lint.rule import rule
+from qdeploy.exporters.lint.subject import Subject
 from qdeploy.exporters.targets import Target, find_target
+from qdeploy.exporters.vllm_formats import check_format, objection
 from qdeploy.files import fsync_folder, write_json
+from qdeploy.formats.packed import Packed, has_cache_in_fp8
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import Scheme
 from qdeploy.support import Support
 
+CONVERTED_TO = "compressed-tensors"
+CONVERTED = rule(
+    "QD613",
+    "info",
+    "Stored in another format for the engine",
+    "Codes, zero points and scales are what they were; `qdeploy convert` says what that means.",
+)
+
 
 class VllmExporter:
-    """Compressed-tensors and 16-bit folders for vLLM, whose files need no change."""
+    """Any packed folder, or one in 16 bits: as it is if vLLM reads it, else as compressed-tensors."""
 
     name = "vllm"
 
@@ -52,19 +67,42 @@ class VllmExporter:
             UsageError: unknown GPU, or a degree of parallelism below one.
             CheckpointError: `source` is not a readable checkpoint.
             ExportError: vLLM would refuse it; nothing is written.
+            ConversionError: it has to be stored in another format, and scales are not exact in that.
             OutputError: `output` is not empty, or the disk refuses.
         """
         refuse_used(output)
         target = find_target(gpu, tensor_parallel)
         reason = partial(_reason, target) if reference else None
-        with dequantized.dequantizing(source, output, tensor_parallel, reason) as checked:
-            report = inspect(CheckpointReader(checked), output, target, tensor_parallel)
+        with (
+            _readable(source, output, target) as (readable, converted),
+            dequantized.dequantizing(readable, output, tensor_parallel, reason) as checked,
+        ):
+            report = inspect(Subject.open(checked), output, target, tensor_parallel)
+            report.findings.extend(converted)
             # The manifest travels along, so a broken one must not.
             report.findings.extend(dequantized.findings(load_manifest(checked), allowed=reference))
             refuse_errors(report.findings, f"vLLM {VLLM} on {target}")
             report = replace(report, source=str(source))
             _write(checked, output, report, target)
         return report
+
+    def lint(self, subject: Subject, target: Target, tensor_parallel: int) -> Iterator[Finding]:
+        """What vLLM adds to the rules for any folder: formats, kernels, the split over devices, the cache."""
+        kv_heads = parallel.heads(subject.reader.config)[1]
+        found = list(
+            chain(
+                check_format(subject, target),
+                parallel.check_heads(subject.reader.config, tensor_parallel),
+                parallel.check_partition(subject.layers, tensor_parallel, kv_heads),
+                parallel.check_dtype(subject.reader.config, target),
+                check_cache_target(subject.reader.config, target) if has_cache_in_fp8(subject.block) else (),
+            )
+        )
+        yield from found
+        # The shapes that kernels see mean nothing while layers cannot be split.
+        if sound(found):
+            split = per_device(subject.layers, tensor_parallel, kv_heads)
+            yield from parallel.check_kernels(split, target)
 
     def support(self, scheme: Scheme, n: int, k: int, *, gpu: str = "auto", experts: bool = False) -> Support:
         """How vLLM runs a layer [n, k] of that scheme on the device.
@@ -88,22 +126,38 @@ def _reason(target: Target, layer: FusedLayer) -> str | None:
     return "; ".join(choice.reasons) if choice.kernel is None else None
 
 
+@contextmanager
+def _readable(source: Path, output: Path, target: Target) -> Iterator[tuple[Path, list[Finding]]]:
+    """`source`, or for a while a folder beside `output` in a format that vLLM reads; and what to tell."""
+    packed = Packed(CheckpointReader(source))
+    name = packed.format.name if packed.format else None
+    reasons = dict.fromkeys(objection(name, scheme, target) for scheme in packed.schemes.values())
+    told = "; ".join(reason for reason in reasons if reason)
+    if not told:
+        yield source, []
+        return
+    folder = output.with_name(output.name + ".converted")
+    convert(source, folder, CONVERTED_TO)
+    try:
+        yield folder, [CONVERTED(f"stored as {CONVERTED_TO}, as {name} vLLM {VLLM} does not take it: {told}")]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def check(folder: Path, target: Target, tensor_parallel: int = 1) -> list[Finding]:
     """Everything that vLLM would object to in `folder`, and what else is worth knowing.
 
     Raises:
         CheckpointError: the folder is not a readable checkpoint.
     """
-    reader = CheckpointReader(folder)
-    return _findings(reader, read_layers(reader), target, tensor_parallel)
+    return _findings(Subject.open(folder), target, tensor_parallel)
 
 
-def inspect(reader: CheckpointReader, output: Path, target: Target, tensor_parallel: int) -> ExportReport:
+def inspect(subject: Subject, output: Path, target: Target, tensor_parallel: int) -> ExportReport:
     """The report of an export, before anything is written."""
-    layers = read_layers(reader)
-    findings = _findings(reader, layers, target, tensor_parallel)
-    broken = any(finding.severity == "error" for finding in findings)
-    split = [] if broken else per_device(layers, tensor_parallel, parallel.heads(reader.config)[1])
+    reader, layers = subject.reader, subject.layers
+    findings = _findings(subject, target, tensor_parallel)
+    split = per_device(layers, tensor_parallel, parallel.heads(reader.config)[1]) if sound(findings) else []
     schemes = dict.fromkeys(layer.scheme.describe() for layer in layers if layer.scheme)
     return ExportReport(
         engine="vllm",
@@ -121,33 +175,10 @@ def inspect(reader: CheckpointReader, output: Path, target: Target, tensor_paral
     )
 
 
-def _findings(
-    reader: CheckpointReader, layers: Sequence[Layer], target: Target, tensor_parallel: int
-) -> list[Finding]:
-    foreign = list(checks.check_format(reader))
-    if foreign:
-        return foreign
-    kv_heads = parallel.heads(reader.config)[1]
-    found = list(
-        chain(
-            checks.check_files(reader),
-            checks.check_tensors(reader, layers),
-            checks.check_shapes(reader, layers),
-            checks.check_scales(reader, layers),
-            checks.check_groups(layers),
-            checks.check_fused(layers),
-            checks.check_experts(layers),
-            checks.check_config(reader.config, layers),
-            check_cache(reader, layers, target),
-            parallel.check_heads(reader.config, tensor_parallel),
-            parallel.check_partition(layers, tensor_parallel, kv_heads),
-            parallel.check_dtype(reader.config, target),
-        )
-    )
-    # The shapes that kernels see mean nothing while the layers themselves are wrong.
-    if all(finding.severity != "error" for finding in found):
-        found += parallel.check_kernels(per_device(layers, tensor_parallel, kv_heads), target)
-    return found
+def _findings(subject: Subject, target: Target, tensor_parallel: int) -> list[Finding]:
+    """All rules but those that decode layers."""
+    found = [*check_headers(subject), *check_scales(subject)]
+    return found + list(VllmExporter().lint(subject, target, tensor_parallel) if sound(found) else ())
 
 
 def _write(source: Path, output: Path, report: ExportReport, target: Target) -> None:

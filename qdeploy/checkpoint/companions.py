@@ -9,7 +9,13 @@ from pathlib import Path
 # An allow-list: checkpoint folders also hold pickles and Python code, which must never spread.
 SUFFIXES = {".json", ".txt", ".model", ".tiktoken", ".jinja"}
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
-WRITTEN = {"config.json", "qdeploy.json", "quantize_config.json", "hf_quant_config.json"}
+WRITTEN = {
+    "config.json",
+    "qdeploy.json",
+    "quantize_config.json",
+    "quant_config.json",
+    "hf_quant_config.json",
+}
 """Files that describe the weights: they are written anew, never copied."""
 
 

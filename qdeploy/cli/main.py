@@ -23,6 +23,7 @@ ORDER = (
     "sample",
     "quantize",
     "inspect",
+    "lint",
     "convert",
     "export",
     "serve",

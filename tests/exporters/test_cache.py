@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from qdeploy.exporters.cache import check_cache
-from qdeploy.exporters.layers import read_layers
+from qdeploy.exporters.base import Finding
+from qdeploy.exporters.cache import check_cache, check_cache_target
+from qdeploy.exporters.lint.subject import Subject
 from qdeploy.exporters.targets import TARGETS
 from qdeploy.exporters.vllm import check
 from qdeploy.formats.ct_config import KV_CACHE
+from qdeploy.formats.packed import has_cache_in_fp8
 from qdeploy.kv_cache import SCALES
-from qdeploy.modeling.checkpoint import CheckpointReader
-from tests.exporters.test_checks import errors, only
 from tests.packed import W4A16, edit_config, edit_tensors, quantize_folder
 
 ATTENTION = "model.layers.1.self_attn"
@@ -40,18 +40,22 @@ def change_block(folder: Path, **changes: object) -> None:
     )
 
 
+def findings(folder: Path, target: str) -> list[Finding]:
+    """What is said of the folder's cache, apart from the device and for it."""
+    subject = Subject.open(folder)
+    if not has_cache_in_fp8(subject.block):
+        return list(check_cache(subject))
+    return [*check_cache(subject), *check_cache_target(subject.reader.config, TARGETS[target])]
+
+
 def found(folder: Path, target: str = "h100") -> list[tuple[str | None, str]]:
-    reader = CheckpointReader(folder)
-    return [
-        (finding.module, finding.problem)
-        for finding in check_cache(reader, read_layers(reader), TARGETS[target])
-    ]
+    return [(finding.module, finding.problem) for finding in findings(folder, target)]
 
 
 @pytest.mark.parametrize("target", ["h100", "l4", "b200", "cpu-avx512"])
 def test_a_sound_checkpoint_passes(folder: Path, target: str) -> None:
     assert not found(folder, target)
-    assert not errors(check(folder, TARGETS[target]))
+    assert all(finding.severity != "error" for finding in check(folder, TARGETS[target]))
 
 
 @pytest.mark.parametrize(
@@ -82,8 +86,9 @@ def test_scales_that_no_engine_would_read(folder: Path) -> None:
 @pytest.mark.parametrize("change", [{"num_bits": 4}, {"type": "int"}, {"strategy": "attn_head"}])
 def test_other_formats(folder: Path, change: dict[str, object]) -> None:
     change_block(folder, kv_cache_scheme=KV_CACHE | change)
-    ((_, told),) = found(folder)
-    assert str(next(iter(change.values()))) in told
+    (finding,) = check_cache(Subject.open(folder))
+    assert finding.code == "QD410"
+    assert str(next(iter(change.values()))) in finding.problem
 
 
 @pytest.mark.parametrize(
@@ -95,8 +100,7 @@ def test_other_formats(folder: Path, change: dict[str, object]) -> None:
     ],
 )
 def test_devices(folder: Path, target: str, severity: str, told: str) -> None:
-    reader = CheckpointReader(folder)
-    finding = only(check_cache(reader, read_layers(reader), TARGETS[target]))
+    (finding,) = findings(folder, target)
     assert finding.severity == severity
     assert told in finding.problem
 

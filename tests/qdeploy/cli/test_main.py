@@ -11,6 +11,8 @@ COMMANDS = [
     ["sample"],
     ["quantize"],
     ["inspect"],
+    ["lint"],
+    ["convert"],
     ["export"],
     ["serve"],
     ["verify"],

@@ -1,0 +1,130 @@
+"""The command `qdeploy lint`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from qdeploy.exporters.base import Finding
+
+COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
+FOUND_ERRORS = 1
+"""Exit code."""
+
+
+def _explain(code: str | None) -> None:
+    """Print a rule's page and leave."""
+    if code is None:
+        return
+    from qdeploy.errors import UnknownNameError
+    from qdeploy.exporters.lint.pages import page
+    from qdeploy.exporters.lint.rule import RULES
+
+    if code.upper() not in RULES:
+        raise UnknownNameError("rule", code, sorted(RULES))
+    typer.echo(page(RULES[code.upper()]), nl=False)
+    raise typer.Exit
+
+
+def lint(
+    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint folder, whoever made it.")],
+    engine: Annotated[
+        str | None, typer.Option(help="Ask its loader and kernels too: vllm or tensorrt-llm.")
+    ] = None,
+    gpu: Annotated[
+        str, typer.Option("--gpu", "--device", help="Device to ask for, as for qdeploy export.")
+    ] = "auto",
+    tensor_parallel: Annotated[
+        int, typer.Option("--tensor-parallel", "--tp", help="Devices that the model is split over.")
+    ] = 1,
+    deep: Annotated[bool, typer.Option("--deep", help="Read scales, and decode every layer.")] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="The 16-bit model, to compare decoded weights with.")
+    ] = None,
+    sarif: Annotated[Path | None, typer.Option(help="Write the findings here, as SARIF 2.1.0.")] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the findings as JSON on standard output.")
+    ] = False,
+    explain: Annotated[
+        str | None,
+        typer.Option(callback=_explain, is_eager=True, metavar="CODE", help="Print a rule's page and exit."),
+    ] = None,
+) -> None:
+    """Find what is wrong with a checkpoint.
+
+    Knows compressed-tensors, GPTQ, AWQ and ModelOpt folders, and models in
+    16 bits, by any tool. Reads headers and configs; with --deep scales and
+    codes; with --against it compares decoded weights with the original's.
+    The exit code is 1 if there is an error.
+
+    Examples:
+
+        qdeploy lint ./llama-awq --deep
+
+        qdeploy lint ./llama-awq --engine vllm --gpu cpu
+
+        qdeploy lint --explain QD205
+    """
+    from qdeploy import registry
+    from qdeploy.exporters.lint.linter import lint, sound
+    from qdeploy.exporters.targets import find_target
+
+    target = find_target(gpu, tensor_parallel)
+    found = lint(
+        checkpoint,
+        deep=deep,
+        original=against,
+        engine=registry.load("exporters", engine)() if engine else None,
+        target=target,
+        tensor_parallel=tensor_parallel,
+    )
+    if sarif is not None:
+        _write_sarif(sarif, checkpoint, found)
+    if json:
+        _print_json(checkpoint, found)
+    else:
+        _show(checkpoint, found)
+    if not sound(found):
+        raise typer.Exit(FOUND_ERRORS)
+
+
+def _write_sarif(file: Path, checkpoint: Path, found: list[Finding]) -> None:
+    from qdeploy.errors import disk_errors
+    from qdeploy.exporters.lint.sarif import sarif
+    from qdeploy.files import write_json
+
+    with disk_errors(file):
+        write_json(file, sarif(checkpoint, found))
+
+
+def _print_json(checkpoint: Path, found: list[Finding]) -> None:
+    import json
+    from dataclasses import asdict
+
+    content: dict[str, Any] = {"folder": str(checkpoint), "findings": [asdict(finding) for finding in found]}
+    typer.echo(json.dumps(content, indent=2))
+
+
+def _show(checkpoint: Path, found: list[Finding]) -> None:
+    """Findings that differ in the module alone are told once, with their number."""
+    from collections import Counter
+
+    from rich.markup import escape
+
+    from qdeploy.exporters.base import alike
+    from qdeploy.progress import console
+
+    for kind in alike(found):
+        colour = COLOURS[kind[0].severity]
+        others = f" (and {len(kind) - 1} more like it)" if len(kind) > 1 else ""
+        console.print(
+            f"{kind[0].code} [{colour}]{kind[0].severity}[/] {escape(str(kind[0]))}{others}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    counts = Counter(finding.severity for finding in found)
+    told = ", ".join(f"{counts[level]} {level}s" for level in ("error", "warning") if counts[level])
+    console.print(f"{escape(str(checkpoint))}: {told or 'nothing found'}", highlight=False, soft_wrap=True)
