@@ -12,10 +12,11 @@ from pathlib import Path
 from qdeploy.checkpoint.folder import refuse_used
 from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.errors import disk_errors
-from qdeploy.exporters import checks, parallel
+from qdeploy.exporters import checks, memory, parallel
 from qdeploy.exporters import reference as dequantized
 from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
 from qdeploy.exporters.cache import check_cache
+from qdeploy.exporters.fitting import Fitting, fit_model
 from qdeploy.exporters.kernels import VLLM, choose
 from qdeploy.exporters.launch import engine_arguments, write_launch_files
 from qdeploy.exporters.layers import FusedLayer, Layer, per_device, read_layers
@@ -103,6 +104,7 @@ def inspect(reader: CheckpointReader, output: Path, target: Target, tensor_paral
     layers = read_layers(reader)
     findings = _findings(reader, layers, target, tensor_parallel)
     broken = any(finding.severity == "error" for finding in findings)
+    fitting = Fitting(None) if broken else fit_model(reader, layers, memory.VLLM, target, tensor_parallel)
     split = [] if broken else per_device(layers, tensor_parallel, parallel.heads(reader.config)[1])
     schemes = dict.fromkeys(layer.scheme.describe() for layer in layers if layer.scheme)
     return ExportReport(
@@ -115,9 +117,10 @@ def inspect(reader: CheckpointReader, output: Path, target: Target, tensor_paral
         scheme="; ".join(schemes) or "16-bit",
         quantized_layers=sum(layer.scheme is not None for layer in layers),
         kernels=parallel.kernel_counts(split, target),
-        arguments=engine_arguments(tensor_parallel),
+        arguments=[*engine_arguments(tensor_parallel), *fitting.arguments],
         weight_bytes=sum(file.stat().st_size for file in reader.files),
-        findings=findings,
+        findings=[*findings, *fitting.findings],
+        memory=fitting.memory,
     )
 
 
