@@ -23,7 +23,7 @@ def export(
         str,
         typer.Option(
             help="Device to check for: h100, h200, b200, a100, l40s, l4, a10, t4, rtx4090, cpu-avx512, "
-            "cpu-avx2, cpu for this machine's CPU, or auto for its GPU or else CPU."
+            "cpu-avx2, cpu for this machine's CPU, or auto for its GPU or else CPU. a100 and h100 have 80 GB."
         ),
     ] = "auto",
     tensor_parallel: Annotated[int, typer.Option(help="Devices that the model is split over.")] = 1,
@@ -50,12 +50,9 @@ def export(
 
     The folder holds the model's files as hard links (copies on another
     file system), export.json with the report, and what starts the engine:
-
-        serve.sh          on this machine, with an engine that is installed
-        compose.yaml      in its container, on the host's loopback
-        kubernetes.yaml   in a cluster: says what to change before it is applied
-        engine_args.json  for `qdeploy serve` (vLLM)
-        llm_args.yaml     for trtllm-serve (TensorRT-LLM)
+    serve.sh for one that is installed, compose.yaml for its container,
+    kubernetes.yaml for a cluster (which says what to change in it first),
+    engine_args.json for `qdeploy serve`, llm_args.yaml for trtllm-serve.
 
     Sequences are as long as the model's own unless the cache has no room for
     one: then the launch files have --max-model-len (TensorRT-LLM:

@@ -48,6 +48,8 @@ def fit_model(
     fit = Fit(reader, config, engine, target, devices)
     if target.memory is not None and fit.weights > engine.share * target.memory:
         return Fitting(None, findings=[_too_large(fit, layers, target.memory)])
+    if not fit.cache:
+        return Fitting(_memory(fit), findings=[_nothing_left(fit, layers)])
     length = model_length(config)
     try:
         longest = None if length is None else fit.size.longest(length, fit.cache, fit.in_flight)
@@ -60,7 +62,7 @@ def fit_model(
     if longest == length:
         return Fitting(_count(fit, length))
     if longest < BLOCK:
-        return Fitting(_memory(fit), findings=[_nothing_left(fit, layers, length)])
+        return Fitting(_memory(fit), findings=[_nothing_left(fit, layers)])
     shorter = [engine.length_option, str(longest)]
     return Fitting(_count(fit, longest), shorter, [_shortened(fit, layers, length, longest)])
 
@@ -86,17 +88,17 @@ def _too_large(fit: Fit, layers: Sequence[Layer], memory: int) -> Finding:
     return Finding(
         "error",
         f"weights take {gib(fit.weights)} of each {fit.target.name}'s {gib(memory)}{share}",
-        _split(fit, layers, lambda other: other.holds(_useful(fit))) or SMALLER,
+        _useful_split(fit, layers) or SMALLER,
     )
 
 
-def _nothing_left(fit: Fit, layers: Sequence[Layer], length: int) -> Finding:
+def _nothing_left(fit: Fit, layers: Sequence[Layer]) -> Finding:
     return Finding(
         "warning",
         f"weights take {gib(fit.weights)} of each {fit.target.name}'s {gib(fit.target.memory or 0)}; with an "
         f"estimated {gib(fit.overhead)} for {fit.engine.name} itself nothing is left for a cache, and it "
         "is not likely to start",
-        _split(fit, layers, lambda other: other.holds(min(length, USEFUL))) or SMALLER,
+        _useful_split(fit, layers) or SMALLER,
     )
 
 
@@ -112,8 +114,9 @@ def _shortened(fit: Fit, layers: Sequence[Layer], length: int, longest: int) -> 
     return Finding("warning", f"{takes}, {room}: {served}", more or "Nothing to do if that is long enough")
 
 
-def _useful(fit: Fit) -> int:
-    return min(USEFUL, model_length(fit.config) or USEFUL)
+def _useful_split(fit: Fit, layers: Sequence[Layer]) -> str | None:
+    tokens = min(USEFUL, model_length(fit.config) or USEFUL)
+    return _split(fit, layers, lambda other: other.holds(tokens))
 
 
 def _split(fit: Fit, layers: Sequence[Layer], enough: Callable[[Fit], bool]) -> str | None:

@@ -10,7 +10,7 @@ from qdeploy.errors import ExportError
 from qdeploy.exporters.fitting import Fitting, fit_model, gib
 from qdeploy.exporters.layers import read_layers
 from qdeploy.exporters.memory import TENSORRT_LLM, VLLM, Engine
-from qdeploy.exporters.targets import GIB, TARGETS
+from qdeploy.exporters.targets import GIB, TARGETS, Target
 from qdeploy.exporters.tensorrt_llm import TensorRTLLMExporter
 from qdeploy.exporters.vllm import VllmExporter
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -115,6 +115,25 @@ def test_the_rest_is_too_little_for_a_cache(tmp_path: Path) -> None:
     assert finding.fix == "Use --tensor-parallel 2"
     assert found.memory is not None
     assert (found.memory.cache_bytes, found.memory.sequences) == (0, None)
+
+
+def test_nothing_is_left_for_a_cache_of_a_size_that_is_not_known(tmp_path: Path) -> None:
+    wider = LLAMA3_8B | {"num_hidden_layers": 40, "layer_types": ["chunked_attention"] * 40}
+    (finding,) = fitted(write_sparse(tmp_path / "wider", wider), "l4").findings
+    assert "nothing is left for a cache" in finding.problem
+    assert finding.fix == "Use --tensor-parallel 2"
+
+
+def test_a_cache_of_less_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A GPU with just so much memory that the cache has 1 MiB, where a block takes 2 MiB.
+    needed = int((2 * 8_030_261_248 + 2 * GIB + 2**20) / (VLLM.share - 0.05)) + 2
+    monkeypatch.setitem(TARGETS, "l4", Target("l4", 89, needed))
+    found = fitted(write_sparse(tmp_path / "llama", LLAMA3_8B), "l4")
+    assert found.memory is not None
+    assert 0 < found.memory.cache_bytes < 2 * 2**20
+    (finding,) = found.findings
+    assert "nothing is left for a cache" in finding.problem
+    assert not found.arguments
 
 
 def test_a_cpu_serves_what_its_cache_holds(llama31: Path) -> None:
