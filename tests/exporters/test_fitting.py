@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from qdeploy.cli.main import build
@@ -60,6 +61,16 @@ def test_weights_that_do_not_fit_are_refused(llama31: Path, tmp_path: Path) -> N
     with pytest.raises(ExportError, match=told):
         VllmExporter().export(llama31, tmp_path / "deploy", gpu="t4")
     assert not (tmp_path / "deploy").exists()
+
+
+@pytest.mark.parametrize(("share", "severity"), [(0.99, "error"), (1.01, "warning")])
+def test_the_limit_is_the_share_that_vllm_takes(
+    llama31: Path, monkeypatch: pytest.MonkeyPatch, share: float, severity: str
+) -> None:
+    memory = int(share * 2 * 8_030_261_248 / VLLM.share)
+    monkeypatch.setitem(TARGETS, "l4", Target("l4", 89, memory))
+    (finding,) = fitted(llama31, "l4").findings
+    assert finding.severity == severity
 
 
 def test_weights_that_no_split_makes_fit(tmp_path: Path) -> None:
@@ -191,6 +202,18 @@ def test_the_report_and_the_launch_files_say_it(llama31: Path, tmp_path: Path) -
     assert json.loads((tmp_path / "deploy" / "engine_args.json").read_text())["arguments"] == arguments
     for file in ("serve.sh", "compose.yaml", "kubernetes.yaml"):
         assert str(report.memory.max_model_len) in (tmp_path / "deploy" / file).read_text()
+
+
+def test_tensorrt_llm_is_told_too(llama31: Path, tmp_path: Path) -> None:
+    report = TensorRTLLMExporter().export(llama31, tmp_path / "deploy", gpu="l4")
+    assert report.memory is not None
+    assert report.arguments == ["--backend", "pytorch", "--max_seq_len", str(report.memory.max_model_len)]
+    options = yaml.safe_load((tmp_path / "deploy" / "llm_args.yaml").read_text())
+    # What the cache was counted with.
+    assert options["kv_cache_config"] == {"free_gpu_memory_fraction": 0.9}
+    deployment, _ = yaml.safe_load_all((tmp_path / "deploy" / "kubernetes.yaml").read_text())
+    args = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert args[-2:] == report.arguments[-2:]
 
 
 def test_the_command_tells_what_is_taken_and_what_the_cache_holds(llama31: Path, tmp_path: Path) -> None:
