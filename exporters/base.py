@@ -45,6 +45,31 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """What a model takes of each device, and what that leaves; bytes where nothing else is said.
+
+    Attributes:
+        device_bytes: the device's memory; None for a CPU.
+        weight_bytes: weights of the device's share of the model.
+        overhead_bytes_estimated: what the engine takes beside weights and cache; 0 for a CPU.
+        cache_bytes: left for keys and values; on a GPU as much of an estimate as the overhead.
+        cache_bytes_per_token: of a token that all layers keep; None, as below, where it is not known.
+        max_model_len: tokens of the longest sequence that is served.
+        cache_tokens: tokens that the cache holds in sequences of that length.
+        sequences: of that length at once.
+    """
+
+    device_bytes: int | None
+    weight_bytes: int
+    overhead_bytes_estimated: int
+    cache_bytes: int
+    cache_bytes_per_token: int | None = None
+    max_model_len: int | None = None
+    cache_tokens: int | None = None
+    sequences: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ExportReport:
     """What was exported, for what, and what to expect there.
 
@@ -52,6 +77,7 @@ class ExportReport:
         kernels: engine's kernel class → number of layers as the engine fuses them; empty for 16 bits.
         arguments: engine arguments that the folder needs besides model, address and port.
         weight_bytes: size of the weight files.
+        memory: on each device, as far as it is known.
     """
 
     engine: str
@@ -66,6 +92,7 @@ class ExportReport:
     arguments: list[str]
     weight_bytes: int
     findings: list[Finding] = field(default_factory=list)
+    memory: Memory | None = None
 
     @property
     def kernel(self) -> str | None:

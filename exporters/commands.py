@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from qdeploy.exporters.base import ExportReport
+    from qdeploy.exporters.base import ExportReport, Memory
 
 MEGABYTE = 1_000_000
 
@@ -23,7 +23,7 @@ def export(
         str,
         typer.Option(
             help="Device to check for: h100, h200, b200, a100, l40s, l4, a10, t4, rtx4090, cpu-avx512, "
-            "cpu-avx2, cpu for this machine's CPU, or auto for its GPU or else CPU."
+            "cpu-avx2, cpu for this machine's CPU, or auto for its GPU or else CPU. a100 and h100 have 80 GB."
         ),
     ] = "auto",
     tensor_parallel: Annotated[int, typer.Option(help="Devices that the model is split over.")] = 1,
@@ -43,18 +43,28 @@ def export(
 
     Makes the checks of the engine's own loader before anyone waits for it:
     tensors, dtypes, shapes, scales, fused layers, the split over devices,
-    and whether the device has a kernel for every layer. Says which kernel
-    to expect. An error means that nothing is written.
+    whether the device has a kernel for every layer, and whether the model
+    fits into its memory. Says which kernel to expect, and how many sequences
+    the cache has room for, by an estimate of what the engine takes beside it.
+    An error means that nothing is written.
 
     The folder holds the model's files as hard links (copies on another
-    file system), serve.sh, compose.yaml, engine_args.json for
-    `qdeploy serve`, and export.json with the report.
+    file system), export.json with the report, and what starts the engine:
+    serve.sh for one that is installed, compose.yaml for its container,
+    kubernetes.yaml for a cluster (which says what to change in it first),
+    engine_args.json for `qdeploy serve`, llm_args.yaml for trtllm-serve.
+
+    Sequences are as long as the model's own unless the cache has no room for
+    one: then the launch files have --max-model-len (TensorRT-LLM:
+    --max_seq_len), and the report says so.
 
     Examples:
 
         qdeploy export OUT -o DEPLOY
 
         qdeploy export OUT -o DEPLOY --gpu h100 --tensor-parallel 2
+
+        qdeploy export OUT -o DEPLOY --engine tensorrt-llm --gpu h100
     """
     import json as jsonlib
 
@@ -70,6 +80,24 @@ def export(
         _show(report)
 
 
+def _memory_rows(memory: Memory | None) -> dict[str, str]:
+    from qdeploy.exporters.fitting import gib
+
+    if memory is None:
+        return {}
+    rows = {}
+    if memory.device_bytes is not None:
+        taken = (
+            f"{gib(memory.weight_bytes)} weights + {gib(memory.overhead_bytes_estimated)} engine (estimate)"
+        )
+        rows["Each device"] = f"{taken} + {gib(memory.cache_bytes)} cache, of {gib(memory.device_bytes)}"
+    if memory.sequences is not None:
+        rows["Cache holds"] = (
+            f"{memory.cache_tokens:,} tokens: {memory.sequences:,} sequences of {memory.max_model_len:,}"
+        )
+    return rows
+
+
 def _show(report: ExportReport) -> None:
     from rich.markup import escape
     from rich.table import Table
@@ -83,6 +111,7 @@ def _show(report: ExportReport) -> None:
         "Scheme": f"{report.scheme} ({report.quantized_layers} quantized layers)",
         "Kernel, expected": report.kernel or "none: 16-bit layers",
         "Weights": f"{report.weight_bytes / MEGABYTE:,.1f} MB",
+        **_memory_rows(report.memory),
     }
     for name, value in rows.items():
         table.add_row(name, escape(value))

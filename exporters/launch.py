@@ -1,26 +1,34 @@
-"""The files that start the engine: serve.sh, compose.yaml and engine_args.json."""
+"""The files that start vLLM: serve.sh, compose.yaml, kubernetes.yaml and engine_args.json."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from qdeploy.exporters.base import ExportReport
+from qdeploy.exporters.compose import compose_file
+from qdeploy.exporters.container import MODEL, PORT, Container
 from qdeploy.exporters.kernels import VLLM
-from qdeploy.exporters.targets import Target
+from qdeploy.exporters.kubernetes import kubernetes_file
+from qdeploy.exporters.memory import CPU_CACHE_GIB
+from qdeploy.exporters.targets import GIB, Target
 from qdeploy.files import write_json, write_text
 
 GPU_IMAGE = f"vllm/vllm-openai:v{VLLM}"
 CPU_IMAGE = f"qdeploy-vllm-cpu:{VLLM}"
 """Built from docker/vllm-cpu.Dockerfile."""
 
+GPU_USER, CPU_USER = (2000, 0), (10001, 10001)
+"""Users of the images, neither of them root: https://github.com/vllm-project/vllm/pull/40275, and useradd in
+docker/vllm-cpu.Dockerfile."""
+
 MODULE = "vllm.entrypoints.openai.api_server"
-# With AMX, vLLM would run 4-bit weights with 8-bit activations, which is not what W4A16 means.
-CPU_VARIABLES = {"VLLM_CPU_INT4_W4A8": "0"}
+CPU_VARIABLES = {
+    # With AMX, vLLM would run 4-bit weights with 8-bit activations, which is not what W4A16 means.
+    "VLLM_CPU_INT4_W4A8": "0",
+    "VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB),
+}
 
 SERVE = """\
 #!/bin/sh
@@ -39,7 +47,7 @@ def engine_arguments(tensor_parallel: int) -> list[str]:
 
 
 def write_launch_files(folder: Path, name: str, report: ExportReport, target: Target) -> None:
-    """Write serve.sh, compose.yaml and engine_args.json into `folder`, to be served as `name`.
+    """Write them into `folder`, to be served as `name`.
 
     Raises:
         OutputError: the disk is full or read-only.
@@ -47,7 +55,9 @@ def write_launch_files(folder: Path, name: str, report: ExportReport, target: Ta
     served = ["--served-model-name", name, *report.arguments]
     write_text(folder / "serve.sh", serve_script(served, target))
     (folder / "serve.sh").chmod(0o755)
-    write_text(folder / "compose.yaml", compose_file(served, target, report.tensor_parallel))
+    found = container(served, target, report.tensor_parallel, report.weight_bytes)
+    write_text(folder / "compose.yaml", compose_file(found))
+    write_text(folder / "kubernetes.yaml", kubernetes_file(found, name, report.target))
     settings = {
         "engine": report.engine,
         "engine_version": report.engine_version,
@@ -67,52 +77,25 @@ def serve_script(arguments: Sequence[str], target: Target) -> str:
     )
 
 
-def compose_file(arguments: Sequence[str], target: Target, devices: int) -> str:
-    """A compose file that serves the folder it lies in, read-only, on the host's loopback."""
-    gpu = target.capability is not None
-    found = service(
-        GPU_IMAGE if gpu else CPU_IMAGE,
-        # Inside the container every interface; the port is bound to the host's loopback alone.
-        ["--model", "/model", "--host", "0.0.0.0", "--port", "8000", *arguments],
-        {"VLLM_NO_USAGE_STATS": "1", **({} if gpu else CPU_VARIABLES)},
-        devices if gpu else 0,
-    )
-    found["entrypoint"] = ["python3", "-m", MODULE]
-    return yaml.safe_dump({"services": {"vllm": found}}, sort_keys=False)
-
-
-def service(
-    image: str, command: Sequence[str], environment: Mapping[str, str], devices: int
-) -> dict[str, Any]:
-    """A service of a compose file: the folder that it lies in at /model, port 8000 on the host's loopback.
+def container(arguments: Sequence[str], target: Target, devices: int, weight_bytes: int) -> Container:
+    """vLLM in a container, for the folder at /model.
 
     Args:
-        image: of the server.
-        command: for it.
-        environment: variables beside the one that keeps it from looking for the model elsewhere.
-        devices: NVIDIA GPUs; 0 for none.
+        arguments: besides model and address.
+        devices: that the model is split over.
+        weight_bytes: of all weight files.
     """
-    found: dict[str, Any] = {
-        "image": image,
-        "command": list(command),
-        "ports": ["127.0.0.1:8000:8000"],
-        "volumes": [{"type": "bind", "source": ".", "target": "/model", "read_only": True}],
-        "environment": {"HF_HUB_OFFLINE": "1", **environment},
-        # Workers exchange tensors through shared memory, of which a container has 64 MB by default.
-        "shm_size": "8gb",
-        "healthcheck": {
-            "test": ["CMD", "python3", "-c", _PROBE],
-            "interval": "10s",
-            "timeout": "5s",
-            "retries": 3,
-            "start_period": "15m",
-        },
-        "restart": "unless-stopped",
-    }
-    if devices:
-        device = {"driver": "nvidia", "count": devices, "capabilities": ["gpu"]}
-        found["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
-    return found
-
-
-_PROBE = "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"
+    gpu = target.capability is not None
+    return Container(
+        engine="vllm",
+        image=GPU_IMAGE if gpu else CPU_IMAGE,
+        command=["python3", "-m", MODULE],
+        # Inside the container every interface; who reaches the port is for what starts it to say.
+        arguments=["--model", MODEL, "--host", "0.0.0.0", "--port", str(PORT), *arguments],
+        environment={"VLLM_NO_USAGE_STATS": "1", **({} if gpu else CPU_VARIABLES)},
+        gpus=devices if gpu else 0,
+        workers=devices,
+        weight_bytes=weight_bytes,
+        cache_bytes=0 if gpu else devices * CPU_CACHE_GIB * GIB,
+        user=GPU_USER if gpu else CPU_USER,
+    )

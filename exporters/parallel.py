@@ -70,10 +70,16 @@ def heads(config: Mapping[str, Any]) -> tuple[int, int]:
     return count, int(text.get("num_key_value_heads") or count)
 
 
+def splits(config: Mapping[str, Any]) -> list[int]:
+    """Numbers of devices over which heads can be dealt out: queries evenly, keys evenly or repeated so."""
+    queries, keys = heads(config)
+    return [t for t in range(1, queries + 1) if queries % t == 0 and (keys % t == 0 or t % keys == 0)]
+
+
 def check_heads(config: Mapping[str, Any], tensor_parallel: int) -> Iterator[Finding]:
     """Query heads are dealt out evenly; key/value heads evenly, or repeated evenly."""
     queries, keys = heads(config)
-    fits = [t for t in range(1, queries + 1) if queries % t == 0 and (keys % t == 0 or t % keys == 0)]
+    fits = splits(config)
     if tensor_parallel not in fits:
         yield HEADS(
             f"{queries} attention heads and {keys} key/value heads cannot be split over {tensor_parallel} "

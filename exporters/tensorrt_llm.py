@@ -16,11 +16,12 @@ from qdeploy.checkpoint.folder import refuse_used
 from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.conversion import convert
 from qdeploy.errors import disk_errors
-from qdeploy.exporters import parallel
+from qdeploy.exporters import memory, parallel
 from qdeploy.exporters import reference as dequantized
 from qdeploy.exporters.algorithms import CACHE_IN_FP8, TENSORRT_LLM, objection
 from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
 from qdeploy.exporters.cache import NO_CACHE_IN_FP8, WITHOUT
+from qdeploy.exporters.fitting import Fitting, fit_model
 from qdeploy.exporters.layers import FusedLayer, expert_sets, per_device, read_layers
 from qdeploy.exporters.linking import link_model
 from qdeploy.exporters.lint.engine import NOT_READ
@@ -93,7 +94,11 @@ class TensorRTLLMExporter:
                 *dequantized.findings(load_manifest(checked), allowed=reference),
             ]
             refuse_errors(findings, f"TensorRT-LLM {TENSORRT_LLM} on {target}")
-            return _write(source, packed, output, target, tensor_parallel, findings)
+            layers = read_layers(packed.reader)
+            fitting = fit_model(packed.reader, layers, memory.TENSORRT_LLM, target, tensor_parallel)
+            findings += fitting.findings
+            refuse_errors(findings, f"TensorRT-LLM {TENSORRT_LLM} on {target}")
+            return _write(source, packed, output, target, tensor_parallel, findings, fitting)
 
     def lint(self, subject: Subject, target: Target, tensor_parallel: int) -> Iterator[Finding]:
         """What TensorRT-LLM adds to the rules for any folder: its format, kernels, the split over devices."""
@@ -104,7 +109,11 @@ class TensorRTLLMExporter:
                 str(subject.reader.folder),
             )
             return
-        yield from _findings(subject, target, tensor_parallel)
+        found = list(_findings(subject, target, tensor_parallel))
+        yield from found
+        if sound(found):
+            fitting = fit_model(subject.reader, subject.layers, memory.TENSORRT_LLM, target, tensor_parallel)
+            yield from fitting.findings
 
     def support(self, scheme: Scheme, n: int, k: int, *, gpu: str = "auto", experts: bool = False) -> Support:
         """How TensorRT-LLM runs a layer [n, k] of that scheme on the device.
@@ -159,6 +168,7 @@ def _write(
     target: Target,
     tensor_parallel: int,
     findings: list[Finding],
+    fitting: Fitting,
 ) -> ExportReport:
     """Make the folder under another name, then rename it."""
     staged = output.with_name(output.name + ".staged")
@@ -169,8 +179,9 @@ def _write(
                 link_model(packed.reader.folder, staged)
             else:
                 convert(packed.reader.folder, staged, "modelopt")
-            report = _report(source, packed, staged, output, target, tensor_parallel, findings)
-            write_launch_files(staged, report, cache_in_fp8=bool(stored_scales(packed.reader)))
+            report = _report(source, packed, staged, output, target, tensor_parallel, findings, fitting)
+            cache_in_fp8 = bool(stored_scales(packed.reader))
+            write_launch_files(staged, output.resolve().name, report, cache_in_fp8=cache_in_fp8)
             fsync_folder(staged)
             staged.rename(output)
         except BaseException:
@@ -187,6 +198,7 @@ def _report(
     target: Target,
     tensor_parallel: int,
     findings: list[Finding],
+    fitting: Fitting,
 ) -> ExportReport:
     schemes = packed.schemes.values()
     return ExportReport(
@@ -199,7 +211,8 @@ def _report(
         scheme="; ".join(dict.fromkeys(scheme.describe() for scheme in schemes)) or "16-bit",
         quantized_layers=len(packed.schemes),
         kernels=dict(Counter(str(algorithm(scheme)) for scheme in schemes)),
-        arguments=engine_arguments(tensor_parallel),
+        arguments=[*engine_arguments(tensor_parallel), *fitting.arguments],
         weight_bytes=sum(file.stat().st_size for file in staged.glob("*.safetensors")),
         findings=findings,
+        memory=fitting.memory,
     )

@@ -1,4 +1,4 @@
-"""The files that start TensorRT-LLM: serve.sh, compose.yaml and llm_args.yaml."""
+"""The files that start TensorRT-LLM: serve.sh, compose.yaml, kubernetes.yaml and llm_args.yaml."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ import yaml
 
 from qdeploy.exporters.algorithms import TENSORRT_LLM
 from qdeploy.exporters.base import ExportReport
-from qdeploy.exporters.launch import service
+from qdeploy.exporters.compose import compose_file
+from qdeploy.exporters.container import MODEL, PORT, Container
+from qdeploy.exporters.kubernetes import kubernetes_file
+from qdeploy.exporters.memory import TENSORRT_LLM as MEMORY
 from qdeploy.files import write_json, write_text
 
 IMAGE = f"nvcr.io/nvidia/tensorrt-llm/release:{TENSORRT_LLM}"
 OPTIONS = "llm_args.yaml"
+ULIMITS = {"memlock": -1, "stack": 67108864}
+"""Of NVIDIA's command for the image: docker/release.md of TensorRT-LLM."""
 
 SERVE = """\
 #!/bin/sh
@@ -33,8 +38,8 @@ def engine_arguments(tensor_parallel: int) -> list[str]:
     return ["--backend", "pytorch", *(["--tp_size", str(tensor_parallel)] if tensor_parallel > 1 else [])]
 
 
-def write_launch_files(folder: Path, report: ExportReport, *, cache_in_fp8: bool) -> None:
-    """Write them into `folder`.
+def write_launch_files(folder: Path, name: str, report: ExportReport, *, cache_in_fp8: bool) -> None:
+    """Write them into `folder`, the export's `name` to be.
 
     Raises:
         OutputError: the disk is full or read-only.
@@ -42,18 +47,32 @@ def write_launch_files(folder: Path, report: ExportReport, *, cache_in_fp8: bool
     script = SERVE.format(target=report.target, options=OPTIONS, arguments=shlex.join(report.arguments))
     write_text(folder / "serve.sh", script)
     (folder / "serve.sh").chmod(0o755)
-    options: dict[str, Any] = {"kv_cache_config": {"free_gpu_memory_fraction": 0.9}}
+    options: dict[str, Any] = {"kv_cache_config": {"free_gpu_memory_fraction": MEMORY.cache_share}}
     if cache_in_fp8:
         options["kv_cache_config"]["dtype"] = "fp8"
     write_text(folder / OPTIONS, yaml.safe_dump(options, sort_keys=False))
-    write_text(folder / "compose.yaml", compose_file(report.arguments, report.tensor_parallel))
+    found = container(report.arguments, report.tensor_parallel, report.weight_bytes)
+    write_text(folder / "compose.yaml", compose_file(found))
+    write_text(folder / "kubernetes.yaml", kubernetes_file(found, name, report.target))
     write_json(folder / "export.json", report.to_dict())
 
 
-def compose_file(arguments: Sequence[str], devices: int) -> str:
-    """A compose file that serves the folder it lies in, read-only, on the host's loopback."""
-    command = ["trtllm-serve", "serve", "/model", "--host", "0.0.0.0", "--port", "8000"]
-    command += ["--extra_llm_api_options", f"/model/{OPTIONS}", *arguments]
-    found = service(IMAGE, command, {}, devices)
-    found["ulimits"] = {"memlock": -1, "stack": 67108864}
-    return yaml.safe_dump({"services": {"tensorrt-llm": found}}, sort_keys=False)
+def container(arguments: Sequence[str], devices: int, weight_bytes: int) -> Container:
+    """TensorRT-LLM in a container, for the folder at /model.
+
+    Args:
+        arguments: besides model and address.
+        devices: that the model is split over.
+        weight_bytes: of all weight files.
+    """
+    command = ["trtllm-serve", "serve", MODEL, "--host", "0.0.0.0", "--port", str(PORT)]
+    return Container(
+        engine="tensorrt-llm",
+        image=IMAGE,
+        command=None,
+        arguments=[*command, "--extra_llm_api_options", f"{MODEL}/{OPTIONS}", *arguments],
+        gpus=devices,
+        workers=devices,
+        weight_bytes=weight_bytes,
+        ulimits=ULIMITS,
+    )

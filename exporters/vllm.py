@@ -14,10 +14,11 @@ from qdeploy.checkpoint.folder import refuse_used
 from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.conversion import convert
 from qdeploy.errors import disk_errors
-from qdeploy.exporters import parallel
+from qdeploy.exporters import memory, parallel
 from qdeploy.exporters import reference as dequantized
 from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
 from qdeploy.exporters.cache import check_cache_target
+from qdeploy.exporters.fitting import Fitting, fit_model
 from qdeploy.exporters.kernels import VLLM, choose
 from qdeploy.exporters.launch import engine_arguments, write_launch_files
 from qdeploy.exporters.layers import FusedLayer, Layer, per_device
@@ -87,22 +88,12 @@ class VllmExporter:
         return report
 
     def lint(self, subject: Subject, target: Target, tensor_parallel: int) -> Iterator[Finding]:
-        """What vLLM adds to the rules for any folder: formats, kernels, the split over devices, the cache."""
-        kv_heads = parallel.heads(subject.reader.config)[1]
-        found = list(
-            chain(
-                check_format(subject, target),
-                parallel.check_heads(subject.reader.config, tensor_parallel),
-                parallel.check_partition(subject.layers, tensor_parallel, kv_heads),
-                parallel.check_dtype(subject.reader.config, target),
-                check_cache_target(subject.reader.config, target) if has_cache_in_fp8(subject.block) else (),
-            )
-        )
+        """What vLLM adds to the rules for any folder: formats, kernels, the split over devices, memory."""
+        found = _for_device(subject, target, tensor_parallel)
         yield from found
-        # The shapes that kernels see mean nothing while layers cannot be split.
         if sound(found):
-            split = per_device(subject.layers, tensor_parallel, kv_heads)
-            yield from parallel.check_kernels(split, target)
+            fitting = fit_model(subject.reader, subject.layers, memory.VLLM, target, tensor_parallel)
+            yield from fitting.findings
 
     def support(self, scheme: Scheme, n: int, k: int, *, gpu: str = "auto", experts: bool = False) -> Support:
         """How vLLM runs a layer [n, k] of that scheme on the device.
@@ -157,7 +148,10 @@ def inspect(subject: Subject, output: Path, target: Target, tensor_parallel: int
     """The report of an export, before anything is written."""
     reader, layers = subject.reader, subject.layers
     findings = _findings(subject, target, tensor_parallel)
-    split = per_device(layers, tensor_parallel, parallel.heads(reader.config)[1]) if sound(findings) else []
+    split, fitting = [], Fitting(None)
+    if sound(findings):
+        split = per_device(layers, tensor_parallel, parallel.heads(reader.config)[1])
+        fitting = fit_model(reader, layers, memory.VLLM, target, tensor_parallel)
     schemes = dict.fromkeys(layer.scheme.describe() for layer in layers if layer.scheme)
     return ExportReport(
         engine="vllm",
@@ -169,16 +163,34 @@ def inspect(subject: Subject, output: Path, target: Target, tensor_parallel: int
         scheme="; ".join(schemes) or "16-bit",
         quantized_layers=sum(layer.scheme is not None for layer in layers),
         kernels=parallel.kernel_counts(split, target),
-        arguments=engine_arguments(tensor_parallel),
+        arguments=[*engine_arguments(tensor_parallel), *fitting.arguments],
         weight_bytes=sum(file.stat().st_size for file in reader.files),
-        findings=findings,
+        findings=[*findings, *fitting.findings],
+        memory=fitting.memory,
     )
 
 
 def _findings(subject: Subject, target: Target, tensor_parallel: int) -> list[Finding]:
     """All rules but those that decode layers."""
     found = [*check_headers(subject), *check_scales(subject)]
-    return found + list(VllmExporter().lint(subject, target, tensor_parallel) if sound(found) else ())
+    return found + (_for_device(subject, target, tensor_parallel) if sound(found) else [])
+
+
+def _for_device(subject: Subject, target: Target, tensor_parallel: int) -> list[Finding]:
+    config, kv_heads = subject.reader.config, parallel.heads(subject.reader.config)[1]
+    found = list(
+        chain(
+            check_format(subject, target),
+            parallel.check_heads(config, tensor_parallel),
+            parallel.check_partition(subject.layers, tensor_parallel, kv_heads),
+            parallel.check_dtype(config, target),
+            check_cache_target(config, target) if has_cache_in_fp8(subject.block) else (),
+        )
+    )
+    # The shapes that kernels see mean nothing while layers cannot be split.
+    if sound(found):
+        found += parallel.check_kernels(per_device(subject.layers, tensor_parallel, kv_heads), target)
+    return found
 
 
 def _write(source: Path, output: Path, report: ExportReport, target: Target) -> None:
