@@ -17,7 +17,8 @@ from torch import Tensor
 from qdeploy.checkpoint.manifest import Conversion, load_manifest
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.errors import ConversionError, UnknownNameError
-from qdeploy.formats.packed import FORMATS, Format, Packed
+from qdeploy.formats.format import Format
+from qdeploy.formats.packed import FORMATS, Packed
 from qdeploy.kv_cache import is_cache_scale, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.progress import progress

@@ -119,8 +119,8 @@ class Scheme:
         return self.activations is not None and not self.activations.dynamic
 
     def groups(self, in_features: int) -> int:
-        """Number of scales per output channel for a layer with `in_features` columns."""
-        return 1 if self.group_size is None else in_features // self.group_size
+        """Scales per output channel of a layer with `in_features` columns; the last may be for fewer."""
+        return 1 if self.group_size is None else -(-in_features // self.group_size)
 
     def describe(self) -> str:
         """One line for people, e.g. "W4A16 symmetric, group 64" or "FP8_DYNAMIC e4m3, per channel"."""

@@ -13,7 +13,7 @@ from qdeploy.checkpoint.manifest import Manifest, load_manifest
 from qdeploy.formats.packed import Packed
 from qdeploy.kv_cache import is_cache_scale, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
-from qdeploy.schemes import INT8_PER_TOKEN, Scheme
+from qdeploy.schemes import INT8_PER_TOKEN, PRESETS, Scheme
 
 CODES, SCALES = "quantized weights", "scales and zero points"
 EMBEDDINGS, LINEAR, VECTORS = "embeddings and output head", "16-bit linear layers", "norms and biases"
@@ -146,7 +146,9 @@ def served_by(schemes: set[Scheme], format: str | None = "compressed-tensors") -
         schemes: of the layers.
         format: that they are stored in; None for 16 bits.
     """
-    engines = {"vLLM on CUDA": _vllm_cuda, "vLLM on CPU": _vllm_cpu}
+    engines = {"vLLM on CUDA": _vllm_cuda}
+    if format != "fp8":  # where scales are of whole layers or of blocks, which have no kernel on CPUs
+        engines["vLLM on CPU"] = _vllm_cpu
     takes = _VLLM_TAKES.get(str(format))
     native = [
         name
@@ -155,6 +157,9 @@ def served_by(schemes: set[Scheme], format: str | None = "compressed-tensors") -
     ]
     if format == "modelopt":
         return [*native, "TensorRT-LLM"]
+    if format == "fp8":
+        # TensorRT-LLM knows blocks alone, and transformers drops scales of layers for their names.
+        return [*native, *(["TensorRT-LLM", "transformers"] if schemes == {PRESETS["FP8_BLOCK"]} else [])]
     if format not in (None, "compressed-tensors"):
         return [*native, "transformers with gptqmodel"]
     # compressed-tensors 0.18 to 0.20 cannot load packed zero points in the default way.

@@ -66,7 +66,7 @@ def pack(q: QuantizedLinear, version: Version) -> dict[str, Tensor]:
         "qweight": bits.pack(q.codes.T, q.scheme.bits, dim=0),
         "qzeros": bits.pack(zeros.T - int(version == 1), q.scheme.bits),
         "scales": q.scales.T.contiguous(),
-        "g_idx": groups_of_columns(k, q.scales.shape[1]),
+        "g_idx": groups_of_columns(k, q.scheme.group_size),
     }
 
 
@@ -75,9 +75,9 @@ def needs_version_2(q: QuantizedLinear) -> bool:
     return q.zeros is not None and bool((q.zeros == 0).any())
 
 
-def groups_of_columns(k: int, groups: int) -> Tensor:
-    """g_idx int32 [K] of groups of adjacent columns."""
-    return torch.arange(k, dtype=torch.int32) // (k // groups)
+def groups_of_columns(k: int, size: int | None) -> Tensor:
+    """g_idx int32 [K] of groups of adjacent columns; of one for all where there is no size."""
+    return torch.arange(k, dtype=torch.int32) // (size or k)
 
 
 def unpack(tensors: Mapping[str, Tensor], scheme: Scheme, version: Version) -> QuantizedLinear:
@@ -99,7 +99,7 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme, version: Version) -> Q
     check(tensors, "qweight", torch.int32, (bits.words(k, b), n))
     check(tensors, "qzeros", torch.int32, (g, bits.words(n, b)))
     check(tensors, "scales", None, (g, n))
-    _check_order(tensors, k, g)
+    _check_order(tensors, k, scheme.group_size)
     zeros = bits.unpack(tensors["qzeros"], b, n).T
     if version == 1:
         zeros = (zeros + 1) & scheme.qmax
@@ -114,11 +114,11 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme, version: Version) -> Q
     return QuantizedLinear(codes, tensors["scales"].T.contiguous(), kept, scheme)
 
 
-def _check_order(tensors: Mapping[str, Tensor], k: int, groups: int) -> None:
+def _check_order(tensors: Mapping[str, Tensor], k: int, size: int | None) -> None:
     if "g_idx" not in tensors:
         return
     check(tensors, "g_idx", torch.int32, (k,))
-    if not torch.equal(tensors["g_idx"], groups_of_columns(k, groups)):
+    if not torch.equal(tensors["g_idx"], groups_of_columns(k, size)):
         raise CheckpointError(
             "g_idx puts columns into groups in another order (act-order without static groups), which no "
             "format but GPTQ's own holds, and vLLM refuses. Quantize again with static groups, or without "

@@ -75,6 +75,8 @@ def refusal(scheme: Scheme, n: int, k: int) -> str | None:
         return f"ModelOpt has no {scheme.describe()}"
     if algorithm(scheme) == INT4 and n % 2:
         return f"ModelOpt packs pairs of rows, and there are {n}"
+    if scheme.group_size and k % scheme.group_size:
+        return f"ModelOpt packs whole groups, and {scheme.group_size} does not divide {k} columns"
     return None
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from qdeploy.errors import CheckpointError
 from qdeploy.files import read_json
@@ -17,62 +15,19 @@ from qdeploy.formats import (
     compressed_tensors,
     ct_config,
     ct_layout,
+    fp8,
     gptq,
     gptq_config,
     modelopt,
     modelopt_config,
 )
+from qdeploy.formats.format import Block, Config, Format
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme
 
-Block = Mapping[str, Any]
-"""`quantization_config` of config.json, or the file that older tools write beside it."""
-
 BESIDE = ("quantize_config.json", "quant_config.json", modelopt_config.FILE)
 """Where tools keep it that do not, or not all of it, write it into config.json."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """What describes a folder's layers.
-
-    Attributes:
-        block: `quantization_config` of config.json.
-        beside: more JSON files, by name.
-    """
-
-    block: dict[str, Any]
-    beside: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a folder stores quantized layers.
-
-    Attributes:
-        name: as `qdeploy convert --to` calls it.
-        suffixes: of the tensors that a layer may own, its bias aside.
-        schemes: of a folder's layers, from its block and the tensors that are there.
-        shape: [N, K] of a module, from headers alone where they say it.
-        unpack: a layer from its tensors by suffix.
-        pack: the inverse, for a module. Raises ValueError where `refusal` cannot know.
-        refusal: why it cannot hold a layer [N, K] of a scheme; None if it can.
-        nearest: what a layer's scales become in it.
-        config: for these layers, beside others that stay in 16 bits, with a cache in 16 bits (None) or "fp8".
-        cache: a scale of the cache as it is stored, by its name; None where caches are in 16 bits.
-    """
-
-    name: str
-    suffixes: tuple[str, ...]
-    schemes: Callable[[Block, CheckpointReader], dict[str, Scheme]]
-    shape: Callable[[CheckpointReader, str, Scheme], tuple[int, int]]
-    unpack: Callable[[Mapping[str, Tensor], Scheme, Block], QuantizedLinear]
-    pack: Callable[[str, QuantizedLinear], dict[str, Tensor]]
-    refusal: Callable[[Scheme, int, int], str | None]
-    nearest: Callable[[QuantizedLinear], QuantizedLinear]
-    config: Callable[[Mapping[str, Scheme], Sequence[str], str | None], Config]
-    cache: Callable[[str, Tensor], dict[str, Tensor]] | None = None
 
 
 def _in_float16(q: QuantizedLinear) -> QuantizedLinear:
@@ -143,6 +98,17 @@ FORMATS = {
             modelopt.nearest,
             _modelopt,
             modelopt.cache,
+        ),
+        Format(
+            "fp8",
+            fp8.SUFFIXES,
+            fp8.schemes,
+            fp8.shape,
+            lambda tensors, scheme, _: fp8.unpack(tensors, scheme),
+            lambda _, q: fp8.pack(q),
+            fp8.refusal,
+            lambda q: q,
+            lambda schemes, kept, _: Config(fp8.block(schemes, kept)),
         ),
     )
 }
@@ -254,9 +220,10 @@ def format_of(block: Block) -> Format:
         return FORMATS["compressed-tensors"]
     if str(method).startswith("modelopt"):
         return FORMATS["modelopt"]
+    if method == "fp8":
+        return FORMATS["fp8"]
     raise CheckpointError(
-        f"The checkpoint is quantized with {method!r}; only compressed-tensors, gptq, awq and modelopt can "
-        "be read."
+        f"The checkpoint is quantized with {method!r}; only {', '.join(FORMATS)} can be read."
     )
 
 

@@ -142,6 +142,8 @@ def test_everything_else_keeps_its_bytes(packed: Callable[[Scheme], Path], tmp_p
         ("FP8_DYNAMIC", "awq", "AWQ holds integer weights alone"),
         ("W4A16_ASYM", "modelopt", "no zero points; W4A16 goes without"),
         ("W8A8", "modelopt", "ModelOpt has no W8A8 symmetric, per channel"),
+        ("W4A16", "fp8", "fp8 holds weights in E4M3 alone, no W4A16 symmetric, group 32. --to gptq or"),
+        ("FP8_DYNAMIC", "fp8", r"no FP8_DYNAMIC e4m3, per channel\. --to modelopt can\."),
     ],
 )
 def test_what_a_format_cannot_hold(
@@ -375,7 +377,10 @@ def test_rules_of_gptqmodel_are_followed(packed: Callable[[Scheme], Path], tmp_p
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"quant_method": "exl3"}, "quantized with 'exl3'; only compressed-tensors, gptq, awq and modelopt"),
+        (
+            {"quant_method": "exl3"},
+            "quantized with 'exl3'; only compressed-tensors, gptq, gptq_v2, awq, model",
+        ),
         ({"checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
         ({"bits": 16}, "is damaged"),
         ({"quant_method": "awq", "version": "gemv"}, "AWQ's 'gemv' packing"),

@@ -124,6 +124,16 @@ def test_act_order_is_refused() -> None:
         gptq.unpack(tensors, q.scheme, 1)
 
 
+def test_a_last_group_may_be_narrower() -> None:
+    codes, scheme = torch.randint(0, 16, (32, 160), dtype=torch.uint8), Scheme("W4A16", 4, 128)
+    q = QuantizedLinear(codes, torch.tensor([[0.5, 2.0]]).expand(32, 2), None, scheme)
+    tensors = gptq.pack(q, 1)
+    assert tensors["g_idx"].tolist() == [0] * 128 + [1] * 32
+    read = gptq.unpack(tensors, scheme, 1).dequantize()
+    assert torch.equal(read[:, :128], (codes[:, :128].float() - 8) * 0.5)
+    assert torch.equal(read[:, 128:], (codes[:, 128:].float() - 8) * 2)
+
+
 def test_wrong_tensors_are_told() -> None:
     q = layer(4)
     tensors = gptq.pack(q, 1)

@@ -83,6 +83,12 @@ def test_an_odd_number_of_rows() -> None:
     assert "there are 33" in (modelopt.refusal(Scheme("W4A16", 4, 32), 33, 64) or "")
 
 
+def test_groups_are_whole() -> None:
+    for scheme in (Scheme("W4A16", 4, 128), PRESETS["FP8_BLOCK"]):
+        assert "whole groups, and 128 does not divide 160" in (modelopt.refusal(scheme, 128, 160) or "")
+    assert modelopt.refusal(PRESETS["FP8_BLOCK"], 160, 128) is None
+
+
 @pytest.mark.parametrize("name", ["W4A8_AWQ", "NVFP4_SVD", "int8_sq"])
 def test_algorithms_that_cannot_be_read(name: str) -> None:
     with pytest.raises(CheckpointError, match=f"'{name}' cannot be read, only W4A16_AWQ, W8A16, FP8"):
