@@ -18,6 +18,7 @@ from qdeploy.checkpoint.manifest import Conversion, load_manifest
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.errors import ConversionError, UnknownNameError
 from qdeploy.formats.format import Format
+from qdeploy.formats.gptq import out_of_order
 from qdeploy.formats.packed import FORMATS, Packed
 from qdeploy.kv_cache import is_cache_scale, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -150,7 +151,15 @@ class _Conversion:
                 yield from self._layer(self._owners[name])
 
     def _layer(self, module: str) -> Iterator[tuple[str, Tensor]]:
-        quantized = self._nearest(module, self._packed.read(module))
+        read = self._packed.read(module)
+        if read.column_groups is not None:
+            count = out_of_order(read.column_groups, read.scheme)
+            raise ConversionError(
+                f"{module}: {count} of {read.shape[1]} columns are in another group than that of their place "
+                "(act-order without static groups), as no format is written. Quantize again with static groups, "
+                "or without desc_act."
+            )
+        quantized = self._nearest(module, read)
         try:
             tensors = self.target.pack(module, quantized)
         except ValueError as error:

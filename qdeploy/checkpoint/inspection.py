@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from qdeploy.checkpoint.manifest import Manifest, load_manifest
-from qdeploy.formats.packed import Packed
+from qdeploy.formats.gptq_config import act_order
+from qdeploy.formats.packed import Packed, block_of
 from qdeploy.kv_cache import is_cache_scale, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import INT8_PER_TOKEN, PRESETS, Scheme
@@ -90,7 +91,11 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         schemes=uses,
         kv_cache=len(stored_scales(reader)),
         format=packed.format.name if packed.format else None,
-        served_by=served_by(set(schemes.values()), packed.format.name if packed.format else None),
+        served_by=served_by(
+            set(schemes.values()),
+            packed.format.name if packed.format else None,
+            act_order=act_order(block_of(reader) or {}),
+        ),
         manifest=load_manifest(folder),
     )
 
@@ -139,12 +144,15 @@ def _scheme_uses(packed: Packed) -> list[SchemeUse]:
     return sorted(uses, key=lambda use: -use.weights)
 
 
-def served_by(schemes: set[Scheme], format: str | None = "compressed-tensors") -> list[str]:
+def served_by(
+    schemes: set[Scheme], format: str | None = "compressed-tensors", *, act_order: bool = False
+) -> list[str]:
     """Who can run all of these schemes: vLLM where it has kernels, transformers by decoding to 16 bits.
 
     Args:
         schemes: of the layers.
         format: that they are stored in; None for 16 bits.
+        act_order: whether its config says so, which vLLM refuses of groups, whatever order they are in.
     """
     engines = {"vLLM on CUDA": _vllm_cuda}
     if format != "fp8":  # where scales are of whole layers or of blocks, which have no kernel on CPUs
@@ -154,6 +162,7 @@ def served_by(schemes: set[Scheme], format: str | None = "compressed-tensors") -
         name
         for name, runs in engines.items()
         if all((takes is None or takes(scheme)) and runs(scheme) for scheme in schemes)
+        and not (act_order and any(scheme.group_size for scheme in schemes))
     ]
     if format == "modelopt":
         return [*native, "TensorRT-LLM"]

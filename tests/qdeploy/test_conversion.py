@@ -169,6 +169,24 @@ def test_a_zero_point_of_0_takes_version_2(packed: Callable[[Scheme], Path], tmp
     assert same(tmp_path / "out", source)
 
 
+def test_act_order_is_decoded_and_not_converted(packed: Callable[[Scheme], Path], tmp_path: Path) -> None:
+    convert(packed(SYMMETRIC), tmp_path / "gptq", "gptq")
+    foreign(tmp_path / "gptq", desc_act=True)
+    assert inspect_checkpoint(tmp_path / "gptq").served_by == ["transformers with gptqmodel"]
+    convert(tmp_path / "gptq", tmp_path / "static", "gptq_v2")  # groups are still runs of columns
+    module = "model.layers.1.mlp.up_proj"
+    before = state(tmp_path / "gptq")[f"{module}.weight"]
+    (shard,) = (tmp_path / "gptq").glob("*.safetensors")
+    tensors = load_file(shard)
+    tensors[f"{module}.g_idx"][[0, 63]] = torch.tensor([1, 0], dtype=torch.int32)
+    save_file(tensors, shard, metadata={"format": "pt"})
+    after = state(tmp_path / "gptq")[f"{module}.weight"]
+    assert sorted(set((before != after).nonzero()[:, 1].tolist())) == [0, 63]
+    with pytest.raises(ConversionError, match=r"up_proj: 2 of 64 columns are in another group .*act-order"):
+        convert(tmp_path / "gptq", tmp_path / "out", "gptq_v2")
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_several_schemes_take_compressed_tensors(tiny_llama: Path, tmp_path: Path) -> None:
     rules = [
         {"match": "re:.*down_proj", "scheme": {"bits": 8, "group": 32}, "stages": ["rtn"]},
