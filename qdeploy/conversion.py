@@ -156,8 +156,8 @@ class _Conversion:
             count = out_of_order(read.column_groups, read.scheme)
             raise ConversionError(
                 f"{module}: {count} of {read.shape[1]} columns are in another group than that of their place "
-                "(act-order without static groups), as no format is written. Quantize again with static groups, "
-                "or without desc_act."
+                "(act-order without static groups), as no format is written. Quantize again with static "
+                "groups, or without desc_act."
             )
         quantized = self._nearest(module, read)
         try:

@@ -165,7 +165,8 @@ def served_by(
         and not (act_order and any(scheme.group_size for scheme in schemes))
     ]
     if format == "modelopt":
-        return [*native, "TensorRT-LLM"]
+        loaded = all(scheme.name not in ("MXFP4", "W8A8_STATIC") for scheme in schemes)
+        return [*native, *(["TensorRT-LLM"] if loaded else [])]
     if format == "fp8":
         # TensorRT-LLM knows blocks alone, and transformers drops scales of layers for their names.
         return [*native, *(["TensorRT-LLM", "transformers"] if schemes == {PRESETS["FP8_BLOCK"]} else [])]
@@ -179,7 +180,7 @@ def served_by(
 _VLLM_TAKES: Mapping[str, Callable[[Scheme], bool]] = {
     "gptq": lambda scheme: scheme.symmetric and scheme.bits in (4, 8),
     "gptq_v2": lambda scheme: scheme.symmetric and scheme.bits in (4, 8),
-    "modelopt": lambda scheme: scheme.element is not None,
+    "modelopt": lambda scheme: scheme.element is not None and scheme.name != "MXFP4",
 }
 """Format → what vLLM 0.32 reads of it, where that is not all."""
 

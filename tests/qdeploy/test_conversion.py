@@ -241,8 +241,10 @@ def test_routers_are_named_so_that_readers_find_them_alone(
     assert awq.block({"mlp.gate_proj": SYMMETRIC}, ["mlp.gate"])["modules_to_not_convert"] is None
 
 
-@pytest.mark.parametrize("scheme", ["FP8", "FP8_DYNAMIC", "FP8_BLOCK", "MXFP8", "NVFP4", "NVFP4A16"])
-def test_minifloats_go_to_modelopt_and_back(wide: Path, tmp_path: Path, scheme: str) -> None:
+@pytest.mark.parametrize(
+    "scheme", ["FP8", "FP8_DYNAMIC", "FP8_BLOCK", "MXFP8", "MXFP4", "NVFP4", "NVFP4A16", "W8A8_STATIC"]
+)
+def test_other_formats_go_to_modelopt_and_back(wide: Path, tmp_path: Path, scheme: str) -> None:
     source, there, back = (tmp_path / name for name in ("source", "there", "back"))
     quantize(recipe(wide, scheme=scheme, method="rtn", group_size=None, kv_cache="fp8"), source)
     rounds = scheme.startswith("NVFP4")  # divisors are stored as 1 over them
@@ -283,16 +285,29 @@ def test_modelopt_s_files_say_what_tensorrt_llm_asks(wide: Path, tmp_path: Path)
 def test_modelopt_holds_several_schemes(wide: Path, tmp_path: Path) -> None:
     rules = [
         {"match": "re:.*down_proj", "scheme": "FP8_DYNAMIC", "stages": ["rtn"]},
+        {"match": "re:.*(gate|up)_proj", "scheme": "MXFP4", "stages": ["rtn"]},
+        {"match": "re:.*o_proj", "scheme": {"bits": 4, "group": 64}, "stages": ["rtn"]},
         {"match": "Linear", "scheme": {"bits": 4, "group": 32}, "stages": ["rtn"]},
     ]
     quantize(Recipe.model_validate({"model": str(wide), "rules": rules}), tmp_path / "source")
-    convert(tmp_path / "source", tmp_path / "there", "modelopt")
-    found = json.loads((tmp_path / "there" / "hf_quant_config.json").read_text())["quantization"]
-    assert found["quant_algo"] == "MIXED_PRECISION"
-    layer = found["quantized_layers"]["model.layers.0.mlp.down_proj"]
-    assert layer == {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}
-    convert(tmp_path / "there", tmp_path / "back", "compressed-tensors")
-    assert same(tmp_path / "back", tmp_path / "source")
+    there = tmp_path / "there"
+    convert(tmp_path / "source", there, "modelopt")
+    found = json.loads((there / "hf_quant_config.json").read_text())["quantization"]
+    block = json.loads((there / "config.json").read_text())["quantization_config"]
+    assert found["quant_algo"] == block["quant_algo"] == "MIXED_PRECISION"
+    assert found["quantized_layers"] == block["quantized_layers"]
+    layers = {name.removeprefix("model.layers.0."): each for name, each in found["quantized_layers"].items()}
+    assert layers["mlp.down_proj"] == {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}
+    assert layers["mlp.up_proj"] == {"quant_algo": "mxfp4"}
+    int4 = {"quant_algo": "W4A16_AWQ", "has_zero_point": False, "pre_quant_scale": True}
+    assert layers["self_attn.o_proj"] == int4 | {"group_size": 64}
+    assert layers["self_attn.q_proj"] == int4 | {"group_size": 32}
+    schemes = Packed(CheckpointReader(tmp_path / "source")).schemes
+    for kept in ("both", "the file"):
+        assert Packed(CheckpointReader(there)).schemes == schemes
+        convert(there, tmp_path / f"back from {kept}", "compressed-tensors")
+        assert same(tmp_path / f"back from {kept}", tmp_path / "source")
+        edit_config(there / "config.json", there / "config.json", quantization_config=None)
 
 
 def test_modelopt_folders_without_a_block_are_read_by_their_file(wide: Path, tmp_path: Path) -> None:
