@@ -167,6 +167,8 @@ def served_by(
     if format == "modelopt":
         loaded = all(scheme.name not in ("MXFP4", "W8A8_STATIC") for scheme in schemes)
         return [*native, *(["TensorRT-LLM"] if loaded else [])]
+    if format == "fbgemm_fp8":
+        return ["vLLM on CUDA with --allow-deprecated-quantization", "transformers with fbgemm-gpu"]
     if format == "fp8":
         # TensorRT-LLM knows blocks alone, and transformers drops scales of layers for their names.
         return [*native, *(["TensorRT-LLM", "transformers"] if schemes == {PRESETS["FP8_BLOCK"]} else [])]

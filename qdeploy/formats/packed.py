@@ -15,13 +15,14 @@ from qdeploy.formats import (
     compressed_tensors,
     ct_config,
     ct_layout,
+    fbgemm,
     fp8,
     gptq,
     gptq_config,
     modelopt,
     modelopt_config,
 )
-from qdeploy.formats.format import Block, Config, Format
+from qdeploy.formats.format import Block, Config, Format, ReadFormat
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme
@@ -114,6 +115,20 @@ FORMATS = {
 }
 """By name."""
 
+READ_ONLY = {
+    each.name: each
+    for each in (
+        ReadFormat(
+            "fbgemm_fp8",
+            fbgemm.SUFFIXES,
+            fbgemm.schemes,
+            fbgemm.shape,
+            lambda tensors, scheme, _: fbgemm.unpack(tensors, scheme),
+        ),
+    )
+}
+"""By name, which is their `quant_method`."""
+
 
 class Packed:
     """A folder's quantized layers.
@@ -205,7 +220,7 @@ def has_cache_in_fp8(block: Block) -> bool:
     return algorithm is not None
 
 
-def format_of(block: Block) -> Format:
+def format_of(block: Block) -> ReadFormat:
     """The format that a block describes.
 
     Raises:
@@ -222,8 +237,10 @@ def format_of(block: Block) -> Format:
         return FORMATS["modelopt"]
     if method == "fp8":
         return FORMATS["fp8"]
+    if method in READ_ONLY:
+        return READ_ONLY[method]
     raise CheckpointError(
-        f"The checkpoint is quantized with {method!r}; only {', '.join(FORMATS)} can be read."
+        f"The checkpoint is quantized with {method!r}; only {', '.join([*FORMATS, *READ_ONLY])} can be read."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from qdeploy.bench.integrity import check_integrity
 from qdeploy.checkpoint.inspection import inspect_checkpoint
 from qdeploy.conversion import convert
-from qdeploy.errors import CheckpointError, ConversionError
+from qdeploy.errors import CheckpointError, ConversionError, UnknownNameError
 from qdeploy.exporters.targets import TARGETS
 from qdeploy.exporters.vllm import check
 from qdeploy.formats.packed import FORMATS, Packed
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.pipeline import quantize
 from qdeploy.schemes import PRESETS
+from tests.packed import edit_config
 from tests.qdeploy.test_conversion import foreign, same
 from tests.qdeploy.test_pipeline import recipe
 
@@ -111,3 +113,28 @@ def test_a_cache_in_fp8_does_not_go_into_fp8_folders(wide: Path, tmp_path: Path)
     quantize(asked, tmp_path / "source")
     with pytest.raises(ConversionError, match="cache in FP8, which the config of fp8 cannot say"):
         convert(tmp_path / "source", tmp_path / "out", "fp8")
+
+
+def test_fbgemm_is_read_and_becomes_other_formats(tiny_llama: Path, tmp_path: Path) -> None:
+    source, there = tmp_path / "source", tmp_path / "there"
+    quantize(recipe(tiny_llama, scheme="FP8_DYNAMIC", method="rtn", group_size=None), source)
+    block = {
+        "quant_method": "fbgemm_fp8",
+        "activation_scale_ub": 1200.0,
+        "modules_to_not_convert": ["lm_head"],
+    }
+    shutil.copytree(source, there)
+    edit_config(there / "config.json", there / "config.json", quantization_config=block)
+    found = inspect_checkpoint(there)
+    assert found.format == "fbgemm_fp8"
+    assert [use.scheme for use in found.schemes] == ["FP8_DYNAMIC e4m3, per channel"]
+    assert same(there, source)
+    for target in ("compressed-tensors", "modelopt"):
+        convert(there, tmp_path / target, target)
+        assert same(tmp_path / target, source)
+    with pytest.raises(
+        ConversionError, match=r"no FP8_DYNAMIC e4m3, per channel\. --to compressed-tensors or"
+    ):
+        convert(there, tmp_path / "fp8", "fp8")
+    with pytest.raises(UnknownNameError, match="fbgemm_fp8"):
+        convert(source, tmp_path / "out", "fbgemm_fp8")
