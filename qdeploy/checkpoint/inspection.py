@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -154,30 +154,43 @@ def served_by(
         format: that they are stored in; None for 16 bits.
         act_order: whether its config says so, which vLLM refuses of groups, whatever order they are in.
     """
-    engines = {"vLLM on CUDA": _vllm_cuda}
-    if format != "fp8":  # where scales are of whole layers or of blocks, which have no kernel on CPUs
-        engines["vLLM on CPU"] = _vllm_cpu
-    takes = _VLLM_TAKES.get(str(format))
-    native = [
-        name
-        for name, runs in engines.items()
-        if all((takes is None or takes(scheme)) and runs(scheme) for scheme in schemes)
-        and not (act_order and any(scheme.group_size for scheme in schemes))
-    ]
-    if format == "modelopt":
-        loaded = all(scheme.name not in ("MXFP4", "W8A8_STATIC") for scheme in schemes)
-        return [*native, *(["TensorRT-LLM"] if loaded else [])]
-    if format == "fbgemm_fp8":
-        return ["vLLM on CUDA with --allow-deprecated-quantization", "transformers with fbgemm-gpu"]
-    if format == "fp8":
-        # TensorRT-LLM knows blocks alone, and transformers drops scales of layers for their names.
-        return [*native, *(["TensorRT-LLM", "transformers"] if schemes == {PRESETS["FP8_BLOCK"]} else [])]
-    if format not in (None, "compressed-tensors"):
-        return [*native, "transformers with gptqmodel"]
-    # compressed-tensors 0.18 to 0.20 cannot load packed zero points in the default way.
-    symmetric = all(scheme.symmetric for scheme in schemes)
-    return [*native, "transformers" + ("" if symmetric else " with CompressedTensorsConfig(dequantize=True)")]
+    if format in _ONLY:
+        return [_ONLY[format]]
+    return [*_vllm(schemes, format, act_order), *_others(schemes, format)]
 
+
+def _vllm(schemes: set[Scheme], format: str | None, act_order: bool) -> Iterator[str]:
+    takes = _VLLM_TAKES.get(str(format))
+    if (takes and not all(map(takes, schemes))) or (act_order and any(s.group_size for s in schemes)):
+        return
+    if all(map(_vllm_cuda, schemes)):
+        yield "vLLM on CUDA"
+    # fp8 has scales of whole layers or of blocks, for which there are no kernels on CPUs.
+    if format != "fp8" and all(map(_vllm_cpu, schemes)):
+        yield "vLLM on CPU"
+
+
+def _others(schemes: set[Scheme], format: str | None) -> Iterator[str]:
+    if format in ("gptq", "gptq_v2", "awq"):
+        yield "transformers with gptqmodel"
+    elif format == "modelopt":
+        if not schemes & {PRESETS["MXFP4"], PRESETS["W8A8_STATIC"]}:
+            yield "TensorRT-LLM"
+    elif format == "fp8":
+        # TensorRT-LLM knows blocks alone; transformers drops scales of whole layers for their names.
+        yield from ("TensorRT-LLM", "transformers") if schemes == {PRESETS["FP8_BLOCK"]} else ()
+    elif all(scheme.symmetric for scheme in schemes):
+        yield "transformers"
+    else:
+        # compressed-tensors 0.18 to 0.20 cannot load packed zero points in the default way.
+        yield "transformers with CompressedTensorsConfig(dequantize=True)"
+
+
+_ONLY: Mapping[str | None, str] = {
+    "bitsandbytes": "transformers with bitsandbytes",
+    "fbgemm_fp8": "transformers with fbgemm-gpu",
+}
+"""Format → what alone reads it; vLLM 0.32 takes FBGEMM's only with a flag that qdeploy does not give."""
 
 _VLLM_TAKES: Mapping[str, Callable[[Scheme], bool]] = {
     "gptq": lambda scheme: scheme.symmetric and scheme.bits in (4, 8),

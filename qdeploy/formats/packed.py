@@ -12,6 +12,7 @@ from qdeploy.errors import CheckpointError
 from qdeploy.files import read_json
 from qdeploy.formats import (
     awq,
+    bitsandbytes,
     compressed_tensors,
     ct_config,
     ct_layout,
@@ -68,7 +69,7 @@ FORMATS = {
             ct_layout.shape,
             lambda tensors, scheme, _: compressed_tensors.unpack(tensors, scheme),
             lambda _, q: compressed_tensors.pack(q),
-            lambda *_: None,
+            ct_layout.refusal,
             lambda q: q,
             lambda schemes, kept, kv_cache: Config(
                 ct_config.quantization_config(schemes, kept, kv_cache=kv_cache)
@@ -124,6 +125,13 @@ READ_ONLY = {
             fbgemm.schemes,
             fbgemm.shape,
             lambda tensors, scheme, _: fbgemm.unpack(tensors, scheme),
+        ),
+        ReadFormat(
+            "bitsandbytes",
+            bitsandbytes.SUFFIXES,
+            bitsandbytes.schemes,
+            bitsandbytes.shape,
+            lambda tensors, scheme, _: bitsandbytes.unpack(tensors, scheme),
         ),
     )
 }

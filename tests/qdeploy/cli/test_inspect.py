@@ -165,11 +165,7 @@ BOTH, ELSEWHERE = ["vLLM on CUDA", "vLLM on CPU"], "transformers with gptqmodel"
         ("modelopt", "FP8_DYNAMIC", [*BOTH, "TensorRT-LLM"]),
         ("modelopt", "NVFP4", ["vLLM on CUDA", "TensorRT-LLM"]),
         ("modelopt", "MXFP4", []),
-        (
-            "fbgemm_fp8",
-            "FP8_DYNAMIC",
-            ["vLLM on CUDA with --allow-deprecated-quantization", "transformers with fbgemm-gpu"],
-        ),
+        ("fbgemm_fp8", "FP8_DYNAMIC", ["transformers with fbgemm-gpu"]),
         ("modelopt", "W8A8_STATIC", []),
         ("fp8", "FP8", ["vLLM on CUDA"]),
         ("fp8", "FP8_DYNAMIC", ["vLLM on CUDA"]),
