@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from qdeploy.bench.integrity import check_integrity
 from qdeploy.checkpoint.inspection import inspect_checkpoint
@@ -21,7 +22,7 @@ from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.pipeline import quantize
 from qdeploy.schemes import PRESETS
 from tests.packed import edit_config
-from tests.qdeploy.test_conversion import foreign, same
+from tests.qdeploy.test_conversion import foreign, same, state
 from tests.qdeploy.test_pipeline import recipe
 
 
@@ -89,6 +90,18 @@ def test_what_fp8_s_config_says(wide: Path, tmp_path: Path) -> None:
         "modules_to_not_convert": ["lm_head"],
     }
     assert inspect_checkpoint(tmp_path / "out").served_by == ["vLLM on CUDA", "TensorRT-LLM", "transformers"]
+
+
+def test_transformers_reads_the_same_weights_in_blocks(wide: Path, tmp_path: Path) -> None:
+    quantize(recipe(wide, scheme="FP8_BLOCK", method="rtn", group_size=None), tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / "fp8", "fp8")
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "fp8",
+        dtype=torch.float32,
+        quantization_config=FineGrainedFP8Config(dequantize=True),
+    ).state_dict()
+    ours = state(tmp_path / "fp8")
+    assert all(torch.equal(theirs[name], tensor.float()) for name, tensor in ours.items())
 
 
 @pytest.mark.parametrize(
