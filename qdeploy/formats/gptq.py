@@ -120,7 +120,7 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme, version: Version) -> Q
 def _read_groups(tensors: Mapping[str, Tensor], k: int, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
     """Which of the stored groups each run of columns has; and each column, if some run has several.
 
-    Tools that number static groups in the order in which they were quantized leave runs whole.
+    Groups that are only numbered in another order leave runs whole.
     """
     groups, size = scheme.groups(k), scheme.group_size or k
     if "g_idx" not in tensors:

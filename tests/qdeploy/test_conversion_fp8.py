@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from qdeploy.errors import CheckpointError, ConversionError, UnknownNameError
 from qdeploy.exporters.targets import TARGETS
 from qdeploy.exporters.vllm import check
 from qdeploy.formats.packed import FORMATS, Packed
-from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.modeling.checkpoint import INDEX, CheckpointReader
 from qdeploy.pipeline import quantize
 from qdeploy.schemes import PRESETS
 from tests.packed import edit_config
@@ -65,6 +66,26 @@ def test_scales_of_layers_that_run_as_one_stay_apart(tiny_llama: Path, tmp_path:
             assert set(q.scales.flatten().tolist()) == {torch.tensor(scale).item()}
             assert q.input_scale is not None and q.input_scale.item() == torch.tensor(2 * scale).item()
     assert same(tmp_path / "back", source)
+
+
+def test_a_layer_without_the_scale_of_its_inputs_is_not_converted(tiny_llama: Path, tmp_path: Path) -> None:
+    quantize(recipe(tiny_llama, scheme="FP8", method="rtn", group_size=None), tmp_path / "source")
+    there, module = tmp_path / "there", "model.layers.0.mlp.up_proj"
+    convert(tmp_path / "source", there, "modelopt")
+    for shard in there.glob("*.safetensors"):
+        tensors = load_file(shard)
+        tensors.pop(f"{module}.input_scale", None)
+        save_file(tensors, shard, metadata={"format": "pt"})
+    index = json.loads((there / INDEX).read_text())
+    del index["weight_map"][f"{module}.input_scale"]
+    (there / INDEX).write_text(json.dumps(index))
+    told = (
+        rf"{module} is FP8 e4m3, per tensor, whose inputs have one scale, and has none\. Stay with modelopt"
+    )
+    for target in ("fp8", "compressed-tensors"):
+        with pytest.raises(ConversionError, match=told):
+            convert(there, tmp_path / "out", target)
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_whole_layers_with_inputs_by_token_are_read_as_channels(tiny_llama: Path, tmp_path: Path) -> None:
