@@ -56,7 +56,11 @@ PACKERS = (
         MODELOPT,
         "pack_modelopt.py",
         "modelopt",
-        (Scheme("W4A16", 4, GROUP), Scheme("W8A16", 8, None), PRESETS["FP8_DYNAMIC"], PRESETS["NVFP4A16"]),
+        (
+            Scheme("W4A16", 4, GROUP),
+            Scheme("W8A16", 8, None),
+            *(PRESETS[name] for name in ("W8A8_STATIC", "FP8_DYNAMIC", "NVFP4A16", "MXFP4")),
+        ),
         ("weight",),
     ),
 )
@@ -99,6 +103,9 @@ def _random(scheme: Scheme, seed: int) -> QuantizedLinear:
     shape = (N, scheme.groups(K))
     scales = portable_scales(torch.rand(shape, generator=generator) + 0.5)
     divisor = None
+    if scheme.steps == "e8m0":
+        scales = scales.log2().floor().exp2()
+        codes[codes == 0] = 8  # ModelOpt makes −0 of every zero in MXFP4
     if scheme.steps == "e4m3":
         scales, divisor = scales.to(torch.float8_e4m3fn).bfloat16(), torch.tensor(2.0)
     zeros = torch.randint(0, 2**scheme.bits, shape, generator=generator).to(torch.uint8)

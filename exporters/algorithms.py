@@ -47,7 +47,7 @@ ALGORITHMS: Mapping[str, Runs] = {
     "W4A16_NVFP4": Runs((100, ANY), released=False),
     "MXFP8": Runs((100, ANY), released=False),
 }
-"""Algorithm → where it runs."""
+"""Algorithm → where it runs; of those that are not here the loader knows nothing."""
 
 
 def objection(scheme: Scheme, n: int, k: int, target: Target) -> str | None:
@@ -58,7 +58,9 @@ def objection(scheme: Scheme, n: int, k: int, target: Target) -> str | None:
     if reason is not None:
         return reason
     name = algorithm(scheme)
-    runs = ALGORITHMS[str(name)]
+    runs = ALGORITHMS.get(str(name))
+    if runs is None:
+        return f"TensorRT-LLM does not load ModelOpt's {name}"
     if not runs.released:
         return f"no release of TensorRT-LLM up to {TENSORRT_LLM} has {name}"
     lowest, highest = runs.capabilities

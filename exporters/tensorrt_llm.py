@@ -36,7 +36,7 @@ from qdeploy.formats.modelopt import algorithm
 from qdeploy.formats.packed import Packed
 from qdeploy.kv_cache import stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
-from qdeploy.schemes import Scheme
+from qdeploy.schemes import PRESETS, Scheme
 from qdeploy.support import Support
 
 NO_GPU = rule(
@@ -101,8 +101,9 @@ class TensorRTLLMExporter:
             return _write(source, packed, output, target, tensor_parallel, findings, fitting)
 
     def lint(self, subject: Subject, target: Target, tensor_parallel: int) -> Iterator[Finding]:
-        """What TensorRT-LLM adds to the rules for any folder: its format, kernels, the split over devices."""
-        if subject.format not in (None, "modelopt"):
+        """What TensorRT-LLM adds to the rules for any folder: formats, kernels, split, memory."""
+        blocks = subject.format == "fp8" and set(subject.packed.schemes.values()) == {PRESETS["FP8_BLOCK"]}
+        if subject.format not in (None, "modelopt") and not blocks:
             yield NOT_READ(
                 f"TensorRT-LLM's PyTorch backend does not read {subject.format}",
                 f"qdeploy export {subject.reader.folder} --engine tensorrt-llm -o OUT",

@@ -88,7 +88,7 @@ class VllmExporter:
         return report
 
     def lint(self, subject: Subject, target: Target, tensor_parallel: int) -> Iterator[Finding]:
-        """What vLLM adds to the rules for any folder: formats, kernels, the split over devices, memory."""
+        """What vLLM adds to the rules for any folder: formats, kernels, split, memory."""
         found = _for_device(subject, target, tensor_parallel)
         yield from found
         if sound(found):

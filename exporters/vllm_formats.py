@@ -42,10 +42,27 @@ def _modelopt(scheme: Scheme, target: Target | None) -> str | None:
     return None
 
 
+def _fp8(scheme: Scheme, target: Target | None) -> str | None:
+    if scheme.name == "FP8_DYNAMIC" and target and target.capability is None:
+        return "it reads fp8 folders with one scale for a layer on GPUs alone"
+    return None
+
+
+def _fbgemm(_: Scheme, __: Target | None) -> str | None:
+    return "it reads FBGEMM's FP8 only with --allow-deprecated-quantization"
+
+
+def _bitsandbytes(_: Scheme, __: Target | None) -> str | None:
+    return "it has no bitsandbytes"
+
+
 _OBJECTIONS: Mapping[str, Callable[[Scheme, Target | None], str | None]] = {
     "gptq": _gptq,
     "gptq_v2": _gptq,
     "modelopt": _modelopt,
+    "fp8": _fp8,
+    "fbgemm_fp8": _fbgemm,
+    "bitsandbytes": _bitsandbytes,
 }
 
 

@@ -5,7 +5,7 @@ File by file: while one is converted, it and what is made of it are in memory, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from qdeploy.checkpoint.manifest import Conversion, load_manifest
 from qdeploy.checkpoint.writer import ShardWriter
-from qdeploy.errors import ConversionError, UnknownNameError
-from qdeploy.formats.packed import FORMATS, Format, Packed
+from qdeploy.errors import CheckpointError, ConversionError, UnknownNameError
+from qdeploy.formats.format import Format
+from qdeploy.formats.gptq import out_of_order
+from qdeploy.formats.packed import FORMATS, Packed
 from qdeploy.kv_cache import is_cache_scale, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.progress import progress
@@ -53,8 +55,8 @@ def convert(source: Path, output: Path, target: str, *, round_scales: bool = Fal
 
     Raises:
         UnknownNameError: no such format.
-        CheckpointError: the folder is damaged or in a format that cannot be read.
-        ConversionError: the target cannot hold a layer, or not without rounding; nothing is written.
+        CheckpointError: the folder is damaged or in a format that cannot be read; nothing is left behind.
+        ConversionError: the target cannot hold a layer, or not without rounding; nothing is left behind.
         OutputError: the disk refuses.
     """
     if target not in FORMATS:
@@ -63,13 +65,21 @@ def convert(source: Path, output: Path, target: str, *, round_scales: bool = Fal
     work = _Conversion(packed, FORMATS[target], round_scales)
     files = packed.reader.files
     with ShardWriter(output, [file.stem for file in files], restart=True) as writer:
-        with progress("Converting", len(files)) as shown:
-            for file in files:
-                shown.note(file.name)
-                writer.add_shard(file.stem, dict(work.tensors(file)))
-                shown.advance()
+        try:
+            _convert_files(work, writer, files)
+        except (CheckpointError, ConversionError):
+            writer.discard()
+            raise
         writer.finish(work.config(), work.manifest(), source, work.beside())
         return Converted(work.source.name, target, len(packed.schemes), work.rounded, writer.bytes)
+
+
+def _convert_files(work: _Conversion, writer: ShardWriter, files: Sequence[Path]) -> None:
+    with progress("Converting", len(files)) as shown:
+        for file in files:
+            shown.note(file.name)
+            writer.add_shard(file.stem, dict(work.tensors(file)))
+            shown.advance()
 
 
 class _Conversion:
@@ -149,12 +159,29 @@ class _Conversion:
                 yield from self._layer(self._owners[name])
 
     def _layer(self, module: str) -> Iterator[tuple[str, Tensor]]:
-        quantized = self._nearest(module, self._packed.read(module))
+        read = self._packed.read(module)
+        self._refuse_layer(module, read)
+        quantized = self._nearest(module, read)
         try:
             tensors = self.target.pack(module, quantized)
         except ValueError as error:
             raise ConversionError(f"{module}: {error}. {self._instead()}") from error
         yield from ((f"{module}.{suffix}", tensor) for suffix, tensor in tensors.items())
+
+    def _refuse_layer(self, module: str, read: QuantizedLinear) -> None:
+        """What no format is written from, and headers do not tell."""
+        if read.column_groups is not None:
+            count = out_of_order(read.column_groups, read.scheme)
+            raise ConversionError(
+                f"{module}: {count} of {read.shape[1]} columns are in another group than that of their place "
+                "(act-order without static groups), as no format is written. Quantize again with static "
+                "groups, or without desc_act."
+            )
+        if read.scheme.needs_data and read.input_scale is None:
+            raise ConversionError(
+                f"{module} is {read.scheme.describe()}, whose inputs have one scale, and has none. Stay with "
+                f"{self.source.name}."
+            )
 
     def _nearest(self, module: str, quantized: QuantizedLinear) -> QuantizedLinear:
         """With the target's scales, which must be the layer's own unless they may be rounded."""

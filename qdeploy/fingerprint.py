@@ -23,14 +23,14 @@ def fingerprint(q: Quantized) -> str:
     """SHA-256 over the shapes and values of `q`, cut to DIGITS hexadecimal digits.
 
     The symmetric grid counts as its constant zero point and scales count as float32, so that the same numbers
-    stored in another format or floating-point type have the same fingerprint. So do divisors and scales of
-    inputs, where there are any.
+    stored in another format or floating-point type have the same fingerprint. Divisors, scales of inputs and
+    groups of columns out of order count where there are any.
     """
     if isinstance(q, ReferenceLinear):
         return _hashed((q.shape,), [q.weight.float()])
     groups = tuple(q.scales.shape)
     zeros = q.zeros if q.zeros is not None else torch.full(groups, q.scheme.zero, dtype=torch.uint8)
-    extra = [scale.float() for scale in (q.divisor, q.input_scale) if scale is not None]
+    extra = [part.float() for part in (q.divisor, q.input_scale, q.column_groups) if part is not None]
     return _hashed((q.scheme.bits, q.shape, groups), [q.codes, zeros, q.scales.float(), *extra])
 
 

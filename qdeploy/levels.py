@@ -1,6 +1,6 @@
 """Levels: the multiples of a step that codes stand for, and rounding to them.
 
-Of integers a level is q − z; of minifloats it is the number whose bits the code holds.
+Of integers a level is q − z; of minifloats it is the number whose bits the code holds, of codebooks any.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qdeploy.schemes import Minifloat, Scheme
+from qdeploy.schemes import Codebook, Minifloat, Scheme
 
 
 def nearest(x: Tensor, zeros: Tensor, scheme: Scheme) -> Tensor:
@@ -22,7 +22,7 @@ def nearest(x: Tensor, zeros: Tensor, scheme: Scheme) -> Tensor:
         scheme: the number format.
     """
     if scheme.element is not None:
-        return nearest_float(x, scheme.element)
+        return nearest_float(x, scheme.minifloat)
     return x.round_().add_(zeros).clamp_(0, scheme.qmax).sub_(zeros)
 
 
@@ -30,7 +30,7 @@ def encode(levels: Tensor, zeros: Tensor, scheme: Scheme) -> Tensor:
     """The codes of levels, uint8."""
     if scheme.element is None:
         return (levels + zeros).to(torch.uint8)
-    magnitudes = values(scheme.element)[: scheme.zero].nan_to_num(torch.inf).to(levels.device)
+    magnitudes = values(scheme.minifloat)[: scheme.zero].nan_to_num(torch.inf).to(levels.device)
     codes = torch.searchsorted(magnitudes, levels.abs().contiguous()).to(torch.uint8)
     return codes | (levels.signbit().to(torch.uint8) << (scheme.bits - 1))
 
@@ -52,8 +52,13 @@ def nearest_float(x: Tensor, element: Minifloat) -> Tensor:
 
 
 @cache
-def values(element: Minifloat) -> Tensor:
-    """What each code stands for, float32 [2^bits]: first those without the sign, ascending; NaN for none."""
+def values(element: Minifloat | Codebook) -> Tensor:
+    """What each code stands for, float32 [2^bits].
+
+    Of minifloats first those without the sign, ascending; NaN for none.
+    """
+    if isinstance(element, Codebook):
+        return torch.tensor(element.numbers)
     codes = torch.arange(1 << (element.bits - 1))
     exponent, fraction = codes >> element.mantissa, codes & ((1 << element.mantissa) - 1)
     # Without an exponent a number has no leading one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdeploy import levels
 from qdeploy.schemes import Scheme
@@ -16,7 +16,7 @@ SMALLEST_SCALE = 2.0**-17
 
 @dataclass(frozen=True, slots=True)
 class QuantizedLinear:
-    """One quantized weight matrix [N, K] in G groups along K.
+    """One quantized weight matrix [N, K] in G groups along K, of which the last may be narrower.
 
     Attributes:
         codes: uint8 [N, K], 0 … scheme.qmax.
@@ -26,6 +26,8 @@ class QuantizedLinear:
         scheme: the number format.
         divisor: float32 [], what E4M3 scales are divided by; None for others.
         input_scale: float32 [], the static scale of the layer's inputs; None where there is none.
+        column_groups: int32 [K], the group of each column, as GPTQ's act-order may leave it and no format is
+            written from; None where groups are runs of columns.
     """
 
     codes: Tensor
@@ -34,6 +36,7 @@ class QuantizedLinear:
     scheme: Scheme
     divisor: Tensor | None = None
     input_scale: Tensor | None = None
+    column_groups: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,10 +62,18 @@ class QuantizedLinear:
 
     def dequantize(self) -> Tensor:
         """The float32 weight [N, K] that these codes stand for: a step times each code's level."""
+        if self.column_groups is not None:
+            return self._dequantize_by_column(self.column_groups.long())
         n, k = self.codes.shape
-        grouped = self.codes.reshape(n, self.scales.shape[1], -1)
+        padding = -k % (self.scheme.group_size or k)
+        grouped = nn.functional.pad(self.codes, (0, padding)).reshape(n, self.scales.shape[1], -1)
         zeros = self.scheme.zero if self.zeros is None else self.zeros.float().unsqueeze(-1)
-        return (levels.decode(grouped, zeros, self.scheme) * self.steps.unsqueeze(-1)).reshape(n, k)
+        weight = levels.decode(grouped, zeros, self.scheme) * self.steps.unsqueeze(-1)
+        return weight.reshape(n, k + padding)[:, :k].contiguous()
+
+    def _dequantize_by_column(self, groups: Tensor) -> Tensor:
+        zeros = self.scheme.zero if self.zeros is None else self.zeros.float()[:, groups]
+        return levels.decode(self.codes, zeros, self.scheme) * self.steps[:, groups]
 
     def row_sizes(self) -> Tensor:
         """The magnitude of each row, float32 [N]: that of its smallest step."""

@@ -38,6 +38,22 @@ class Minifloat:
 E4M3 = Minifloat("e4m3", 8, 3, -6, 448.0)
 E2M1 = Minifloat("e2m1", 4, 1, 0, 6.0)
 
+
+@dataclass(frozen=True, slots=True)
+class Codebook:
+    """Numbers that follow no rule. Formats with them are read; nothing is rounded to them.
+
+    Attributes:
+        name: e.g. "nf4".
+        bits: of a code.
+        numbers: what each code stands for.
+    """
+
+    name: str
+    bits: int
+    numbers: tuple[float, ...]
+
+
 Steps = Literal["bfloat16", "e8m0", "e4m3"]
 """What scales are rounded to: bfloat16; powers of two; E4M3 over one divisor for all layers run as one."""
 
@@ -89,7 +105,7 @@ class Scheme:
     group_size: int | None
     symmetric: bool = True
     activations: Activations | None = None
-    element: Minifloat | None = None
+    element: Minifloat | Codebook | None = None
     steps: Steps = "bfloat16"
     rows: int | None = 1
 
@@ -102,6 +118,12 @@ class Scheme:
     def zero(self) -> int:
         """The zero point of the symmetric grid."""
         return 1 << (self.bits - 1)
+
+    @property
+    def minifloat(self) -> Minifloat:
+        """The element that weights are rounded to, of a scheme that has one."""
+        assert isinstance(self.element, Minifloat)
+        return self.element
 
     @property
     def rows_scale_alone(self) -> bool:
@@ -119,8 +141,8 @@ class Scheme:
         return self.activations is not None and not self.activations.dynamic
 
     def groups(self, in_features: int) -> int:
-        """Number of scales per output channel for a layer with `in_features` columns."""
-        return 1 if self.group_size is None else in_features // self.group_size
+        """Scales per output channel of a layer with `in_features` columns; the last may be for fewer."""
+        return 1 if self.group_size is None else -(-in_features // self.group_size)
 
     def describe(self) -> str:
         """One line for people, e.g. "W4A16 symmetric, group 64" or "FP8_DYNAMIC e4m3, per channel"."""

@@ -5,7 +5,14 @@ from __future__ import annotations
 from modelopt.torch.export.quant_utils import to_quantized_weight
 from pack_job import cases
 
-ALGORITHMS = {"W4A16": "int4_awq", "W8A16": "int8_wo", "FP8_DYNAMIC": "fp8_pc_pt", "NVFP4A16": "w4a16_nvfp4"}
+ALGORITHMS = {
+    "W4A16": "int4_awq",
+    "W8A16": "int8_wo",
+    "W8A8_STATIC": "int8_sq",
+    "FP8_DYNAMIC": "fp8_pc_pt",
+    "NVFP4A16": "w4a16_nvfp4",
+    "MXFP4": "mxfp4",
+}
 
 
 def main() -> None:

@@ -87,6 +87,15 @@ def check_codes(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def levels(q: QuantizedLinear) -> Tensor:
+    """Steps of each code of integers from its zero point, float32 [N, K]."""
+    if q.zeros is None:
+        return q.codes.float() - q.scheme.zero
+    size = q.scheme.group_size or q.shape[1]
+    groups = torch.arange(q.shape[1]) // size if q.column_groups is None else q.column_groups.long()
+    return q.codes.float() - q.zeros.float()[:, groups]
+
+
 def _check_numbers(layer: Layer, q: QuantizedLinear) -> Iterator[Finding]:
     bad = int(((q.codes & 127) == 127).sum()) if q.scheme.bits == 8 else 0
     if bad:
@@ -94,9 +103,7 @@ def _check_numbers(layer: Layer, q: QuantizedLinear) -> Iterator[Finding]:
 
 
 def _check_integers(layer: Layer, q: QuantizedLinear) -> Iterator[Finding]:
-    grouped = q.codes.view(q.shape[0], q.scales.shape[1], -1).float()
-    zeros = q.scheme.zero if q.zeros is None else q.zeros.float()[..., None]
-    steps = grouped - zeros
+    steps = levels(q)
     shift, by_chance = float(steps.mean()), float(steps.std()) / steps.numel() ** 0.5
     if abs(shift) > max(0.5, CENTRED * q.scheme.qmax) + UNLIKELY * by_chance:
         yield OFF_CENTRE(f"codes are {shift:+.2f} steps off their zero points on average", AGAIN, layer.name)

@@ -55,8 +55,8 @@ def lint(
 ) -> None:
     """Find what is wrong with a checkpoint.
 
-    Knows compressed-tensors, GPTQ, AWQ and ModelOpt folders, and models in
-    16 bits, by any tool. Reads headers and configs; with --deep scales and
+    Knows compressed-tensors, GPTQ, AWQ, ModelOpt and fp8 folders, and models
+    in 16 bits, by any tool. Reads headers and configs; with --deep scales and
     codes; with --against it compares decoded weights with the original's.
     The exit code is 1 if there is an error.
 

@@ -12,7 +12,7 @@ from qdeploy.exporters.lint.rule import rule
 from qdeploy.exporters.lint.subject import Subject
 from qdeploy.exporters.lint.tensors import AGAIN
 from qdeploy.formats.ct_layout import storage_format
-from qdeploy.formats.packed import Block
+from qdeploy.formats.format import Block
 
 NOTHING_QUANTIZED = rule(
     "QD401",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 
 import torch
 
 from qdeploy.exporters.layers import Layer
-from qdeploy.formats import awq, bits, ct_layout, gptq, modelopt
+from qdeploy.formats import awq, bits, ct_layout, fbgemm, fp8, gptq, modelopt
 from qdeploy.schemes import E4M3, Scheme
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -48,7 +49,7 @@ def _modelopt(scheme: Scheme, n: int, k: int, leaf: str) -> Expected:
         expected["weight_scale_2"] = (FLOATS, ())
     if scheme.needs_data:
         expected["input_scale"] = (FLOATS, ())
-    if name == modelopt.INT4 and leaf in modelopt.ALONE:
+    if name in (modelopt.INT4, modelopt.SQ) and leaf in modelopt.ALONE:
         expected["pre_quant_scale"] = (FLOATS, (k,))
     return expected
 
@@ -56,10 +57,11 @@ def _modelopt(scheme: Scheme, n: int, k: int, leaf: str) -> Expected:
 def _modelopt_weight(scheme: Scheme, name: str | None, n: int, k: int) -> Expected:
     if name == modelopt.INT4:
         return {"weight": (BYTES, (n // 2, k)), "weight_scale": (FLOATS, (n, scheme.groups(k)))}
-    if name == modelopt.INT8:
+    if name in (modelopt.INT8, modelopt.SQ):
         return {"weight": ((torch.int8,), (n, k)), "weight_scale": (FLOATS, (n,))}
     if scheme.element != E4M3:
-        return {"weight": (BYTES, (n, k // 2)), "weight_scale": (FP8, (n, scheme.groups(k)))}
+        dtype = FP8 if scheme.steps == "e4m3" else BYTES
+        return {"weight": (BYTES, (n, k // 2)), "weight_scale": (dtype, (n, scheme.groups(k)))}
     if scheme.steps == "e8m0":
         return {"weight": (FP8, (n, k)), "weight_scale": (BYTES, (n, scheme.groups(k)))}
     scales: tuple[int, ...] = (n,)
@@ -68,22 +70,38 @@ def _modelopt_weight(scheme: Scheme, name: str | None, n: int, k: int) -> Expect
     return {"weight": (FP8, (n, k)), "weight_scale": (FLOATS, scales)}
 
 
+def _fp8(scheme: Scheme, n: int, k: int, _: str) -> Expected:
+    weight: Expected = {"weight": (FP8, (n, k))}
+    if scheme == fp8.BLOCKS:
+        return weight | {fp8.BLOCK_SCALE: (FLOATS, (-(-n // fp8.BLOCK[0]), scheme.groups(k)))}
+    inputs: Expected = {fp8.INPUT_SCALE: (FLOATS, ())} if scheme.needs_data else {}
+    return weight | {fp8.SCALE: (FLOATS, ())} | inputs
+
+
+def _fbgemm(_: Scheme, n: int, k: int, __: str) -> Expected:
+    return {"weight": (FP8, (n, k)), "weight_scale": (FLOATS, (n, 1))}
+
+
 _BY_FORMAT: Mapping[str, Callable[[Scheme, int, int, str], Expected]] = {
     "compressed-tensors": _compressed_tensors,
     "gptq": _gptq,
     "gptq_v2": _gptq,
     "awq": _awq,
     "modelopt": _modelopt,
+    "fp8": _fp8,
+    "fbgemm_fp8": _fbgemm,
 }
 OPTIONAL: Mapping[str, tuple[str, ...]] = {"gptq": ("g_idx",), "gptq_v2": ("g_idx",)}
 """Format → tensors that a layer may have or not."""
 
-SUFFIXES = tuple(dict.fromkeys([*ct_layout.SUFFIXES, *gptq.SUFFIXES, *awq.SUFFIXES, *modelopt.SUFFIXES]))
+_FORMATS = (ct_layout, gptq, awq, modelopt, fp8, fbgemm)
+SUFFIXES = tuple(dict.fromkeys(chain.from_iterable(each.SUFFIXES for each in _FORMATS)))
 """What a layer may own in any of the formats."""
 
 
-def expected_tensors(format: str | None, layer: Layer) -> Expected:
-    """What the layer must own, its bias aside."""
+def expected_tensors(format: str | None, layer: Layer) -> Expected | None:
+    """What the layer must own, its bias aside; None in a format that is looked at when it is decoded."""
     if layer.scheme is None:
         return {"weight": (FLOATS, (layer.n, layer.k))}
-    return _BY_FORMAT[str(format)](layer.scheme, layer.n, layer.k, layer.leaf)
+    found = _BY_FORMAT.get(str(format))
+    return found(layer.scheme, layer.n, layer.k, layer.leaf) if found else None

@@ -141,10 +141,9 @@ def check_order(subject: Subject) -> Iterator[Finding]:
         name = f"{layer.name}.g_idx"
         if name not in subject.reader or layer.scheme is None:
             continue
-        groups = layer.scheme.groups(layer.k)
         found = subject.reader.get(name)
-        jumps = int((found != gptq.groups_of_columns(layer.k, groups)).sum()) if groups else 0
-        if jumps and found.shape == (layer.k,):
+        jumps = gptq.out_of_order(found, layer.scheme)
+        if jumps:
             yield ACT_ORDER(
                 f"{jumps} of {layer.k} columns are in another group than their neighbours, by g_idx",
                 "Quantize again with static groups, or without desc_act",

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from qdeploy.exporters.layers import Layer, read_layers
-from qdeploy.formats.packed import Block, Packed, block_of
+from qdeploy.formats.format import Block
+from qdeploy.formats.packed import Packed, block_of
 from qdeploy.modeling.checkpoint import CheckpointReader
 
 

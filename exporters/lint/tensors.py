@@ -113,6 +113,8 @@ def check_tensors(subject: Subject) -> Iterator[Finding]:
         if not subject.holds(layer):
             continue  # told by check_names
         expected = expected_tensors(subject.format, layer)
+        if expected is None:
+            continue
         allowed = {*expected, *OPTIONAL.get(str(subject.format), ())} if layer.scheme else set(expected)
         for suffix in SUFFIXES:
             name = f"{layer.name}.{suffix}"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from qdeploy.checkpoint.manifest import Manifest, load_manifest
-from qdeploy.formats.packed import Packed
+from qdeploy.formats.gptq_config import act_order
+from qdeploy.formats.packed import Packed, block_of
 from qdeploy.kv_cache import is_cache_scale, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
-from qdeploy.schemes import INT8_PER_TOKEN, Scheme
+from qdeploy.schemes import INT8_PER_TOKEN, PRESETS, Scheme
 
 CODES, SCALES = "quantized weights", "scales and zero points"
 EMBEDDINGS, LINEAR, VECTORS = "embeddings and output head", "16-bit linear layers", "norms and biases"
@@ -90,7 +91,11 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         schemes=uses,
         kv_cache=len(stored_scales(reader)),
         format=packed.format.name if packed.format else None,
-        served_by=served_by(set(schemes.values()), packed.format.name if packed.format else None),
+        served_by=served_by(
+            set(schemes.values()),
+            packed.format.name if packed.format else None,
+            act_order=act_order(block_of(reader) or {}),
+        ),
         manifest=load_manifest(folder),
     )
 
@@ -139,33 +144,58 @@ def _scheme_uses(packed: Packed) -> list[SchemeUse]:
     return sorted(uses, key=lambda use: -use.weights)
 
 
-def served_by(schemes: set[Scheme], format: str | None = "compressed-tensors") -> list[str]:
+def served_by(
+    schemes: set[Scheme], format: str | None = "compressed-tensors", *, act_order: bool = False
+) -> list[str]:
     """Who can run all of these schemes: vLLM where it has kernels, transformers by decoding to 16 bits.
 
     Args:
         schemes: of the layers.
         format: that they are stored in; None for 16 bits.
+        act_order: whether its config says so, which vLLM refuses of groups, whatever order they are in.
     """
-    engines = {"vLLM on CUDA": _vllm_cuda, "vLLM on CPU": _vllm_cpu}
-    takes = _VLLM_TAKES.get(str(format))
-    native = [
-        name
-        for name, runs in engines.items()
-        if all((takes is None or takes(scheme)) and runs(scheme) for scheme in schemes)
-    ]
-    if format == "modelopt":
-        return [*native, "TensorRT-LLM"]
-    if format not in (None, "compressed-tensors"):
-        return [*native, "transformers with gptqmodel"]
-    # compressed-tensors 0.18 to 0.20 cannot load packed zero points in the default way.
-    symmetric = all(scheme.symmetric for scheme in schemes)
-    return [*native, "transformers" + ("" if symmetric else " with CompressedTensorsConfig(dequantize=True)")]
+    if format in _ONLY:
+        return [_ONLY[format]]
+    return [*_vllm(schemes, format, act_order), *_others(schemes, format)]
 
+
+def _vllm(schemes: set[Scheme], format: str | None, act_order: bool) -> Iterator[str]:
+    takes = _VLLM_TAKES.get(str(format))
+    if (takes and not all(map(takes, schemes))) or (act_order and any(s.group_size for s in schemes)):
+        return
+    if all(map(_vllm_cuda, schemes)):
+        yield "vLLM on CUDA"
+    # fp8 has scales of whole layers or of blocks, for which there are no kernels on CPUs.
+    if format != "fp8" and all(map(_vllm_cpu, schemes)):
+        yield "vLLM on CPU"
+
+
+def _others(schemes: set[Scheme], format: str | None) -> Iterator[str]:
+    if format in ("gptq", "gptq_v2", "awq"):
+        yield "transformers with gptqmodel"
+    elif format == "modelopt":
+        if not schemes & {PRESETS["MXFP4"], PRESETS["W8A8_STATIC"]}:
+            yield "TensorRT-LLM"
+    elif format == "fp8":
+        # TensorRT-LLM knows blocks alone; transformers drops scales of whole layers for their names.
+        yield from ("TensorRT-LLM", "transformers") if schemes == {PRESETS["FP8_BLOCK"]} else ()
+    elif all(scheme.symmetric for scheme in schemes):
+        yield "transformers"
+    else:
+        # compressed-tensors 0.18 to 0.20 cannot load packed zero points in the default way.
+        yield "transformers with CompressedTensorsConfig(dequantize=True)"
+
+
+_ONLY: Mapping[str | None, str] = {
+    "bitsandbytes": "transformers with bitsandbytes",
+    "fbgemm_fp8": "transformers with fbgemm-gpu",
+}
+"""Format → what alone reads it; vLLM 0.32 takes FBGEMM's only with a flag that qdeploy does not give."""
 
 _VLLM_TAKES: Mapping[str, Callable[[Scheme], bool]] = {
     "gptq": lambda scheme: scheme.symmetric and scheme.bits in (4, 8),
     "gptq_v2": lambda scheme: scheme.symmetric and scheme.bits in (4, 8),
-    "modelopt": lambda scheme: scheme.element is not None,
+    "modelopt": lambda scheme: scheme.element is not None and scheme.name != "MXFP4",
 }
 """Format → what vLLM 0.32 reads of it, where that is not all."""
 

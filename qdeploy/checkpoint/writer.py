@@ -73,6 +73,10 @@ class ShardWriter:
         else:
             self._folder.discard()
 
+    def discard(self) -> None:
+        """Throw away the finished shards too, where no later run could go on with them."""
+        self._folder.discard()
+
     @property
     def recorded(self) -> int:
         """How many finished shards `OUT.partial` holds, whatever run they are of."""

@@ -15,7 +15,9 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="Format: compressed-tensors, gptq, gptq_v2, awq or modelopt.", show_default=False
+            "--to",
+            help="Format: compressed-tensors, gptq, gptq_v2, awq, modelopt or fp8.",
+            show_default=False,
         ),
     ],
     output: Annotated[
@@ -34,11 +36,13 @@ def convert(
 
     Nothing is quantized again: what the weights stand for stays the same to the last bit. What a format
     cannot hold is refused with the reason, and with formats that can, before anything is written. Reads
-    checkpoints of qdeploy, llm-compressor, AutoGPTQ, GPTQModel and AutoAWQ.
+    checkpoints of qdeploy, llm-compressor, AutoGPTQ, GPTQModel, AutoAWQ and ModelOpt, and those in FP8 that
+    DeepSeek and Qwen publish.
 
     compressed-tensors is what qdeploy quantize writes. gptq and gptq_v2 differ in how they store zero points:
     gptq is known to all readers, and cannot hold some asymmetric layers. vLLM 0.32 takes of both symmetric
-    layers of 4 and 8 bits alone, and awq with any zero points.
+    layers of 4 and 8 bits alone, and awq with any zero points. fp8 has one scale for a layer (FP8) or for
+    128 × 128 weights (FP8_BLOCK).
 
     Examples:
 

@@ -71,7 +71,7 @@ def _overview(found: Inspection) -> Table:
         table.add_row(f"  {part}", f"{size / MEGABYTE:.1f} MB ({size / found.bytes:.1%})")
     if found.manifest:
         _add_origin(table, found.manifest)
-    table.add_row("Served by", ", ".join(found.served_by))
+    table.add_row("Served by", ", ".join(found.served_by) or "no engine")
     return table
 
 

@@ -46,6 +46,8 @@ def refusal(scheme: Scheme, n: int, k: int) -> str | None:
         return f"AWQ packs 4 bits, not {scheme.bits}"
     if n % 32 or k % 32:
         return f"AWQ packs layers whose sides 32 divides, not [{n}, {k}]"
+    if scheme.group_size and k % scheme.group_size:
+        return f"AWQ packs whole groups, and {scheme.group_size} does not divide {k} columns"
     return None
 
 

@@ -36,9 +36,14 @@ def pack(q: QuantizedLinear) -> dict[str, Tensor]:
         tensors["weight_global_scale"] = q.divisor.reshape(1)
     if q.input_scale is not None:
         name = "input_scale" if q.divisor is None else "input_global_scale"
-        scale = q.input_scale.reshape(1)
-        tensors[name] = scale.bfloat16() if q.divisor is None else scale
+        tensors[name] = _scalar(q.input_scale) if q.divisor is None else q.input_scale.reshape(1)
     return tensors
+
+
+def _scalar(scale: Tensor) -> Tensor:
+    """[1], bfloat16 where that holds it: other tools' scales may be float32."""
+    half = scale.bfloat16()
+    return (half if torch.equal(half.float(), scale.float()) else scale.float()).reshape(1)
 
 
 def _pack_codes(q: QuantizedLinear) -> dict[str, Tensor]:
@@ -61,14 +66,14 @@ def _pack_scales(q: QuantizedLinear) -> Tensor:
 
 
 def cache(name: str, scale: Tensor) -> dict[str, Tensor]:
-    """A scale of keys, values or queries as it is stored: `….self_attn.k_scale`, bfloat16 [1].
+    """A scale of keys, values or queries as it is stored: `….self_attn.k_scale`, [1].
 
     Args:
         name: of it, beside the attention or beside the layer that makes keys or values.
         scale: of one number.
     """
     module, _, suffix = name.rpartition(".")
-    return {f"{attention_of(module)}.{suffix}": scale.bfloat16().reshape(1)}
+    return {f"{attention_of(module)}.{suffix}": _scalar(scale)}
 
 
 def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:

@@ -6,7 +6,7 @@ import torch
 
 from qdeploy.formats import bits
 from qdeploy.modeling.checkpoint import CheckpointReader
-from qdeploy.schemes import E2M1, Scheme
+from qdeploy.schemes import E2M1, Codebook, Scheme
 
 PACKED, INT8, FLOAT8, FLOAT8_ALONE = "pack-quantized", "int-quantized", "float-quantized", "naive-quantized"
 NVFP4, MXFP4, MXFP8 = "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized"
@@ -36,6 +36,11 @@ def storage_format(scheme: Scheme) -> str:
     if scheme.steps == "e8m0":
         return MXFP8
     return FLOAT8_ALONE if scheme.activations is None else FLOAT8
+
+
+def refusal(scheme: Scheme, _n: int, _k: int) -> str | None:
+    """Why the format cannot hold a layer of the scheme; None if it can."""
+    return f"it has no {scheme.describe()}" if isinstance(scheme.element, Codebook) else None
 
 
 def shape(reader: CheckpointReader, module: str, scheme: Scheme) -> tuple[int, int]:

@@ -47,6 +47,8 @@ def refusal(scheme: Scheme, n: int, k: int) -> str | None:
 def pack(q: QuantizedLinear, version: Version) -> dict[str, Tensor]:
     """The tensors that stand for `q`, by the suffix that follows the module's name.
 
+    Its groups are runs of columns.
+
     Readers of version 1 disagree on what a stored zero point of all ones means, which is what 0 becomes
     there: see `needs_version_2`.
 
@@ -66,7 +68,7 @@ def pack(q: QuantizedLinear, version: Version) -> dict[str, Tensor]:
         "qweight": bits.pack(q.codes.T, q.scheme.bits, dim=0),
         "qzeros": bits.pack(zeros.T - int(version == 1), q.scheme.bits),
         "scales": q.scales.T.contiguous(),
-        "g_idx": groups_of_columns(k, q.scales.shape[1]),
+        "g_idx": _groups_of_columns(k, q.scheme.group_size),
     }
 
 
@@ -75,9 +77,9 @@ def needs_version_2(q: QuantizedLinear) -> bool:
     return q.zeros is not None and bool((q.zeros == 0).any())
 
 
-def groups_of_columns(k: int, groups: int) -> Tensor:
-    """g_idx int32 [K] of groups of adjacent columns."""
-    return torch.arange(k, dtype=torch.int32) // (k // groups)
+def _groups_of_columns(k: int, size: int | None) -> Tensor:
+    """g_idx int32 [K] of groups of adjacent columns; of one for all where there is no size."""
+    return torch.arange(k, dtype=torch.int32) // (size or k)
 
 
 def unpack(tensors: Mapping[str, Tensor], scheme: Scheme, version: Version) -> QuantizedLinear:
@@ -89,7 +91,7 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme, version: Version) -> Q
         version: of the zero points; the fields of version 1 are read modulo 2^bits.
 
     Raises:
-        CheckpointError: a tensor is missing or misshapen, columns are grouped in another order, or zero
+        CheckpointError: a tensor is missing or misshapen, columns have groups that are not there, or zero
             points are not those of the symmetric grid.
     """
     b = scheme.bits
@@ -99,7 +101,7 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme, version: Version) -> Q
     check(tensors, "qweight", torch.int32, (bits.words(k, b), n))
     check(tensors, "qzeros", torch.int32, (g, bits.words(n, b)))
     check(tensors, "scales", None, (g, n))
-    _check_order(tensors, k, g)
+    of_runs, of_columns = _read_groups(tensors, k, scheme)
     zeros = bits.unpack(tensors["qzeros"], b, n).T
     if version == 1:
         zeros = (zeros + 1) & scheme.qmax
@@ -110,17 +112,29 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme, version: Version) -> Q
             f"they are stored as version {version} does; is checkpoint_format right?"
         )
     codes = bits.unpack(tensors["qweight"], b, k, dim=0).T.contiguous()
-    kept = None if scheme.symmetric else zeros.contiguous()
-    return QuantizedLinear(codes, tensors["scales"].T.contiguous(), kept, scheme)
+    kept = None if scheme.symmetric else zeros[:, of_runs].contiguous()
+    scales = tensors["scales"].T[:, of_runs].contiguous()
+    return QuantizedLinear(codes, scales, kept, scheme, column_groups=of_columns)
 
 
-def _check_order(tensors: Mapping[str, Tensor], k: int, groups: int) -> None:
+def _read_groups(tensors: Mapping[str, Tensor], k: int, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
+    """Which of the stored groups each run of columns has; and each column, if some run has several.
+
+    Groups that are only numbered in another order leave runs whole.
+    """
+    groups, size = scheme.groups(k), scheme.group_size or k
     if "g_idx" not in tensors:
-        return
+        return torch.arange(groups), None
     check(tensors, "g_idx", torch.int32, (k,))
-    if not torch.equal(tensors["g_idx"], groups_of_columns(k, groups)):
-        raise CheckpointError(
-            "g_idx puts columns into groups in another order (act-order without static groups), which no "
-            "format but GPTQ's own holds, and vLLM refuses. Quantize again with static groups, or without "
-            "desc_act"
-        )
+    found = tensors["g_idx"]
+    if not 0 <= int(found.min()) <= int(found.max()) < groups:
+        raise CheckpointError(f"g_idx is from {int(found.min())} to {int(found.max())}, of {groups} groups")
+    of_runs = found[::size].long()
+    if torch.equal(found, of_runs.repeat_interleave(size)[:k]):
+        return of_runs, None
+    return torch.arange(groups), found
+
+
+def out_of_order(column_groups: Tensor, scheme: Scheme) -> int:
+    """How many columns are in another group than that of their place."""
+    return int((column_groups != _groups_of_columns(len(column_groups), scheme.group_size)).sum())

@@ -32,6 +32,11 @@ def version(block: Mapping[str, Any]) -> Version:
     return VERSIONS[name]
 
 
+def act_order(block: Mapping[str, Any]) -> bool:
+    """Whether columns may be in groups by how much they matter, which vLLM refuses, however they are."""
+    return bool(block.get("desc_act"))
+
+
 def schemes(block: Mapping[str, Any], reader: CheckpointReader) -> dict[str, Scheme]:
     """Quantized module → scheme: those that own a qweight.
 

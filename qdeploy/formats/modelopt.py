@@ -5,14 +5,17 @@ By the algorithm that its config names, for a layer of N × K:
     W4A16_AWQ                   weight uint8 [N/2, K]: signed 4-bit codes of rows 2r (low) and 2r + 1 (high);
                                 weight_scale [N, G]; pre_quant_scale [K] where the layer reads alone
     W8A16                       weight int8 [N, K]; weight_scale [N]
+    W8A8_SQ_PER_CHANNEL         weight int8 [N, K]; weight_scale [N]; input_scale []; pre_quant_scale as above
     FP8                         weight E4M3 [N, K]; weight_scale [], input_scale []
     FP8_PER_CHANNEL_PER_TOKEN   weight E4M3 [N, K]; weight_scale [N]
     FP8_PB_WO                   weight E4M3 [N, K]; weight_scale [N/128, 1, K/128, 1]
     NVFP4, W4A16_NVFP4          weight uint8 [N, K/2]; weight_scale E4M3 [N, K/16]; weight_scale_2 [], and
                                 input_scale [] where inputs are rounded: factors, not divisors
     MXFP8                       weight E4M3 [N, K]; weight_scale uint8 [N, K/32], exponents plus 127
+    mxfp4                       weight uint8 [N, K/2]; weight_scale uint8 [N, K/32], exponents plus 127
 
-Other scales are float32.
+Other scales are float32. ModelOpt says mxfp4 whether inputs are rounded, as its default has them and as MXFP4
+has them here, or not. No engine loads mxfp4 or W8A8_SQ_PER_CHANNEL from this format.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ from qdeploy.schemes import E4M3, PRESETS, Scheme
 SUFFIXES = ("weight", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale")
 """Every tensor that a quantized layer may own, its bias aside."""
 
-INT4, INT8 = "W4A16_AWQ", "W8A16"
+INT4, INT8, SQ = "W4A16_AWQ", "W8A16", "W8A8_SQ_PER_CHANNEL"
+INTEGERS = (INT4, INT8, SQ)
 FLOATS = {
     "FP8": "FP8",
     "FP8_DYNAMIC": "FP8_PER_CHANNEL_PER_TOKEN",
@@ -41,8 +45,16 @@ FLOATS = {
     "NVFP4": "NVFP4",
     "NVFP4A16": "W4A16_NVFP4",
     "MXFP8": "MXFP8",
+    "MXFP4": "mxfp4",
 }
 """Preset → algorithm, where a scheme is nothing but its preset."""
+
+NO_SCHEME = {
+    "W4A8_AWQ": "integer weights with two scales beside inputs in E4M3",
+    "W4A8_NVFP4_FP8": "weights in E2M1 beside inputs in E4M3",
+    "W4A8_MXFP4_FP8": "weights in E2M1 beside inputs in E4M3",
+}
+"""Algorithm → what in it no scheme says."""
 
 ALONE = ("o_proj", "down_proj", "w2")
 """Layers that TensorRT-LLM runs by themselves, and whose pre_quant_scale it wants to find."""
@@ -52,6 +64,8 @@ def algorithm(scheme: Scheme) -> str | None:
     """What ModelOpt calls the scheme; None for one that it has no name for."""
     if scheme.element is not None:
         return FLOATS.get(scheme.name)
+    if scheme == PRESETS["W8A8_STATIC"]:
+        return SQ
     if scheme.activations is not None or not scheme.symmetric:
         return None
     if scheme.bits == 4 and scheme.group_size is not None:
@@ -75,6 +89,8 @@ def refusal(scheme: Scheme, n: int, k: int) -> str | None:
         return f"ModelOpt has no {scheme.describe()}"
     if algorithm(scheme) == INT4 and n % 2:
         return f"ModelOpt packs pairs of rows, and there are {n}"
+    if scheme.group_size and k % scheme.group_size:
+        return f"ModelOpt packs whole groups, and {scheme.group_size} does not divide {k} columns"
     return None
 
 
@@ -89,11 +105,14 @@ def scheme_of(algorithm: str, group_size: int | None) -> Scheme:
         return Scheme("W4A16", 4, group_size)
     if name == INT8:
         return Scheme("W8A16", 8, None)
+    if name == SQ:
+        return PRESETS["W8A8_STATIC"]
     for preset, known in FLOATS.items():
-        if name == known:
+        if name == known.upper():
             return PRESETS[preset]
+    why = f" ({NO_SCHEME[name]})" if name in NO_SCHEME else ""
     raise CheckpointError(
-        f"ModelOpt's {algorithm!r} cannot be read, only {', '.join((INT4, INT8, *FLOATS.values()))}."
+        f"ModelOpt's {algorithm!r}{why} cannot be read, only {', '.join((*INTEGERS, *FLOATS.values()))}."
     )
 
 
@@ -114,7 +133,7 @@ def pack(module: str, q: QuantizedLinear) -> dict[str, Tensor]:
     if q.input_scale is not None:
         scale = q.input_scale.float().reshape(())
         tensors["input_scale"] = scale if q.divisor is None else 1 / scale
-    if name == INT4 and module.rpartition(".")[2] in ALONE:
+    if name in (INT4, SQ) and module.rpartition(".")[2] in ALONE:
         tensors["pre_quant_scale"] = torch.ones(q.shape[1], dtype=torch.bfloat16)
     return tensors
 
@@ -139,7 +158,7 @@ def _packed_codes(q: QuantizedLinear, name: str) -> Tensor:
     if name == INT4:
         nibbles = (q.codes.short() - q.scheme.zero).to(torch.uint8) & 15
         return nibbles[::2] | (nibbles[1::2] << 4)
-    if name == INT8:
+    if name in (INT8, SQ):
         return (q.codes.short() - q.scheme.zero).to(torch.int8)
     if q.scheme.element == E4M3:
         return q.codes.view(torch.float8_e4m3fn)
@@ -191,7 +210,7 @@ def _codes(weight: Tensor, scheme: Scheme, name: str) -> Tensor:
     if name == INT4:
         pairs = torch.stack([weight & 15, weight >> 4], 1).flatten(0, 1)
         return (pairs + scheme.zero) & scheme.qmax
-    if name == INT8:
+    if name in (INT8, SQ):
         return (weight.short() + scheme.zero).to(torch.uint8)
     if scheme.element == E4M3:
         return weight.view(torch.uint8)

@@ -74,8 +74,9 @@ def _layer(scheme: Scheme) -> dict[str, Any]:
             "has_zero_point": False,
             "pre_quant_scale": True,
         }
-    size = {"group_size": scheme.group_size} if scheme.group_size is not None and scheme.rows == 1 else {}
-    return {"quant_algo": name} | size
+    if scheme.group_size is None or scheme.name in ("FP8_BLOCK", "MXFP4"):  # of which ModelOpt writes no size
+        return {"quant_algo": name}
+    return {"quant_algo": name, "group_size": scheme.group_size}
 
 
 def beside(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,77 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from qdeploy.errors import CheckpointError
 from qdeploy.files import read_json
 from qdeploy.formats import (
     awq,
+    bitsandbytes,
     compressed_tensors,
     ct_config,
     ct_layout,
+    fbgemm,
+    fp8,
     gptq,
     gptq_config,
     modelopt,
     modelopt_config,
 )
+from qdeploy.formats.format import Block, Config, Format, ReadFormat
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme
 
-Block = Mapping[str, Any]
-"""`quantization_config` of config.json, or the file that older tools write beside it."""
-
 BESIDE = ("quantize_config.json", "quant_config.json", modelopt_config.FILE)
 """Where tools keep it that do not, or not all of it, write it into config.json."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """What describes a folder's layers.
-
-    Attributes:
-        block: `quantization_config` of config.json.
-        beside: more JSON files, by name.
-    """
-
-    block: dict[str, Any]
-    beside: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a folder stores quantized layers.
-
-    Attributes:
-        name: as `qdeploy convert --to` calls it.
-        suffixes: of the tensors that a layer may own, its bias aside.
-        schemes: of a folder's layers, from its block and the tensors that are there.
-        shape: [N, K] of a module, from headers alone where they say it.
-        unpack: a layer from its tensors by suffix.
-        pack: the inverse, for a module. Raises ValueError where `refusal` cannot know.
-        refusal: why it cannot hold a layer [N, K] of a scheme; None if it can.
-        nearest: what a layer's scales become in it.
-        config: for these layers, beside others that stay in 16 bits, with a cache in 16 bits (None) or "fp8".
-        cache: a scale of the cache as it is stored, by its name; None where caches are in 16 bits.
-    """
-
-    name: str
-    suffixes: tuple[str, ...]
-    schemes: Callable[[Block, CheckpointReader], dict[str, Scheme]]
-    shape: Callable[[CheckpointReader, str, Scheme], tuple[int, int]]
-    unpack: Callable[[Mapping[str, Tensor], Scheme, Block], QuantizedLinear]
-    pack: Callable[[str, QuantizedLinear], dict[str, Tensor]]
-    refusal: Callable[[Scheme, int, int], str | None]
-    nearest: Callable[[QuantizedLinear], QuantizedLinear]
-    config: Callable[[Mapping[str, Scheme], Sequence[str], str | None], Config]
-    cache: Callable[[str, Tensor], dict[str, Tensor]] | None = None
 
 
 def _in_float16(q: QuantizedLinear) -> QuantizedLinear:
@@ -112,7 +69,7 @@ FORMATS = {
             ct_layout.shape,
             lambda tensors, scheme, _: compressed_tensors.unpack(tensors, scheme),
             lambda _, q: compressed_tensors.pack(q),
-            lambda *_: None,
+            ct_layout.refusal,
             lambda q: q,
             lambda schemes, kept, kv_cache: Config(
                 ct_config.quantization_config(schemes, kept, kv_cache=kv_cache)
@@ -144,9 +101,41 @@ FORMATS = {
             _modelopt,
             modelopt.cache,
         ),
+        Format(
+            "fp8",
+            fp8.SUFFIXES,
+            fp8.schemes,
+            fp8.shape,
+            lambda tensors, scheme, _: fp8.unpack(tensors, scheme),
+            lambda _, q: fp8.pack(q),
+            fp8.refusal,
+            lambda q: q,
+            lambda schemes, kept, _: Config(fp8.block(schemes, kept)),
+        ),
     )
 }
 """By name."""
+
+READ_ONLY = {
+    each.name: each
+    for each in (
+        ReadFormat(
+            "fbgemm_fp8",
+            fbgemm.SUFFIXES,
+            fbgemm.schemes,
+            fbgemm.shape,
+            lambda tensors, scheme, _: fbgemm.unpack(tensors, scheme),
+        ),
+        ReadFormat(
+            "bitsandbytes",
+            bitsandbytes.SUFFIXES,
+            bitsandbytes.schemes,
+            bitsandbytes.shape,
+            lambda tensors, scheme, _: bitsandbytes.unpack(tensors, scheme),
+        ),
+    )
+}
+"""By name, which is their `quant_method`."""
 
 
 class Packed:
@@ -239,7 +228,7 @@ def has_cache_in_fp8(block: Block) -> bool:
     return algorithm is not None
 
 
-def format_of(block: Block) -> Format:
+def format_of(block: Block) -> ReadFormat:
     """The format that a block describes.
 
     Raises:
@@ -254,9 +243,12 @@ def format_of(block: Block) -> Format:
         return FORMATS["compressed-tensors"]
     if str(method).startswith("modelopt"):
         return FORMATS["modelopt"]
+    if method == "fp8":
+        return FORMATS["fp8"]
+    if method in READ_ONLY:
+        return READ_ONLY[method]
     raise CheckpointError(
-        f"The checkpoint is quantized with {method!r}; only compressed-tensors, gptq, awq and modelopt can "
-        "be read."
+        f"The checkpoint is quantized with {method!r}; only {', '.join([*FORMATS, *READ_ONLY])} can be read."
     )
 
 

@@ -138,7 +138,7 @@ def _spanning(
         sizes = by_shared_rows(groups.abs().amax(-1), scheme.rows, torch.amax)
         if scheme.rows is None and largest is not None:
             sizes = torch.full_like(sizes, largest)
-        range_ = scheme.element.largest if scheme.element else scheme.qmax / 2
+        range_ = scheme.minifloat.largest if scheme.element else scheme.qmax / 2
         scales = _stored(sizes * (share / range_), scheme, divisor)
         return scales, torch.full_like(scales, float(scheme.zero))
     lo, hi = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
@@ -161,7 +161,7 @@ def _divisor(weight: Tensor, scheme: Scheme, largest: float | None) -> Tensor | 
     if scheme.steps != "e4m3" or scheme.element is None:
         return None
     size = weight.abs().amax() if largest is None else torch.tensor(largest, device=weight.device)
-    return (E4M3.largest * scheme.element.largest / size.clamp_min(SMALLEST_SCALE)).float()
+    return (E4M3.largest * scheme.minifloat.largest / size.clamp_min(SMALLEST_SCALE)).float()
 
 
 def by_shared_rows(x: Tensor, rows: int | None, reduce: Callable[..., Tensor]) -> Tensor:

@@ -75,9 +75,10 @@ class Levels:
     @classmethod
     def of(cls, scheme: Scheme) -> Levels:
         """Those of a scheme."""
-        one, element = np.float32(1), scheme.element
-        if element is None:
+        one = np.float32(1)
+        if scheme.element is None:
             return cls(np.int32(0), one, one, np.float32(0), np.float32(scheme.qmax))
+        element = scheme.minifloat
         least, fraction = np.exp2([element.least_exponent, -element.mantissa]).astype(np.float32)
         largest = np.float32(element.largest)
         return cls(EXPONENT, least, fraction, -largest, largest)

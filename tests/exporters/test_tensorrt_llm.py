@@ -81,6 +81,7 @@ def test_what_it_runs_is_written_in_its_format(
         ("FP8_DYNAMIC", None, "l4", "FP8_PER_CHANNEL_PER_TOKEN runs on sm90 to sm90, not on l4"),
         ("NVFP4", None, "h100", "NVFP4 runs on sm100 and later, not on h100"),
         ("MXFP8", None, "b200", "no release of TensorRT-LLM up to .* has MXFP8"),
+        ("MXFP4", None, "b200", "TensorRT-LLM does not load ModelOpt's mxfp4"),
         ("FP8", None, "cpu-avx512", "NVIDIA GPUs alone, not on cpu-avx512. Give --gpu"),
     ],
 )

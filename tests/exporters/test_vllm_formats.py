@@ -42,6 +42,10 @@ THREE, ODD = Scheme("W3A16", 3, 32), Scheme("W4A16", 4, 96)
         ("modelopt", PRESETS["FP8_DYNAMIC"], "cpu-avx512", None),
         ("modelopt", PRESETS["FP8"], "t4", "on sm80 and later, not on t4"),
         ("modelopt", PRESETS["NVFP4"], "t4", None),
+        ("fp8", PRESETS["FP8_DYNAMIC"], "cpu-avx512", "on GPUs alone"),
+        ("fp8", PRESETS["FP8_BLOCK"], "h100", None),
+        ("fbgemm_fp8", PRESETS["FP8_DYNAMIC"], "h100", "--allow-deprecated-quantization"),
+        ("bitsandbytes", W4A16, "h100", "no bitsandbytes"),
     ],
 )
 def test_what_is_read(format: str | None, scheme: Scheme, gpu: str, told: str | None) -> None:

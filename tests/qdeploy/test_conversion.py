@@ -26,11 +26,11 @@ from qdeploy.exporters.vllm import check
 from qdeploy.formats import awq
 from qdeploy.formats.dequantize import dequantized_state
 from qdeploy.formats.packed import FORMATS, Packed
-from qdeploy.kv_cache import is_cache_scale, stored_scales
+from qdeploy.kv_cache import is_cache_scale
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
-from qdeploy.schemes import PRESETS, Scheme
+from qdeploy.schemes import Scheme
 from tests.packed import WEIGHTS, edit_config, edit_tensors, quantize_folder
 from tests.qdeploy.test_pipeline import recipe
 
@@ -142,6 +142,8 @@ def test_everything_else_keeps_its_bytes(packed: Callable[[Scheme], Path], tmp_p
         ("FP8_DYNAMIC", "awq", "AWQ holds integer weights alone"),
         ("W4A16_ASYM", "modelopt", "no zero points; W4A16 goes without"),
         ("W8A8", "modelopt", "ModelOpt has no W8A8 symmetric, per channel"),
+        ("W4A16", "fp8", "fp8 holds weights in E4M3 alone, no W4A16 symmetric, group 32. --to gptq or"),
+        ("FP8_DYNAMIC", "fp8", r"no FP8_DYNAMIC e4m3, per channel\. --to modelopt can\."),
     ],
 )
 def test_what_a_format_cannot_hold(
@@ -165,6 +167,24 @@ def test_a_zero_point_of_0_takes_version_2(packed: Callable[[Scheme], Path], tmp
     assert not list(tmp_path.glob("out*"))
     convert(source, tmp_path / "out", "gptq_v2")
     assert same(tmp_path / "out", source)
+
+
+def test_act_order_is_decoded_and_not_converted(packed: Callable[[Scheme], Path], tmp_path: Path) -> None:
+    convert(packed(SYMMETRIC), tmp_path / "gptq", "gptq")
+    foreign(tmp_path / "gptq", desc_act=True)
+    assert inspect_checkpoint(tmp_path / "gptq").served_by == ["transformers with gptqmodel"]
+    convert(tmp_path / "gptq", tmp_path / "static", "gptq_v2")  # groups are still runs of columns
+    module = "model.layers.1.mlp.up_proj"
+    before = state(tmp_path / "gptq")[f"{module}.weight"]
+    (shard,) = (tmp_path / "gptq").glob("*.safetensors")
+    tensors = load_file(shard)
+    tensors[f"{module}.g_idx"][[0, 63]] = torch.tensor([1, 0], dtype=torch.int32)
+    save_file(tensors, shard, metadata={"format": "pt"})
+    after = state(tmp_path / "gptq")[f"{module}.weight"]
+    assert sorted(set((before != after).nonzero()[:, 1].tolist())) == [0, 63]
+    with pytest.raises(ConversionError, match=r"up_proj: 2 of 64 columns are in another group .*act-order"):
+        convert(tmp_path / "gptq", tmp_path / "out", "gptq_v2")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_several_schemes_take_compressed_tensors(tiny_llama: Path, tmp_path: Path) -> None:
@@ -221,85 +241,6 @@ def test_routers_are_named_so_that_readers_find_them_alone(
     assert awq.block({"mlp.gate_proj": SYMMETRIC}, ["mlp.gate"])["modules_to_not_convert"] is None
 
 
-@pytest.mark.parametrize("scheme", ["FP8", "FP8_DYNAMIC", "FP8_BLOCK", "MXFP8", "NVFP4", "NVFP4A16"])
-def test_minifloats_go_to_modelopt_and_back(wide: Path, tmp_path: Path, scheme: str) -> None:
-    source, there, back = (tmp_path / name for name in ("source", "there", "back"))
-    quantize(recipe(wide, scheme=scheme, method="rtn", group_size=None, kv_cache="fp8"), source)
-    rounds = scheme.startswith("NVFP4")  # divisors are stored as 1 over them
-    convert(source, there, "modelopt", round_scales=rounds)
-    convert(there, back, "compressed-tensors", round_scales=rounds)
-    assert set(Packed(CheckpointReader(there)).schemes.values()) == {PRESETS[scheme]}
-    assert stored_scales(CheckpointReader(back)).keys() == stored_scales(CheckpointReader(source)).keys()
-    before, after = state(source), state(back)
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        torch.testing.assert_close(after[name], tensor, rtol=1e-6 if rounds else 0, atol=0)
-    assert rounds or not check_integrity(there).changed_layers
-
-
-def test_modelopt_s_files_say_what_tensorrt_llm_asks(wide: Path, tmp_path: Path) -> None:
-    quantize(recipe(wide, method="rtn", kv_cache="fp8"), tmp_path / "source")
-    convert(tmp_path / "source", tmp_path / "out", "modelopt")
-    file = json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())
-    assert file["producer"]["name"] == "modelopt"
-    assert file["quantization"] == {
-        "quant_algo": "W4A16_AWQ",
-        "group_size": 32,
-        "has_zero_point": False,
-        "pre_quant_scale": True,
-        "kv_cache_quant_algo": "FP8",
-        "exclude_modules": ["lm_head"],
-    }
-    reader = CheckpointReader(tmp_path / "out")
-    assert reader.config["quantization_config"]["group_size"] == 32
-    alone = [name.removesuffix(".pre_quant_scale") for name in reader.names if "pre_quant_scale" in name]
-    assert len(alone) == 4
-    assert all(name.endswith(("o_proj", "down_proj")) for name in alone)
-    scale = reader.get("model.layers.0.self_attn.k_proj.k_scale")
-    assert (scale.dtype, scale.shape) == (torch.float32, ())
-    assert "model.layers.0.self_attn.q_scale" not in reader.names
-
-
-def test_modelopt_holds_several_schemes(wide: Path, tmp_path: Path) -> None:
-    rules = [
-        {"match": "re:.*down_proj", "scheme": "FP8_DYNAMIC", "stages": ["rtn"]},
-        {"match": "Linear", "scheme": {"bits": 4, "group": 32}, "stages": ["rtn"]},
-    ]
-    quantize(Recipe.model_validate({"model": str(wide), "rules": rules}), tmp_path / "source")
-    convert(tmp_path / "source", tmp_path / "there", "modelopt")
-    found = json.loads((tmp_path / "there" / "hf_quant_config.json").read_text())["quantization"]
-    assert found["quant_algo"] == "MIXED_PRECISION"
-    layer = found["quantized_layers"]["model.layers.0.mlp.down_proj"]
-    assert layer == {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}
-    convert(tmp_path / "there", tmp_path / "back", "compressed-tensors")
-    assert same(tmp_path / "back", tmp_path / "source")
-
-
-def test_modelopt_folders_without_a_block_are_read_by_their_file(wide: Path, tmp_path: Path) -> None:
-    quantize(recipe(wide, method="rtn"), tmp_path / "source")
-    there = tmp_path / "there"
-    convert(tmp_path / "source", there, "modelopt")
-    edit_config(there / "config.json", there / "config.json", quantization_config=None)
-    convert(there, tmp_path / "back", "compressed-tensors")
-    assert same(tmp_path / "back", tmp_path / "source")
-
-
-def test_a_cache_is_known_by_modelopt_s_file_alone(wide: Path, tmp_path: Path) -> None:
-    quantize(recipe(wide, method="rtn", kv_cache="fp8"), tmp_path / "source")
-    there = tmp_path / "there"
-    convert(tmp_path / "source", there, "modelopt")
-    edit_config(there / "config.json", there / "config.json", quantization_config=None)
-    convert(there, tmp_path / "back", "compressed-tensors")
-    assert stored_scales(CheckpointReader(tmp_path / "back")).keys() == {
-        "model.layers.0.self_attn",
-        "model.layers.1.self_attn",
-    }
-    file = there / "hf_quant_config.json"
-    file.write_text(file.read_text().replace('"kv_cache_quant_algo": "FP8"', '"kv_cache_quant_algo": "INT8"'))
-    with pytest.raises(CheckpointError, match="quantized as INT8; only FP8"):
-        convert(there, tmp_path / "other", "compressed-tensors")
-
-
 def test_a_damaged_file_beside_the_config_is_named(packed: Callable[[Scheme], Path], tmp_path: Path) -> None:
     convert(packed(SYMMETRIC), tmp_path / "foreign", "gptq")
     foreign(tmp_path / "foreign", "quantize_config.json")
@@ -307,19 +248,6 @@ def test_a_damaged_file_beside_the_config_is_named(packed: Callable[[Scheme], Pa
         (tmp_path / "foreign" / "quantize_config.json").write_text(content)
         with pytest.raises(CheckpointError, match=rf"quantize_config\.json {told}"):
             Packed(CheckpointReader(tmp_path / "foreign"))
-
-
-def test_inputs_that_modelopt_scales_first_are_not_passed_over(
-    packed: Callable[[Scheme], Path], tmp_path: Path
-) -> None:
-    there, name = tmp_path / "there", "model.layers.0.mlp.down_proj.pre_quant_scale"
-    convert(packed(SYMMETRIC), there, "modelopt")
-    (shard,) = there.glob("*.safetensors")
-    tensors = load_file(shard)
-    tensors[name][3] = 0.5
-    save_file(tensors, shard, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"down_proj .* pre_quant_scale \(from 0\.5 to 1\)"):
-        convert(there, tmp_path / "back", "compressed-tensors")
 
 
 def foreign(folder: Path, move_to: str | None = None, **changes: Any) -> None:
@@ -375,7 +303,10 @@ def test_rules_of_gptqmodel_are_followed(packed: Callable[[Scheme], Path], tmp_p
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"quant_method": "exl3"}, "quantized with 'exl3'; only compressed-tensors, gptq, awq and modelopt"),
+        (
+            {"quant_method": "exl3"},
+            "quantized with 'exl3'; only compressed-tensors, gptq, gptq_v2, awq, model",
+        ),
         ({"checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
         ({"bits": 16}, "is damaged"),
         ({"quant_method": "awq", "version": "gemv"}, "AWQ's 'gemv' packing"),

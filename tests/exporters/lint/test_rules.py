@@ -146,6 +146,10 @@ SOUND = [
     ("FP8_DYNAMIC", "modelopt"),
     ("MXFP8", "compressed-tensors"),
     ("MXFP8", "modelopt"),
+    ("MXFP4", "modelopt"),
+    ("W8A8_STATIC", "modelopt"),
+    ("FP8", "fp8"),
+    ("FP8_BLOCK", "fp8"),
 ]
 
 
@@ -192,6 +196,8 @@ def test_nothing_is_wrong_with_16_bits(tiny_family: Path) -> None:
         (W4A16, "gptq", set_block(dynamic={f"-:.*{Q}": {}}), "QD405"),
         (W4A16, "gptq", set_block(dynamic={r"+:.*\.(?:q|k|v)_proj$": {"damp": 1}}), "QD407"),
         (W4A16, "gptq", set_block(desc_act=True), "QD408"),
+        ("FP8_BLOCK", "fp8", edit(f"{Q}.weight_scale_inv", lambda t: t[:, :0]), "QD204"),
+        ("FP8", "fp8", edit(f"{Q}.input_scale", lambda t: None), "QD201"),
         (W4A16, "compressed-tensors", set_block(kv_cache_scheme=KV_CACHE), "QD411"),
         (W4A16, "compressed-tensors", set_block(kv_cache_scheme=KV_CACHE | {"num_bits": 4}), "QD410"),
         (W4A16, "compressed-tensors", add("model.layers.0.self_attn.k_scale", torch.ones(1)), "QD409"),

@@ -164,6 +164,12 @@ BOTH, ELSEWHERE = ["vLLM on CUDA", "vLLM on CPU"], "transformers with gptqmodel"
         ("modelopt", "W4A16", ["TensorRT-LLM"]),
         ("modelopt", "FP8_DYNAMIC", [*BOTH, "TensorRT-LLM"]),
         ("modelopt", "NVFP4", ["vLLM on CUDA", "TensorRT-LLM"]),
+        ("modelopt", "MXFP4", []),
+        ("fbgemm_fp8", "FP8_DYNAMIC", ["transformers with fbgemm-gpu"]),
+        ("modelopt", "W8A8_STATIC", []),
+        ("fp8", "FP8", ["vLLM on CUDA"]),
+        ("fp8", "FP8_DYNAMIC", ["vLLM on CUDA"]),
+        ("fp8", "FP8_BLOCK", ["vLLM on CUDA", "TensorRT-LLM", "transformers"]),
     ],
 )
 def test_an_engine_must_read_the_format(format: str, scheme: str, engines: list[str]) -> None:

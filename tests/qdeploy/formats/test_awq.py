@@ -67,3 +67,4 @@ def test_what_it_cannot_hold() -> None:
     q = QuantizedLinear(torch.zeros(40, 32, dtype=torch.uint8), torch.ones(40, 1), None, scheme)
     with pytest.raises(ValueError, match=r"not \[40, 32\]"):
         awq.pack(q)
+    assert "whole groups, and 128 does not divide 160" in (awq.refusal(Scheme("", 4, 128), 32, 160) or "")

@@ -147,3 +147,10 @@ def test_mixed_schemes_load_in_transformers(packed_llama: Callable[..., Path]) -
     assert len(schemes) == 14
     assert all(scheme == (mlp if ".mlp." in name else attention) for name, scheme in schemes.items())
     assert torch.equal(load_in_transformers(folder)(TOKENS).logits, weight_only_model(folder)(TOKENS).logits)
+
+
+def test_scales_of_a_cache_are_exact() -> None:
+    for value, dtype in ((0.25, torch.bfloat16), (0.1, torch.float32)):
+        (stored,) = compressed_tensors.cache("m.self_attn.k_scale", torch.tensor(value)).values()
+        assert (stored.dtype, stored.shape) == (dtype, (1,))
+        assert float(stored) == float(torch.tensor(value))

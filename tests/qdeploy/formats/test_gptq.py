@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qdeploy.errors import CheckpointError
+from qdeploy.fingerprint import fingerprint
 from qdeploy.formats import gptq
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme
@@ -114,14 +115,58 @@ def test_a_mixed_up_version_is_seen_where_the_grid_is_symmetric(
         gptq.unpack(gptq.pack(q, written), q.scheme, read)
 
 
-def test_act_order_is_refused() -> None:
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_columns_out_of_order_decode_as_their_groups_say(symmetric: bool) -> None:
+    q = layer(4, None if symmetric else reference_zeros(4))
+    tensors = gptq.pack(q, 2)
+    g_idx = torch.randperm(64, generator=torch.Generator().manual_seed(0)).int() % 2
+    read = gptq.unpack(tensors | {"g_idx": g_idx}, q.scheme, 2)
+    assert read.column_groups is not None and torch.equal(read.column_groups, g_idx)
+    zeros = torch.full((64, 2), 8) if symmetric else reference_zeros(4)
+    expected = torch.stack(
+        [
+            (q.codes[:, k].float() - zeros[:, g]) * q.scales[:, g].float()
+            for k, g in enumerate(g_idx.tolist())
+        ],
+        1,
+    )
+    assert torch.equal(read.dequantize(), expected)
+    assert gptq.out_of_order(g_idx, q.scheme) == int((g_idx != torch.arange(64) // 32).sum())
+    assert fingerprint(read) != fingerprint(gptq.unpack(tensors, q.scheme, 2))
+
+
+def test_groups_that_are_only_numbered_otherwise_are_put_in_order() -> None:
+    q = layer(4, reference_zeros(4))
+    tensors = gptq.pack(q, 2)
+    other = {
+        "g_idx": 1 - tensors["g_idx"],
+        "scales": tensors["scales"].flip(0),
+        "qzeros": tensors["qzeros"].flip(0),
+    }
+    read = gptq.unpack(tensors | other, q.scheme, 2)
+    assert read.column_groups is None
+    assert torch.equal(read.dequantize(), q.dequantize())
+    assert all(torch.equal(t, tensors[name]) for name, t in gptq.pack(read, 2).items())
+
+
+def test_groups_need_no_index_and_one_that_is_not_there_is_told() -> None:
     q = layer(4)
     tensors = gptq.pack(q, 1)
+    bad = tensors | {"g_idx": tensors["g_idx"] + 1}
+    with pytest.raises(CheckpointError, match="g_idx is from 1 to 2, of 2 groups"):
+        gptq.unpack(bad, q.scheme, 1)
     del tensors["g_idx"]
-    assert torch.equal(gptq.unpack(tensors, q.scheme, 1).codes, q.codes)
-    tensors["g_idx"] = torch.arange(64, dtype=torch.int32) % 2
-    with pytest.raises(CheckpointError, match="static groups"):
-        gptq.unpack(tensors, q.scheme, 1)
+    assert torch.equal(gptq.unpack(tensors, q.scheme, 1).dequantize(), q.dequantize())
+
+
+def test_a_last_group_may_be_narrower() -> None:
+    codes, scheme = torch.randint(0, 16, (32, 160), dtype=torch.uint8), Scheme("W4A16", 4, 128)
+    q = QuantizedLinear(codes, torch.tensor([[0.5, 2.0]]).expand(32, 2), None, scheme)
+    tensors = gptq.pack(q, 1)
+    assert tensors["g_idx"].tolist() == [0] * 128 + [1] * 32
+    read = gptq.unpack(tensors, scheme, 1).dequantize()
+    assert torch.equal(read[:, :128], (codes[:, :128].float() - 8) * 0.5)
+    assert torch.equal(read[:, 128:], (codes[:, 128:].float() - 8) * 2)
 
 
 def test_wrong_tensors_are_told() -> None:

@@ -10,6 +10,7 @@ from qdeploy.errors import CheckpointError
 from qdeploy.formats import modelopt
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import PRESETS, Scheme
+from tests.qdeploy.formats.conftest import random_linear
 from tests.qdeploy.formats.test_bits import digest
 from tests.qdeploy.formats.test_gptq import layer, reference_zeros
 
@@ -68,7 +69,7 @@ def test_scales_that_others_divide_by_are_factors() -> None:
         (Scheme("W4A16_ASYM", 4, 32, symmetric=False), "no zero points"),
         (Scheme("W3A16", 3, 32), "no W3A16"),
         (Scheme("W8A16", 8, 32), "no W8A16 symmetric, group 32"),
-        (PRESETS["MXFP4"], "no MXFP4"),
+        (PRESETS["W8A8"], "no W8A8 symmetric, per channel"),
     ],
     ids=lambda value: value.name if isinstance(value, Scheme) else "",
 )
@@ -83,7 +84,45 @@ def test_an_odd_number_of_rows() -> None:
     assert "there are 33" in (modelopt.refusal(Scheme("W4A16", 4, 32), 33, 64) or "")
 
 
-@pytest.mark.parametrize("name", ["W4A8_AWQ", "NVFP4_SVD", "int8_sq"])
+def test_groups_are_whole() -> None:
+    for scheme in (Scheme("W4A16", 4, 128), PRESETS["FP8_BLOCK"]):
+        assert "whole groups, and 128 does not divide 160" in (modelopt.refusal(scheme, 128, 160) or "")
+    assert modelopt.refusal(PRESETS["FP8_BLOCK"], 160, 128) is None
+
+
+@pytest.mark.parametrize("name", ["NVFP4_SVD", "int8_sq"])
 def test_algorithms_that_cannot_be_read(name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"'{name}' cannot be read, only W4A16_AWQ, W8A16, FP8"):
+    with pytest.raises(CheckpointError, match=f"'{name}' cannot be read, only W4A16_AWQ, W8A16, .*, mxfp4"):
         modelopt.scheme_of(name, 128)
+
+
+def test_algorithms_that_no_scheme_says() -> None:
+    told = r"W4A8_AWQ' \(integer weights with two scales beside inputs in E4M3\) cannot be read"
+    with pytest.raises(CheckpointError, match=told):
+        modelopt.scheme_of("W4A8_AWQ", 128)
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "MXFP4"])
+def test_mxfp4_is_known_in_either_case(name: str) -> None:
+    assert modelopt.scheme_of(name, None) == PRESETS["MXFP4"]
+
+
+@pytest.mark.parametrize("scheme", ["MXFP4", "W8A8_STATIC", "MXFP8", "FP8"])
+def test_unpack_inverts_pack(scheme: str) -> None:
+    q = random_linear(PRESETS[scheme])
+    read = modelopt.unpack(modelopt.pack("mlp.down_proj", q), q.scheme)
+    assert torch.equal(read.codes, q.codes)
+    assert torch.equal(read.scales.float(), q.scales.float())
+    assert (read.input_scale is None) == (q.input_scale is None)
+    assert q.input_scale is None or torch.equal(read.input_scale, q.input_scale.float())  # type: ignore[arg-type]
+
+
+def test_int8_with_static_inputs_has_the_tensors_of_smoothquant() -> None:
+    tensors = modelopt.pack("mlp.down_proj", random_linear(PRESETS["W8A8_STATIC"]))
+    assert {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()} == {
+        "weight": (torch.int8, (64, 128)),
+        "weight_scale": (torch.float32, (64,)),
+        "input_scale": (torch.float32, ()),
+        "pre_quant_scale": (torch.bfloat16, (128,)),
+    }
+    assert "pre_quant_scale" not in modelopt.pack("mlp.up_proj", random_linear(PRESETS["W8A8_STATIC"]))
