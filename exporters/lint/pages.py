@@ -15,7 +15,7 @@ qdeploy lint ./some-model-gptq --deep --against ./some-model
 qdeploy lint ./some-model-gptq --engine vllm --gpu h100 --tensor-parallel 2
 ```
 
-works on any folder that can be read, whoever made it: compressed-tensors, GPTQ, AWQ, ModelOpt, fp8, or 16 bits.
+works on any folder that can be read, by any tool: compressed-tensors, GPTQ, AWQ, ModelOpt, fp8, or 16 bits.
 It reads headers and configs; with `--deep` scales, then codes; with `--against` it compares decoded weights
 with the 16-bit model's. What comes later is looked at only where what comes before has no error. `--json`
 and `--sarif` are for machines, the exit code is 1 if there is an error. `qdeploy lint --explain QD205`
