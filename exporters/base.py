@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from qdeploy.errors import ExportError
 from qdeploy.schemes import Scheme
@@ -46,6 +46,7 @@ class ExportReport:
         kernels: engine's kernel class → number of layers as the engine fuses them; empty for 16 bits.
         arguments: engine arguments that the folder needs besides model, address and port.
         weight_bytes: size of the weight files.
+        pipeline_parallel: stages that the model is split into.
     """
 
     engine: str
@@ -60,6 +61,7 @@ class ExportReport:
     arguments: list[str]
     weight_bytes: int
     findings: list[Finding] = field(default_factory=list)
+    pipeline_parallel: int = 1
 
     @property
     def kernel(self) -> str | None:
@@ -97,6 +99,26 @@ class Exporter(Protocol):
 
         Raises:
             UnknownNameError: no such GPU.
+        """
+        ...
+
+
+@runtime_checkable
+class HasBackends(Protocol):
+    """An exporter for an engine that loads models in several ways.
+
+    Attributes:
+        backends: their names, the default first.
+    """
+
+    name: str
+    backends: Sequence[str]
+
+    def on(self, backend: str, pipeline_parallel: int) -> Exporter:
+        """The exporter for one of them, and for that many pipeline stages.
+
+        Raises:
+            UsageError: no such backend, or it is not told of stages.
         """
         ...
 
