@@ -11,7 +11,7 @@ from qdeploy.exporters import parallel
 from qdeploy.exporters.algorithms import CACHE_IN_FP8
 from qdeploy.exporters.base import Finding
 from qdeploy.exporters.checks import check_fused
-from qdeploy.exporters.layers import ROW_PARALLEL, Layer, fused_sets, per_device
+from qdeploy.exporters.layers import ROW_PARALLEL, FusedLayer, Layer, fused_sets, per_device
 from qdeploy.exporters.targets import Target
 from qdeploy.exporters.trtllm_legacy.algorithms import algorithm, objection
 from qdeploy.exporters.trtllm_legacy.config import OTHER
@@ -92,29 +92,28 @@ def kept(layers: Sequence[Layer], split: Split) -> list[list[str]]:
 
 
 def check_kernels(layers: Sequence[Layer], kv_heads: int, split: Split, target: Target) -> Iterator[Finding]:
-    """The device runs every layer as it is split, and none is padded when it is loaded."""
+    """The device runs every layer as it is split, and none would be padded when it is loaded."""
     known = f"{AGAIN} to what it runs there: qdeploy methods --gpu {target.name}"
-    for fused in per_device(layers, split.tensor_parallel, kv_heads):
-        assert fused.scheme is not None
-        reason = objection(fused.scheme, fused.n, fused.k, target)
+    for layer in per_device(layers, split.tensor_parallel, kv_heads):
+        assert layer.scheme is not None
+        reason = objection(layer.scheme, layer.n, layer.k, target)
         if reason is not None:
-            yield Finding("error", reason, known, fused.name)
-            continue
-        if algorithm(fused.scheme) != modelopt.INT4:
-            continue
-        multiple = max(LEAST, fused.scheme.group_size or 0)
-        split_columns = fused.members[0].leaf in ROW_PARALLEL
-        # Gate and up are two layers to the builder.
-        n = fused.n // 2 if fused.name.endswith("gate_up_proj") else fused.n
-        whole = {"N": n, "K": fused.k}
-        shared_out = "K" if split_columns else "N"
-        for side, size in whole.items():
-            wanted = multiple if side == shared_out else multiple * split.tensor_parallel
-            if size % wanted:
-                problem = f"{side} = {size} on each device is no multiple of {wanted}, to which it is padded"
-                yield Finding(
-                    "error", problem, "Use a smaller --tensor-parallel, or another GPU or scheme", fused.name
-                )
+            yield Finding("error", reason, known, layer.name)
+        elif algorithm(layer.scheme) == modelopt.INT4:
+            yield from _check_padding(layer, max(LEAST, layer.scheme.group_size or 0), split)
+
+
+def _check_padding(layer: FusedLayer, multiple: int, split: Split) -> Iterator[Finding]:
+    """The builder makes room for padded layers, into which those of a checkpoint do not fit."""
+    # Gate and up are two layers to it.
+    n = layer.n // 2 if layer.name.endswith("gate_up_proj") else layer.n
+    shared_out = "K" if layer.members[0].leaf in ROW_PARALLEL else "N"
+    for side, size in (("N", n), ("K", layer.k)):
+        wanted = multiple if side == shared_out else multiple * split.tensor_parallel
+        if size % wanted:
+            problem = f"{side} = {size} of a device's part is no multiple of {wanted}, to which it is padded"
+            fix = "Use a smaller --tensor-parallel, or --backend pytorch"
+            yield Finding("error", problem, fix, layer.name)
 
 
 def check_shared_scales(packed: Packed, layers: Sequence[Layer]) -> Iterator[Finding]:
