@@ -23,8 +23,6 @@ from qdeploy.kv_cache import KEY, VALUE, stored_scales
 from qdeploy.schemes import Scheme
 
 AGAIN = "Quantize the model again"
-LEAST = 64
-"""The builder pads the sides of W4A16_AWQ's layers to this, or to the group if larger, on each device."""
 
 
 def check_architecture(config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -100,11 +98,13 @@ def check_kernels(layers: Sequence[Layer], kv_heads: int, split: Split, target: 
         if reason is not None:
             yield Finding("error", reason, known, layer.name)
         elif algorithm(layer.scheme) == modelopt.INT4:
-            yield from _check_padding(layer, max(LEAST, layer.scheme.group_size or 0), split)
+            yield from _check_padding(layer, split)
 
 
-def _check_padding(layer: FusedLayer, multiple: int, split: Split) -> Iterator[Finding]:
-    """The builder makes room for padded layers, into which those of a checkpoint do not fit."""
+def _check_padding(layer: FusedLayer, split: Split) -> Iterator[Finding]:
+    """The builder makes room for layers padded to whole groups, into which a checkpoint's do not fit."""
+    multiple = layer.scheme.group_size if layer.scheme else None
+    assert multiple is not None
     # Gate and up are two layers to it.
     n = layer.n // 2 if layer.name.endswith("gate_up_proj") else layer.n
     shared_out = "K" if layer.members[0].leaf in ROW_PARALLEL else "N"

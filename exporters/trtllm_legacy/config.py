@@ -36,7 +36,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def check_config(config: Mapping[str, Any], dtype: str) -> Iterator[Finding]:
     """What a model of a known architecture may have that the builder's has not."""
     if dtype not in DTYPES:
-        problem = f"the model is in {dtype}; engines with quantized layers are in {' or '.join(DTYPES)}"
+        problem = f"the model is in {dtype}; checkpoints are written in {' or '.join(DTYPES)}"
         yield Finding("error", problem, "Save it in bfloat16")
     rope = config["rope_parameters"]
     if rope["rope_type"] not in ROPES:

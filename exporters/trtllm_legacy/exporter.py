@@ -175,6 +175,7 @@ class _Export:
             parallel.heads(config)[1],
             getattr(torch, _dtype(self.packed.reader.config)),
             config["tie_word_embeddings"],
+            stored_scales(self.packed.reader),
         )
         with progress("Exporting", self.split.devices) as shown:
             for rank in self.split.ranks():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from qdeploy.exporters.trtllm_legacy.names import (
 )
 from qdeploy.exporters.trtllm_legacy.split import Rank
 from qdeploy.formats.packed import Packed
-from qdeploy.kv_cache import KEY, VALUE, stored_scales
+from qdeploy.kv_cache import KEY, VALUE
 
 MEND = {
     True: "Quantize the model again",
@@ -45,6 +45,7 @@ class Model:
         kv_heads: key and value heads of each.
         dtype: of what is not quantized.
         tied: whether its head is its embedding.
+        cache: attention module → suffix → scale of its cache, if that is in FP8.
     """
 
     packed: Packed
@@ -52,6 +53,7 @@ class Model:
     kv_heads: int
     dtype: torch.dtype
     tied: bool
+    cache: Mapping[str, Mapping[str, Tensor]]
 
 
 def rank_tensors(model: Model, rank: Rank) -> Iterator[tuple[str, Tensor]]:
@@ -78,8 +80,8 @@ def _block(model: Model, rank: Rank, own: int, layer: int) -> Iterator[tuple[str
     for unit in UNITS:
         for suffix, tensor in _linear(model, rank, unit, source).items():
             yield f"{name}.{unit.name}.{suffix}", tensor
-    scales = stored_scales(model.packed.reader).get(f"{source}.self_attn")
-    if scales:
+    scales = model.cache.get(f"{source}.self_attn")
+    if scales is not None:
         # One for both.
         largest = torch.maximum(scales[KEY].float(), scales[VALUE].float())
         yield f"{name}.attention.kv_cache_scaling_factor", largest.reshape(1)

@@ -239,6 +239,10 @@ def test_other_architectures_are_refused(tiny_model: Callable[[str], Path], tmp_
     )
     with pytest.raises(ExportError, match=told):
         export(tiny_model("qwen3"), tmp_path / "deploy")
+    folder = copied(tiny_model("llama"), tmp_path / "nameless")
+    edit_config(folder / "config.json", folder / "config.json", architectures=None)
+    with pytest.raises(ExportError, match="the architecture is none; this backend knows"):
+        export(folder, tmp_path / "deploy")
 
 
 def test_what_cannot_be_split(quantized: Callable[..., Path], tmp_path: Path) -> None:

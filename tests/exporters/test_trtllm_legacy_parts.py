@@ -221,7 +221,7 @@ def test_windows_of_attention(family: str, changes: dict[str, Any], back: int | 
 @pytest.mark.parametrize(
     ("changes", "dtype", "told"),
     [
-        ({}, "float32", "the model is in float32; engines with quantized layers are in bfloat16 or float16"),
+        ({}, "float32", "the model is in float32; checkpoints are written in bfloat16 or float16"),
         ({"hidden_act": "gelu"}, "bfloat16", "its activation is 'gelu', not 'silu'"),
         (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
