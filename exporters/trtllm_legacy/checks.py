@@ -135,17 +135,19 @@ def _shared(packed: Packed, layer: Layer) -> tuple[str, ...]:
 
 
 def _number(scale: Tensor) -> str:
-    return f"{float(scale):.7g}"
+    return f"{float(scale):.9g}"
 
 
-def check_cache(packed: Packed, target: Target) -> Iterator[Finding]:
-    """The cache's scales can be one for each layer, and the device has such a cache."""
+def check_cache(packed: Packed, count: int, target: Target) -> Iterator[Finding]:
+    """Each of `count` layers has one scale of its keys and one of its values, and the device such a cache."""
     scales = stored_scales(packed.reader)
     if not scales:
         return
     if target.capability is not None and target.capability < CACHE_IN_FP8:
         yield Finding("error", f"on {target} there is no cache in FP8", f"{AGAIN} without kv_cache")
-    for module, found in scales.items():
+    for layer in range(count):
+        module = f"{hf_block(layer)}.self_attn"
+        found = scales.get(module, {})
         if any(scale.numel() > 1 for scale in found.values()):
             yield Finding("error", "has a scale of its cache for each head, not one", AGAIN, module)
         if missing := [suffix for suffix in (KEY, VALUE) if suffix not in found]:

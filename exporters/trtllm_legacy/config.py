@@ -51,7 +51,7 @@ def check_config(config: Mapping[str, Any], dtype: str) -> Iterator[Finding]:
 
 def window(config: Mapping[str, Any]) -> int | None:
     """How many tokens back its layers attend, if not to all: what an engine has to be told apart."""
-    return config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    return config.get("sliding_window")
 
 
 def checkpoint_config(

@@ -129,7 +129,7 @@ def _findings(packed: Packed, target: Target, split: Split) -> Iterator[Finding]
     found = [
         *check_config(config, _dtype(packed.reader.config)),
         *checks.check_split(layers, config, split),
-        *checks.check_cache(packed, target),
+        *checks.check_cache(packed, config["num_hidden_layers"], target),
     ]
     # Of stages and fused layers nothing can be said until the model can be split at all.
     if all(finding.severity != "error" for finding in found):

@@ -288,6 +288,18 @@ def test_fused_layers_must_share_what_is_for_a_whole_layer(
         export(source, tmp_path / "deploy")
 
 
+def test_fused_layers_must_share_the_scale_of_their_inputs(
+    quantized: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = copied(quantized("W8A8_STATIC"), tmp_path / "source")
+    name = "model.layers.0.mlp.up_proj.input_scale"
+    (shard,) = [f for f in source.glob("*.safetensors") if name in load_file(f)]
+    save_file(load_file(shard) | {name: torch.tensor([3.0], dtype=torch.bfloat16)}, shard)
+    told = r"layers.0.mlp.gate_up_proj: scales .* differ: gate_proj \S+, up_proj 3\. Quantize"
+    with pytest.raises(ExportError, match=told):
+        export(source, tmp_path / "deploy", "a100")
+
+
 def test_divisors_that_are_not_one_over_a_number_are_refused(model: Path, tmp_path: Path) -> None:
     quantize(recipe(model, scheme="NVFP4", method="rtn", group_size=None), tmp_path / "packed")
     told = r"_proj: 1 of 1 scales are not 1 over a float32, the first \S+\. Round them first: qdeploy convert"

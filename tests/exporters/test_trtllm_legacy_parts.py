@@ -26,6 +26,7 @@ from qdeploy.exporters.trtllm_legacy.config import check_config, checkpoint_conf
 from qdeploy.exporters.trtllm_legacy.split import Split
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import PRESETS, Scheme
+from tests.conftest import save_tiny
 
 INT4 = Scheme("W4A16", 4, 64)
 LEAVES = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
@@ -276,6 +277,9 @@ def test_one_scheme_and_the_same_exceptions_in_every_stage() -> None:
 def test_the_builder_pads_each_device_s_part() -> None:
     target = TARGETS["h100"]
     assert not list(checks.check_kernels(layers(INT4), 2, Split(2), target))
+    halves = [Layer(f"model.layers.0.mlp.{leaf}", 320, 128, INT4) for leaf in ("gate_proj", "up_proj")]
+    (told,) = checks.check_kernels(halves, 2, Split(2), target)
+    assert str(told).startswith("model.layers.0.mlp.gate_up_proj: N = 160 of a device's part")
     wide = Scheme("W4A16", 4, 128)
     told = [str(finding) for finding in checks.check_kernels(layers(wide), 2, Split(2), target)]
     assert "model.layers.0.self_attn.qkv_proj: N = 192 of a device's part is no multiple of 128" in told[0]
@@ -317,6 +321,8 @@ def test_the_scripts_build_and_serve(tiny_llama: Path, tmp_path: Path) -> None:
     assert told[8:14] == ["--backend", "tensorrt", "--tp_size", "2", "--pp_size", "2"]
     assert told[14:] == ["--log_level", "info"]
     assert (folder / "tokenizer" / "tokenizer.json").is_file()
+    described = (folder / "tokenizer" / "config.json").read_bytes()
+    assert described == (tiny_llama / "config.json").read_bytes()
     report = json.loads((folder / "export.json").read_text())
     assert (report["tensor_parallel"], report["pipeline_parallel"]) == (2, 2)
     for script in ("build.sh", "serve.sh"):
@@ -324,11 +330,18 @@ def test_the_scripts_build_and_serve(tiny_llama: Path, tmp_path: Path) -> None:
         assert "qdeploy has not run this" in (folder / script).read_text()
 
 
+def test_prompts_are_no_longer_than_a_batch(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "model", "llama", max_position_embeddings=131072)
+    scripts(source, tmp_path / "deploy")
+    assert "MAX_SEQ_LEN (default 8192)" in (tmp_path / "deploy" / "build.sh").read_text()
+
+
 @pytest.mark.parametrize(("algorithm", "plugin"), [("NVFP4", "nvfp4"), ("FP8", "auto"), (None, "auto")])
 def test_the_plugin_of_an_algorithm(algorithm: str | None, plugin: str) -> None:
     from qdeploy.exporters.trtllm_legacy.launch import build_arguments, serve_arguments
 
     assert build_arguments(algorithm, Split()) == ["--gemm_plugin", plugin]
+    assert build_arguments(algorithm, Split(1, 3)) == ["--gemm_plugin", plugin, "--workers", "3"]
     assert serve_arguments(Split()) == ["--backend", "tensorrt"]
 
 
