@@ -1,7 +1,8 @@
-"""What the engine builder calls the schemes that it has layers for, and the GPUs that run them.
+"""What the engine builder calls the schemes that are exported for it, and the GPUs that run them.
 
 Sources: TensorRT-LLM, `docs/source/features/quantization.md` and, for INT8,
-`docs/source/legacy/reference/support-matrix.md`; `models/convert_utils.py` (weight_only_quantize_dict).
+`docs/source/legacy/reference/support-matrix.md`; `docs/source/legacy/reference/precision.md`;
+`models/convert_utils.py` (weight_only_quantize_dict).
 None of it has been run by this project.
 """
 
@@ -20,6 +21,12 @@ LEGACY: Mapping[str, Runs] = {
 } | {SMOOTH: Runs((80, ANY))}
 """Algorithm → where it runs."""
 
+UNLISTED: Mapping[str, frozenset[str]] = {
+    "MistralForCausalLM": frozenset({"NVFP4"}),
+    "Qwen2ForCausalLM": frozenset({"FP8", "NVFP4"}),
+}
+"""Architecture → algorithms that TensorRT-LLM's matrix of models and precisions does not list for it."""
+
 SCHEMES = "W4A16, W8A8_STATIC, FP8, FP8_DYNAMIC and NVFP4"
 WEIGHT_ONLY = (
     "8-bit weights without rounded inputs are stored in an order that depends on the GPU, or rounded again "
@@ -28,7 +35,7 @@ WEIGHT_ONLY = (
 
 
 def algorithm(scheme: Scheme) -> str | None:
-    """What the builder calls the scheme; None for one that it has no layer for, or none for any GPU."""
+    """What the builder calls the scheme; None for one that is not exported."""
     name = SMOOTH if scheme == PRESETS["W8A8_STATIC"] else modelopt.algorithm(scheme)
     return name if name in LEGACY else None
 
@@ -43,7 +50,7 @@ def objection(scheme: Scheme, n: int, k: int, target: Target) -> str | None:
             return WEIGHT_ONLY
         if not scheme.symmetric:
             return "zero points are stored in an order that depends on the GPU; W4A16 goes without"
-        return f"the engine builder has no {scheme.describe()}, only {SCHEMES}"
+        return f"{scheme.describe()} is not exported for the engine builder, only {SCHEMES}"
     if name != SMOOTH and (reason := modelopt.refusal(scheme, n, k)):
         return reason
     return no_kernel(name, LEGACY[name], scheme, target)

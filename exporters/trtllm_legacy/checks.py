@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from qdeploy.exporters.base import Finding
 from qdeploy.exporters.checks import check_fused
 from qdeploy.exporters.layers import ROW_PARALLEL, FusedLayer, Layer, fused_sets, per_device
 from qdeploy.exporters.targets import Target
-from qdeploy.exporters.trtllm_legacy.algorithms import algorithm, objection
+from qdeploy.exporters.trtllm_legacy.algorithms import UNLISTED, algorithm, objection
 from qdeploy.exporters.trtllm_legacy.config import OTHER
 from qdeploy.exporters.trtllm_legacy.names import ARCHITECTURES, HEAD, UNITS, block, hf_block
 from qdeploy.exporters.trtllm_legacy.split import Split
@@ -31,6 +31,14 @@ def check_architecture(config: Mapping[str, Any]) -> Iterator[Finding]:
     if found not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         yield Finding("error", f"the architecture is {found}; this backend knows {known}", OTHER)
+
+
+def check_precision(config: Mapping[str, Any], schemes: Iterable[Scheme]) -> Iterator[Finding]:
+    """TensorRT-LLM lists the algorithm for the architecture; what it does not list may run, or not."""
+    architecture = config["architectures"][0]
+    for name in {algorithm(scheme) for scheme in schemes} & UNLISTED.get(architecture, frozenset()):
+        problem = f"TensorRT-LLM's matrix of models and precisions lists no {name} for {architecture}"
+        yield Finding("warning", problem, "Compare the engine's answers with the 16-bit model's")
 
 
 def check_split(layers: Sequence[Layer], config: Mapping[str, Any], split: Split) -> Iterator[Finding]:

@@ -128,6 +128,7 @@ def _findings(packed: Packed, target: Target, split: Split) -> Iterator[Finding]
     layers, config = read_layers(packed.reader), read_config(packed.reader.folder)
     found = [
         *check_config(config, _dtype(packed.reader.config)),
+        *checks.check_precision(config, set(packed.schemes.values())),
         *checks.check_split(layers, config, split),
         *checks.check_cache(packed, config["num_hidden_layers"], target),
     ]

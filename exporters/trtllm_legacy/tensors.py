@@ -104,7 +104,7 @@ def pack(q: QuantizedLinear, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def _smooth(q: QuantizedLinear) -> dict[str, Tensor]:
-    """INT8 with one scale for a layer's inputs, which ModelOpt has no Hugging Face folders of."""
+    """INT8 with one scale for a layer's inputs, which `formats.modelopt` does not pack."""
     assert q.input_scale is not None
     codes = (q.codes.short() - q.scheme.zero).to(torch.int8)
     return {"weight": codes, "weight_scale": q.scales[:, 0].float(), "input_scale": q.input_scale.float()}

@@ -241,6 +241,24 @@ def test_models_that_the_builder_computes_otherwise(changes: dict[str, Any], dty
     assert (finding.severity, finding.problem) == ("error", told)
 
 
+@pytest.mark.parametrize(
+    ("family", "scheme", "listed"),
+    [
+        ("llama", "NVFP4", True),
+        ("mistral", "NVFP4", False),
+        ("mistral", "FP8", True),
+        ("qwen2", "FP8", False),
+    ],
+)
+def test_precisions_that_are_not_listed(family: str, scheme: str, listed: bool) -> None:
+    config = hf_config(family)
+    found = [str(finding) for finding in checks.check_precision(config, [PRESETS[scheme], INT4])]
+    told = (
+        f"TensorRT-LLM's matrix of models and precisions lists no {scheme} for {config['architectures'][0]}"
+    )
+    assert found == ([] if listed else [f"{told}. Compare the engine's answers with the 16-bit model's"])
+
+
 def layers(scheme: Scheme | None, blocks: int = 2, **others: Scheme | None) -> list[Layer]:
     """Those of a model, some with another scheme: `others` by block and leaf, as in b1_down_proj."""
     names = [(b, part, leaf) for b in range(blocks) for part, found in LEAVES.items() for leaf in found]
