@@ -77,7 +77,7 @@ def _compared(packer: Packer) -> Iterator[list[str]]:
     if not packer.peer.installed:
         print(f"{packer.peer.name}: skipped, it is not installed. To install it: {INSTALL_COMMAND}")
         return
-    layers = {f"{i}": _random(scheme, i) for i, scheme in enumerate(packer.schemes)}
+    layers = {f"{i}": random_layer(scheme, i) for i, scheme in enumerate(packer.schemes)}
     theirs = _packed_by(packer, layers)
     for key, q in layers.items():
         ours = FORMATS[packer.format].pack("mlp.up_proj", FORMATS[packer.format].nearest(q))
@@ -92,15 +92,16 @@ def _grid(scheme: Scheme) -> str:
     return ", symmetric" if scheme.symmetric else ", with zero points"
 
 
-def _random(scheme: Scheme, seed: int) -> QuantizedLinear:
+def random_layer(scheme: Scheme, seed: int, n: int = N, k: int = K) -> QuantizedLinear:
+    """Codes, scales and zero points that the tools' packers make again of the weights they stand for."""
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, 2**scheme.bits, (N, K), generator=generator).to(torch.uint8)
+    codes = torch.randint(0, 2**scheme.bits, (n, k), generator=generator).to(torch.uint8)
     if scheme.element is not None:
         codes[codes & 127 == 127] = 0  # E4M3's NaN
         codes[(codes == 8) & (scheme.bits == 4)] = 0  # −0, which these tools make of no weight
     if scheme.activations is not None and scheme.element is None:
         codes = codes.clamp_min(1)  # −127 … 127, as absmax scales leave them
-    shape = (N, scheme.groups(K))
+    shape = (n, scheme.groups(k))
     scales = portable_scales(torch.rand(shape, generator=generator) + 0.5)
     divisor = None
     if scheme.steps == "e8m0":

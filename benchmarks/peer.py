@@ -85,7 +85,8 @@ MODELOPT = Peer(
     runner="",
     best={},
     asymmetric={},
-    beside=("requests", "huggingface_hub"),
+    # Its exporter of whole models is compared on one of transformers' (benchmarks.engine_parity).
+    beside=("requests", "huggingface_hub", "transformers==4.57.6"),
     quantizes=False,
 )
 PEERS = (LLM_COMPRESSOR, GPTQMODEL)

@@ -57,12 +57,18 @@ def objection(scheme: Scheme, n: int, k: int, target: Target) -> str | None:
     reason = refusal(scheme, n, k)
     if reason is not None:
         return reason
-    name = algorithm(scheme)
-    runs = ALGORITHMS.get(str(name))
+    name = str(algorithm(scheme))
+    runs = ALGORITHMS.get(name)
     if runs is None:
         return f"TensorRT-LLM does not load ModelOpt's {name}"
+    return no_kernel(name, runs, scheme, target)
+
+
+def no_kernel(name: str, runs: Runs, scheme: Scheme, target: Target) -> str | None:
+    """Why an algorithm does not run on a GPU, or not with the scheme's groups; None if it does."""
     if not runs.released:
         return f"no release of TensorRT-LLM up to {TENSORRT_LLM} has {name}"
+    assert target.capability is not None
     lowest, highest = runs.capabilities
     if not lowest <= target.capability <= highest:
         up_to = "and later" if highest == ANY else f"to sm{highest}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from qdeploy.errors import ExportError
 from qdeploy.schemes import Scheme
@@ -78,6 +78,7 @@ class ExportReport:
         arguments: engine arguments that the folder needs besides model, address and port.
         weight_bytes: size of the weight files.
         memory: on each device, as far as it is known.
+        pipeline_parallel: stages that the model is split into.
     """
 
     engine: str
@@ -93,6 +94,7 @@ class ExportReport:
     weight_bytes: int
     findings: list[Finding] = field(default_factory=list)
     memory: Memory | None = None
+    pipeline_parallel: int = 1
 
     @property
     def kernel(self) -> str | None:
@@ -135,6 +137,26 @@ class Exporter(Protocol):
 
     def lint(self, subject: Subject, target: Target, tensor_parallel: int) -> Iterator[Finding]:
         """What the engine and the device add to the linter's rules."""
+        ...
+
+
+@runtime_checkable
+class HasBackends(Protocol):
+    """An exporter for an engine that loads models in several ways.
+
+    Attributes:
+        backends: their names, the default first.
+    """
+
+    name: str
+    backends: Sequence[str]
+
+    def on(self, backend: str, pipeline_parallel: int) -> Exporter:
+        """The exporter for one of them, and for that many pipeline stages.
+
+        Raises:
+            UsageError: no such backend, or it is not told of stages.
+        """
         ...
 
 

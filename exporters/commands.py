@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from qdeploy.exporters.base import ExportReport, Memory
+    from qdeploy.exporters.base import Exporter, ExportReport, Memory
 
 MEGABYTE = 1_000_000
 
@@ -27,6 +27,15 @@ def export(
         ),
     ] = "auto",
     tensor_parallel: Annotated[int, typer.Option(help="Devices that the model is split over.")] = 1,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="Of TensorRT-LLM: pytorch, the default, or tensorrt for its engine builder, up to 1.2.x."
+        ),
+    ] = None,
+    pipeline_parallel: Annotated[
+        int, typer.Option(help="Stages that the model is split into, for --backend tensorrt.")
+    ] = 1,
     reference: Annotated[
         bool,
         typer.Option(
@@ -65,12 +74,13 @@ def export(
         qdeploy export OUT -o DEPLOY --gpu h100 --tensor-parallel 2
 
         qdeploy export OUT -o DEPLOY --engine tensorrt-llm --gpu h100
+        qdeploy export OUT -o DEPLOY --gpu h100 --engine tensorrt-llm --backend tensorrt
     """
     import json as jsonlib
 
     from qdeploy import registry
 
-    exporter = registry.load("exporters", engine)()
+    exporter = _chosen(registry.load("exporters", engine)(), backend, pipeline_parallel)
     report: ExportReport = exporter.export(
         checkpoint, output, gpu=gpu, tensor_parallel=tensor_parallel, reference=reference
     )
@@ -98,13 +108,28 @@ def _memory_rows(memory: Memory | None) -> dict[str, str]:
     return rows
 
 
+def _chosen(exporter: Exporter, backend: str | None, pipeline_parallel: int) -> Exporter:
+    from qdeploy.errors import UsageError
+    from qdeploy.exporters.base import HasBackends
+
+    if backend is None and pipeline_parallel == 1:
+        return exporter
+    if not isinstance(exporter, HasBackends):
+        raise UsageError(
+            f"--engine {exporter.name} takes neither --backend nor --pipeline-parallel, only "
+            "--tensor-parallel. Leave them out, or use --engine tensorrt-llm."
+        )
+    return exporter.on(backend or exporter.backends[0], pipeline_parallel)
+
+
 def _show(report: ExportReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     from qdeploy.progress import console
 
-    devices = f" × {report.tensor_parallel}" if report.tensor_parallel > 1 else ""
+    count = report.tensor_parallel * report.pipeline_parallel
+    devices = f" × {count}" if count > 1 else ""
     table = Table.grid(padding=(0, 2))
     rows = {
         "Target": f"{report.engine} {report.engine_version} on {report.target}{devices}",
@@ -122,5 +147,8 @@ def _show(report: ExportReport) -> None:
         console.print(
             f"[{colour}]{finding.severity}[/] {escape(str(finding))}", highlight=False, soft_wrap=True
         )
-    start = f"qdeploy serve {report.output}" if report.engine == "vllm" else f"{report.output}/serve.sh"
-    console.print(f"Wrote {escape(report.output)}. Start it: {escape(start)}", soft_wrap=True)
+    output = Path(report.output)
+    if (output / "build.sh").exists():
+        console.print(f"Build its engine on the GPU first: {escape(str(output))}/build.sh", soft_wrap=True)
+    start = f"qdeploy serve {output}" if report.engine == "vllm" else f"{output}/serve.sh"
+    console.print(f"Wrote {escape(str(output))}. Start it: {escape(start)}", soft_wrap=True)

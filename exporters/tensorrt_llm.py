@@ -5,7 +5,6 @@ What is written follows the loader's source and ModelOpt's own output; TensorRT-
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -15,23 +14,24 @@ from pathlib import Path
 from qdeploy.checkpoint.folder import refuse_used
 from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.conversion import convert
-from qdeploy.errors import disk_errors
+from qdeploy.errors import UnknownNameError, UsageError
 from qdeploy.exporters import memory, parallel
 from qdeploy.exporters import reference as dequantized
 from qdeploy.exporters.algorithms import CACHE_IN_FP8, TENSORRT_LLM, objection
-from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
+from qdeploy.exporters.base import Exporter, ExportReport, Finding, refuse_errors
 from qdeploy.exporters.cache import NO_CACHE_IN_FP8, WITHOUT
 from qdeploy.exporters.fitting import Fitting, fit_model
 from qdeploy.exporters.layers import FusedLayer, expert_sets, per_device, read_layers
 from qdeploy.exporters.linking import link_model
-from qdeploy.exporters.lint.engine import NOT_READ
+from qdeploy.exporters.lint.engine import NO_GPU, NOT_READ, NOT_RUN
 from qdeploy.exporters.lint.fused import check_divisors, check_fused
 from qdeploy.exporters.lint.linter import sound
 from qdeploy.exporters.lint.rule import rule
 from qdeploy.exporters.lint.subject import Subject
+from qdeploy.exporters.staging import staged
 from qdeploy.exporters.targets import Target, find_target
 from qdeploy.exporters.trtllm_launch import engine_arguments, write_launch_files
-from qdeploy.files import fsync_folder
+from qdeploy.exporters.trtllm_legacy.exporter import EngineBuilderExporter
 from qdeploy.formats.modelopt import algorithm
 from qdeploy.formats.packed import Packed
 from qdeploy.kv_cache import stored_scales
@@ -39,20 +39,11 @@ from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import PRESETS, Scheme
 from qdeploy.support import Support
 
-NO_GPU = rule(
-    "QD614", "error", "The engine does not run on CPUs", "TensorRT-LLM has kernels for NVIDIA GPUs alone."
-)
 UNCHECKED = rule(
     "QD615",
     "warning",
     "Kernels for experts were not checked",
     "Which quantized experts TensorRT-LLM runs on which GPU is not in this project's tables.",
-)
-NOT_RUN = rule(
-    "QD616",
-    "info",
-    "Checked by source alone",
-    "TensorRT-LLM's rules were read from its source. This project has not run it on such a folder.",
 )
 
 
@@ -60,6 +51,25 @@ class TensorRTLLMExporter:
     """Any packed folder, or one in 16 bits, for TensorRT-LLM."""
 
     name = "tensorrt-llm"
+    backends = ("pytorch", "tensorrt")
+
+    def on(self, backend: str, pipeline_parallel: int) -> Exporter:
+        """The exporter for a backend: this one for PyTorch, and for TensorRT that of its engine builder.
+
+        Raises:
+            UnknownNameError: no such backend.
+            UsageError: stages for PyTorch, whose folders are split when they are served.
+        """
+        if backend not in self.backends:
+            raise UnknownNameError("backend", backend, self.backends)
+        if backend == "tensorrt":
+            return EngineBuilderExporter(pipeline_parallel)
+        if pipeline_parallel != 1:
+            raise UsageError(
+                f"--pipeline-parallel {pipeline_parallel} takes --backend tensorrt; with pytorch, give "
+                f"--pp_size {pipeline_parallel} to serve.sh."
+            )
+        return self
 
     def export(
         self,
@@ -172,29 +182,21 @@ def _write(
     fitting: Fitting,
 ) -> ExportReport:
     """Make the folder under another name, then rename it."""
-    staged = output.with_name(output.name + ".staged")
-    with disk_errors(output):
-        shutil.rmtree(staged, ignore_errors=True)
-        try:
-            if packed.format is None:
-                link_model(packed.reader.folder, staged)
-            else:
-                convert(packed.reader.folder, staged, "modelopt")
-            report = _report(source, packed, staged, output, target, tensor_parallel, findings, fitting)
-            cache_in_fp8 = bool(stored_scales(packed.reader))
-            write_launch_files(staged, output.resolve().name, report, cache_in_fp8=cache_in_fp8)
-            fsync_folder(staged)
-            staged.rename(output)
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
+    with staged(output) as folder:
+        if packed.format is None:
+            link_model(packed.reader.folder, folder)
+        else:
+            convert(packed.reader.folder, folder, "modelopt")
+        report = _report(source, packed, folder, output, target, tensor_parallel, findings, fitting)
+        cache_in_fp8 = bool(stored_scales(packed.reader))
+        write_launch_files(folder, output.resolve().name, report, cache_in_fp8=cache_in_fp8)
     return report
 
 
 def _report(
     source: Path,
     packed: Packed,
-    staged: Path,
+    folder: Path,
     output: Path,
     target: Target,
     tensor_parallel: int,
@@ -213,7 +215,7 @@ def _report(
         quantized_layers=len(packed.schemes),
         kernels=dict(Counter(str(algorithm(scheme)) for scheme in schemes)),
         arguments=[*engine_arguments(tensor_parallel), *fitting.arguments],
-        weight_bytes=sum(file.stat().st_size for file in staged.glob("*.safetensors")),
+        weight_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         findings=findings,
         memory=fitting.memory,
     )

@@ -39,13 +39,14 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture
-def make(tiny_llama: Path, tmp_path: Path) -> Make:
+def make(tiny_llama: Path, wide: Path, tmp_path: Path) -> Make:
     """Writes a tiny quantized Llama of a scheme, in a format; a minifloat's by `qdeploy quantize`."""
 
     def folder(scheme: Scheme | str = W4A16, format: str = "compressed-tensors") -> Path:
         packed = tmp_path / "packed"
         if isinstance(scheme, str):
-            quantize(recipe(tiny_llama, scheme=scheme, method="rtn", group_size=None), packed)
+            model = wide if scheme == "FP8_BLOCK" else tiny_llama
+            quantize(recipe(model, scheme=scheme, method="rtn", group_size=None), packed)
         else:
             quantize_folder(tiny_llama, packed, scheme)
         if format != "compressed-tensors":
