@@ -22,6 +22,7 @@ from qdeploy.exporters import checks, parallel
 from qdeploy.exporters import reference as dequantized
 from qdeploy.exporters.algorithms import CACHE_IN_FP8, TENSORRT_LLM, objection
 from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
+from qdeploy.exporters.description import describe
 from qdeploy.exporters.layers import FusedLayer, Layer, expert_sets, fused_sets, per_device, read_layers
 from qdeploy.exporters.linking import link_model
 from qdeploy.exporters.targets import Target, find_target
@@ -163,6 +164,7 @@ def _write(
                 convert(packed.reader.folder, staged, "modelopt")
             report = _report(source, packed, staged, output, target, tensor_parallel, findings)
             write_launch_files(staged, report, cache_in_fp8=bool(stored_scales(packed.reader)))
+            describe(staged, output.resolve().name, report, packed.reader.folder)
             fsync_folder(staged)
             staged.rename(output)
         except BaseException:

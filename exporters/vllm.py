@@ -16,6 +16,7 @@ from qdeploy.exporters import checks, parallel
 from qdeploy.exporters import reference as dequantized
 from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
 from qdeploy.exporters.cache import check_cache
+from qdeploy.exporters.description import describe
 from qdeploy.exporters.kernels import VLLM, choose
 from qdeploy.exporters.launch import engine_arguments, write_launch_files
 from qdeploy.exporters.layers import FusedLayer, Layer, per_device, read_layers
@@ -159,6 +160,7 @@ def _write(source: Path, output: Path, report: ExportReport, target: Target) -> 
             link_model(source, partial)
             write_launch_files(partial, output.resolve().name, report, target)
             write_json(partial / "export.json", report.to_dict())
+            describe(partial, output.resolve().name, report, source)
             fsync_folder(partial)
             partial.rename(output)
         except BaseException:

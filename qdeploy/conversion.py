@@ -1,22 +1,26 @@
 """Packed checkpoints from one format to another: codes, zero points and scales stay what they are.
 
-File by file: while one is converted, it and what is made of it are in memory, and no other.
+File by file: while one is converted, what is made of it is in memory, and of it a layer at a time. A file in
+which nothing changes becomes a hard link.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from qdeploy.checkpoint.model_card import make_card
 from qdeploy.checkpoint.manifest import Conversion, load_manifest
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.errors import ConversionError, UnknownNameError
+from qdeploy.files import sha256_file
 from qdeploy.formats.packed import FORMATS, Format, Packed
 from qdeploy.kv_cache import is_cache_scale, stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -42,7 +46,9 @@ class Converted:
     bytes: int
 
 
-def convert(source: Path, output: Path, target: str, *, round_scales: bool = False) -> Converted:
+def convert(
+    source: Path, output: Path, target: str, *, round_scales: bool = False, jobs: int = 1
+) -> Converted:
     """Write the packed checkpoint in `source` to `output` in another format.
 
     Args:
@@ -50,6 +56,7 @@ def convert(source: Path, output: Path, target: str, *, round_scales: bool = Fal
         output: folder to make.
         target: name out of FORMATS.
         round_scales: go on where scales are not exact in the target's number format.
+        jobs: files that are worked on at a time; the folder is the same for any number.
 
     Raises:
         UnknownNameError: no such format.
@@ -62,18 +69,36 @@ def convert(source: Path, output: Path, target: str, *, round_scales: bool = Fal
     packed = Packed(CheckpointReader(source))
     work = _Conversion(packed, FORMATS[target], round_scales)
     files = packed.reader.files
-    with ShardWriter(output, [file.stem for file in files], restart=True) as writer:
-        with progress("Converting", len(files)) as shown:
-            for file in files:
-                shown.note(file.name)
-                writer.add_shard(file.stem, dict(work.tensors(file)))
-                shown.advance()
-        writer.finish(work.config(), work.manifest(), source, work.beside())
+    with ShardWriter(output, [file.stem for file in files], resumable=False) as writer:
+        hashes = _each(files, partial(work.write, writer), jobs)
+        card = partial(make_card, name=output.resolve().name, source=source)
+        writer.finish(work.config(), work.manifest(hashes), source, work.beside(), card)
         return Converted(work.source.name, target, len(packed.schemes), work.rounded, writer.bytes)
 
 
+def _each(files: Sequence[Path], work: Callable[[Path], str], jobs: int) -> dict[Path, str]:
+    """What `work` makes of every file, `jobs` at a time.
+
+    In threads: what takes time lets go of the interpreter's lock. Each computes in one thread, since tensors
+    go through in small blocks, of which to share one takes longer than to do it.
+    """
+    threads, done = torch.get_num_threads(), {}
+    with progress("Converting", len(files)) as shown:
+        pool = ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            futures = {file: pool.submit(work, file) for file in files}
+            for file, future in futures.items():
+                shown.note(file.name)
+                done[file] = future.result()
+                shown.advance()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+    return done
+
+
 class _Conversion:
-    """What the folder will hold; how many scales were rounded is known once all tensors were asked for."""
+    """What the folder will hold; how many scales were rounded is known once all files were written."""
 
     def __init__(self, packed: Packed, target: Format, round_scales: bool) -> None:
         if packed.format is None:
@@ -81,7 +106,8 @@ class _Conversion:
                 f"{packed.reader.folder} is a model in 16 bits, of which no format but its own can be made. "
                 "Quantize it: qdeploy quantize."
             )
-        self.source, self.target, self.rounded = packed.format, target, 0
+        self.source, self.target = packed.format, target
+        self._rounded: dict[str, int] = {}
         self._packed, self._reader, self._round = packed, packed.reader, round_scales
         self._owners = packed.tensors
         self._first: dict[str, str] = {}
@@ -136,15 +162,34 @@ class _Conversion:
         ]
         return list(dict.fromkeys([*linears, *([] if "lm_head" in self._packed.schemes else ["lm_head"])]))
 
-    def tensors(self, file: Path) -> Iterator[tuple[str, Tensor]]:
+    @property
+    def rounded(self) -> int:
+        """How many scales were, in the files that were written."""
+        return sum(self._rounded.values())
+
+    def write(self, writer: ShardWriter, file: Path) -> str:
+        """Write what takes the file's place, or link it; returns its hex SHA-256."""
+        names = self._reader.names_in(file)
+        with ThreadPoolExecutor(1) as aside:
+            hashing = aside.submit(sha256_file, file)
+            if any(self._changes(name) for name in names):
+                writer.add_shard(file.stem, dict(self._tensors(names)))
+            else:
+                sizes = {name: self._reader.nbytes(name) for name in names}
+                writer.link_shard(file.stem, file, sizes, hashing.result())
+        return hashing.result()
+
+    def _changes(self, name: str) -> bool:
+        return name in self._owners or (is_cache_scale(name) and self.target.cache is not None)
+
+    def _tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """What takes the place of a file's tensors; a layer that of its first."""
-        with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
         for name in names:
-            if is_cache_scale(name) and self.target.cache is not None:
-                yield from self.target.cache(name, self._reader.get(name)).items()
-            elif name not in self._owners:
+            if not self._changes(name):
                 yield name, self._reader.get(name)
+            elif name not in self._owners:
+                assert self.target.cache is not None
+                yield from self.target.cache(name, self._reader.get(name)).items()
             elif self._first[self._owners[name]] == name:
                 yield from self._layer(self._owners[name])
 
@@ -177,7 +222,7 @@ class _Conversion:
                 f"{float(before[wrong][0]):.9g}, which becomes {float(after[wrong][0]):.9g}. "
                 f"Give --allow-scale-rounding to round them, or stay with {self.source.name}."
             )
-        self.rounded += count
+        self._rounded[module] = count
         return found
 
     def config(self) -> dict[str, Any]:
@@ -188,15 +233,15 @@ class _Conversion:
         """Files that older readers want."""
         return self._config.beside
 
-    def manifest(self) -> dict[str, Any] | None:
-        """qdeploy.json; None where there was none."""
+    def manifest(self, hashes: Mapping[Path, str]) -> dict[str, Any] | None:
+        """qdeploy.json, from the hashes of the files that were converted; None where there was none."""
         manifest = load_manifest(self._reader.folder)
         if manifest is None:
             return None
         done = Conversion(
             source=self.source.name,
             target=self.target.name,
-            sha256=self._reader.sha256,
+            sha256=self._reader.sha256_from(hashes),
             rounded_scales=self.rounded,
         )
         return manifest.model_copy(update={"conversions": [*manifest.conversions, done]}).model_dump(

@@ -9,8 +9,16 @@ from pathlib import Path
 # An allow-list: checkpoint folders also hold pickles and Python code, which must never spread.
 SUFFIXES = {".json", ".txt", ".model", ".tiktoken", ".jinja"}
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
-WRITTEN = {"config.json", "qdeploy.json", "quantize_config.json", "hf_quant_config.json"}
-"""Files that describe the weights: they are written anew, never copied."""
+WRITTEN = {
+    "config.json",
+    "qdeploy.json",
+    "quantize_config.json",
+    "quant_config.json",
+    "hf_quant_config.json",
+    "export.json",
+    "engine_args.json",
+}
+"""Files that describe the weights or how they are served: they are written anew, never copied."""
 
 
 def companions(folder: Path) -> Iterator[Path]:
