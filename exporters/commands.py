@@ -46,9 +46,10 @@ def export(
     and whether the device has a kernel for every layer. Says which kernel
     to expect. An error means that nothing is written.
 
-    The folder holds the model's files as hard links (copies on another
+    The folder holds the model's weights as hard links (copies on another
     file system), serve.sh, compose.yaml, engine_args.json for
-    `qdeploy serve`, and export.json with the report.
+    `qdeploy serve`, export.json with the report, README.md, a model card,
+    and SHA256SUMS for `sha256sum -c`.
 
     Examples:
 

@@ -21,5 +21,5 @@ def link_model(source: Path, folder: Path) -> None:
         link_file(file, folder / file.name)
     for name in ("config.json", INDEX, MANIFEST):
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            shutil.copy2(source / name, folder / name)  # its date tells which weights are older
     copy_companions(source, folder)

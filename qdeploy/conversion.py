@@ -16,16 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdeploy.checkpoint.model_card import make_card
+from qdeploy.checkpoint.checksums import recorded_hashes
 from qdeploy.checkpoint.manifest import Conversion, load_manifest
+from qdeploy.checkpoint.model_card import make_card
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.errors import ConversionError, UnknownNameError
 from qdeploy.files import sha256_file
 from qdeploy.formats.packed import FORMATS, Format, Packed
 from qdeploy.kv_cache import is_cache_scale, stored_scales
+from qdeploy.memory import hand_back
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.progress import progress
 from qdeploy.quantized import QuantizedLinear
+
+LARGE = 1 << 20
+"""Bytes of a layer's tensor, not of a block of its rows; what is freed of that size goes at once."""
 
 
 @dataclass(frozen=True)
@@ -70,31 +75,31 @@ def convert(
     work = _Conversion(packed, FORMATS[target], round_scales)
     files = packed.reader.files
     with ShardWriter(output, [file.stem for file in files], resumable=False) as writer:
-        hashes = _each(files, partial(work.write, writer), jobs)
+        _each(files, partial(work.write, writer), jobs)
         card = partial(make_card, name=output.resolve().name, source=source)
-        writer.finish(work.config(), work.manifest(hashes), source, work.beside(), card)
+        writer.finish(work.config(), work.manifest(), source, work.beside(), card)
         return Converted(work.source.name, target, len(packed.schemes), work.rounded, writer.bytes)
 
 
-def _each(files: Sequence[Path], work: Callable[[Path], str], jobs: int) -> dict[Path, str]:
-    """What `work` makes of every file, `jobs` at a time.
+def _each(files: Sequence[Path], work: Callable[[Path], None], jobs: int) -> None:
+    """Do `work` with every file, `jobs` at a time.
 
     In threads: what takes time lets go of the interpreter's lock. Each computes in one thread, since tensors
     go through in small blocks, of which to share one takes longer than to do it.
     """
-    threads, done = torch.get_num_threads(), {}
+    hand_back(LARGE)
+    threads = torch.get_num_threads()
     with progress("Converting", len(files)) as shown:
         pool = ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,))
         try:
             futures = {file: pool.submit(work, file) for file in files}
             for file, future in futures.items():
                 shown.note(file.name)
-                done[file] = future.result()
+                future.result()
                 shown.advance()
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
-    return done
 
 
 class _Conversion:
@@ -108,6 +113,7 @@ class _Conversion:
             )
         self.source, self.target = packed.format, target
         self._rounded: dict[str, int] = {}
+        self._recorded = recorded_hashes(packed.reader.folder)
         self._packed, self._reader, self._round = packed, packed.reader, round_scales
         self._owners = packed.tensors
         self._first: dict[str, str] = {}
@@ -167,17 +173,17 @@ class _Conversion:
         """How many scales were, in the files that were written."""
         return sum(self._rounded.values())
 
-    def write(self, writer: ShardWriter, file: Path) -> str:
-        """Write what takes the file's place, or link it; returns its hex SHA-256."""
+    def write(self, writer: ShardWriter, file: Path) -> None:
+        """Write what takes the file's place, or link it."""
         names = self._reader.names_in(file)
-        with ThreadPoolExecutor(1) as aside:
-            hashing = aside.submit(sha256_file, file)
-            if any(self._changes(name) for name in names):
-                writer.add_shard(file.stem, dict(self._tensors(names)))
-            else:
-                sizes = {name: self._reader.nbytes(name) for name in names}
-                writer.link_shard(file.stem, file, sizes, hashing.result())
-        return hashing.result()
+        if any(self._changes(name) for name in names):
+            writer.add_shard(file.stem, dict(self._tensors(names)))
+        else:
+            sizes = {name: self._reader.nbytes(name) for name in names}
+            writer.link_shard(file.stem, file, sizes, self._sha256(file))
+
+    def _sha256(self, file: Path) -> str:
+        return self._recorded.get(file.name) or sha256_file(file)
 
     def _changes(self, name: str) -> bool:
         return name in self._owners or (is_cache_scale(name) and self.target.cache is not None)
@@ -233,15 +239,15 @@ class _Conversion:
         """Files that older readers want."""
         return self._config.beside
 
-    def manifest(self, hashes: Mapping[Path, str]) -> dict[str, Any] | None:
-        """qdeploy.json, from the hashes of the files that were converted; None where there was none."""
+    def manifest(self) -> dict[str, Any] | None:
+        """qdeploy.json; None where there was none."""
         manifest = load_manifest(self._reader.folder)
         if manifest is None:
             return None
         done = Conversion(
             source=self.source.name,
             target=self.target.name,
-            sha256=self._reader.sha256_from(hashes),
+            sha256=self._reader.sha256_from({file: self._sha256(file) for file in self._reader.files}),
             rounded_scales=self.rounded,
         )
         return manifest.model_copy(update={"conversions": [*manifest.conversions, done]}).model_dump(

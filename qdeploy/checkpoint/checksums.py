@@ -29,8 +29,8 @@ def write_checksums(folder: Path, known: Mapping[str, str]) -> None:
 def recorded_hashes(folder: Path) -> dict[str, str]:
     """What SHA256SUMS and qdeploy.json say of files that have not been written to since: file → hex SHA-256.
 
-    A file whose bytes changed although its date says otherwise keeps the hash that it had. So a hash from here
-    can make a check fail that should, and never makes one pass that should not.
+    A file whose bytes changed although its date says otherwise keeps the hash that it had. So a hash from
+    here can make a check fail that should, and never makes one pass that should not.
 
     Raises:
         CheckpointError: qdeploy.json is not a manifest of this version.

@@ -35,12 +35,12 @@ def make_card(folder: Path, *, name: str, source: Path, commands: Sequence[str] 
         CheckpointError: the folder cannot be read.
     """
     found, told = inspect_checkpoint(folder), front_matter(source)
-    base = _base_model(found.manifest, told, (source / MANIFEST).is_file())
+    base = base_model_of(found.manifest, told, (source / MANIFEST).is_file())
     return model_card(found, name, base, {field: told[field] for field in LICENCE if field in told}, commands)
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
-    """The fields at the head of a folder's card; none where there is no card, or not one as the hub has it."""
+    """The fields at the head of a folder's card; none where there is no card, or another kind of one."""
     path = folder / CARD
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     head = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
@@ -51,7 +51,7 @@ def front_matter(folder: Path) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _base_model(manifest: Manifest | None, told: Mapping[str, Any], ours: bool) -> str | None:
+def base_model_of(manifest: Manifest | None, told: Mapping[str, Any], ours: bool) -> str | None:
     """The 16-bit model: what the source's card says where the source is itself made from it."""
     known = told.get("base_model")
     if isinstance(known, str) and (ours or manifest is None):
@@ -88,7 +88,9 @@ def model_card(
         " ".join(_summary(found, base_model)),
         "## What is in it",
         _table(("scheme", "layers", "bits per weight"), _schemes(found)) if found.schemes else None,
-        _table(("part", "MB"), ((part, f"{size / MEGABYTE:.1f}") for part, size in found.bytes_by_part.items())),
+        _table(
+            ("part", "MB"), ((part, f"{size / MEGABYTE:.1f}") for part, size in found.bytes_by_part.items())
+        ),
         "## How it was made" if found.manifest else None,
         *(_making(found.manifest) if found.manifest else ()),
         "## How to serve it",

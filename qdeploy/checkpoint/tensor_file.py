@@ -60,8 +60,9 @@ def _write(file: BinaryIO, tensors: Mapping[str, Tensor]) -> str:
     order = list(NAMES)
     ordered = dict(sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0])))
     digest = hashlib.sha256()
+    parts: list[bytes | memoryview] = [_header(ordered), *map(_bytes, ordered.values())]
     with ThreadPoolExecutor(1) as hashing:
-        for part in (_header(ordered), *map(_bytes, ordered.values())):
+        for part in parts:
             hashing.submit(digest.update, part)
             file.write(part)
     return digest.hexdigest()
@@ -86,7 +87,7 @@ def _header(tensors: Mapping[str, Tensor]) -> bytes:
 def _bytes(tensor: Tensor) -> memoryview:
     # A dimension of size 1 may have any stride, and no view as bytes then.
     flat = tensor.detach().cpu().contiguous().as_strided((tensor.numel(),), (1,))
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 @contextmanager

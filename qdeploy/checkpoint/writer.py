@@ -35,7 +35,6 @@ from qdeploy.files import fsync_folder, link_file, read_json, write_json, write_
 INDEX = "model.safetensors.index.json"
 
 
-
 class ShardWriter:
     """Writes one checkpoint folder, shard by shard; a context manager that holds the folder's lock.
 
@@ -145,9 +144,7 @@ class ShardWriter:
             link_file(file, self._files[key])
         self._record(key, tensors, sha256, {})
 
-    def _record(
-        self, key: str, tensors: Mapping[str, int], sha256: str, notes: Mapping[str, Any]
-    ) -> None:
+    def _record(self, key: str, tensors: Mapping[str, int], sha256: str, notes: Mapping[str, Any]) -> None:
         record = {
             "bytes": self._files[key].stat().st_size,
             "sha256": sha256,

@@ -138,7 +138,7 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
 
 def _interleave(codes: Tensor) -> Tensor:
     """uint8 [N, R] to int32 [R, N/8]."""
-    eights = codes.unflatten(0, (-1, 8))
+    eights = codes.reshape(-1, 8, codes.shape[1])
     packed = torch.empty(len(eights), codes.shape[1], dtype=torch.int32)
     for block in bits.blocks(len(eights), 8 * codes.shape[1]):
         part, word = eights[block], packed[block].zero_()

@@ -88,7 +88,7 @@ def _joined(codes: Tensor, bits: int) -> Tensor:
     for pitch, width in ((8, bits), (16, 2 * bits), (32, 4 * bits)):
         low = _fields(2 * pitch, width)
         eights = (eights & low) | (eights >> (pitch - width)).bitwise_and_(low << width)
-    return eights.view(torch.uint8).unflatten(1, (-1, 8))[..., :bits].flatten(1)
+    return eights.view(torch.uint8).reshape(len(codes), -1, 8)[..., :bits].flatten(1)
 
 
 def _split(stream: Tensor, bits: int) -> Tensor:
@@ -101,7 +101,7 @@ def _split(stream: Tensor, bits: int) -> Tensor:
             stream = (fields | fields << (8 - width)).bitwise_and_(_fields(8, width, 16)).view(torch.uint8)
         return stream
     eights = stream.new_zeros(len(stream), stream.shape[1] // bits, 8)
-    eights[..., :bits] = stream.unflatten(1, (-1, bits))
+    eights[..., :bits] = stream.reshape(len(stream), -1, bits)
     spread = eights.view(torch.int64)[..., 0]
     for pitch, width in ((32, 4 * bits), (16, 2 * bits), (8, bits)):
         low = _fields(2 * pitch, width)

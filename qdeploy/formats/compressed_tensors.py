@@ -46,7 +46,9 @@ def _pack_codes(q: QuantizedLinear) -> dict[str, Tensor]:
     if name == PACKED:
         return {"weight_packed": bits.pack(q.codes, q.scheme.bits)}
     if name == INT8:
-        return {"weight": (q.codes - q.scheme.zero).view(torch.int8)}  # below zero it wraps to two's complement
+        return {
+            "weight": (q.codes - q.scheme.zero).view(torch.int8)
+        }  # below zero it wraps to two's complement
     if q.scheme.element == E4M3:
         return {"weight": q.codes.view(torch.float8_e4m3fn)}
     return {"weight_packed": q.codes[:, ::2] | (q.codes[:, 1::2] << 4)}

@@ -151,7 +151,7 @@ def _packed_codes(q: QuantizedLinear, name: str) -> Tensor:
 
 def _paired_rows(codes: Tensor) -> Tensor:
     """Codes of 4 bits, uint8 [N, K], less 8, to uint8 [N/2, K]."""
-    pairs = codes.unflatten(0, (-1, 2))
+    pairs = codes.reshape(-1, 2, codes.shape[1])
     packed = torch.empty(len(pairs), codes.shape[1], dtype=torch.uint8, device=codes.device)
     for block in bits.blocks(len(pairs), 2 * codes.shape[1]):
         packed[block] = (pairs[block, 0] | pairs[block, 1] << 4) ^ SIGNS

@@ -177,8 +177,8 @@ def _mapped(entry: _Entry) -> Tensor:
     size = math.prod(entry.stored) * entry.dtype.itemsize
     if size == 0:
         return torch.empty(entry.stored, dtype=entry.dtype)
-    pages = torch.UntypedStorage.from_file(str(entry.file), False, entry.start + size)
-    data = torch.empty(0, dtype=torch.uint8).set_(pages, entry.start, (size,))
+    pages: Any = torch.UntypedStorage.from_file(str(entry.file), False, entry.start + size)
+    data: Tensor = torch.empty(0, dtype=torch.uint8).set_(pages, entry.start, (size,))
     # Not every writer aligns what it writes.
     aligned = data if entry.start % entry.dtype.itemsize == 0 else data.clone()
     return aligned.view(entry.dtype).reshape(entry.stored)
