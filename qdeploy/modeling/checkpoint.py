@@ -178,7 +178,7 @@ def _mapped(entry: _Entry) -> Tensor:
     if size == 0:
         return torch.empty(entry.stored, dtype=entry.dtype)
     pages: Any = torch.UntypedStorage.from_file(str(entry.file), False, entry.start + size)
-    data: Tensor = torch.empty(0, dtype=torch.uint8).set_(pages, entry.start, (size,))
+    data: Tensor = torch.empty(0, dtype=torch.uint8).set_(pages, entry.start, (size,), (1,))
     # Not every writer aligns what it writes.
     aligned = data if entry.start % entry.dtype.itemsize == 0 else data.clone()
     return aligned.view(entry.dtype).reshape(entry.stored)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from qdeploy.checkpoint.tensor_file import NAMES, write_tensors
+from qdeploy.checkpoint.tensor_file import NAMES, system_errors, write_tensors
 from qdeploy.errors import OutputError
 from qdeploy.files import sha256_file
 
@@ -41,3 +43,13 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"Cannot write .*model\.safetensors: the disk is full"):
         write_tensors(tmp_path / "model.safetensors", tensors())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_safetensors_says_of_the_system_is_raised_as_its_error() -> None:
+    # What it raises on a full tmpfs, word for word.
+    full = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(OSError) as caught, system_errors():
+        raise SafetensorError(full)
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(SafetensorError, match="of another kind"), system_errors():
+        raise SafetensorError("of another kind")
