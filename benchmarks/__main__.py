@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.calibration import calibration
+from benchmarks.convert import convert
 from benchmarks.four_bits import four_bits
 from benchmarks.linear import linear
 from benchmarks.methods import methods
@@ -19,7 +20,7 @@ from benchmarks.speed import peers, speed
 from qdeploy.provenance import cpu_model
 
 TABLES = ("speed", "peers", "linear", "quality")
-MORE = ("methods", "calibration", "four-bits")
+MORE = ("methods", "calibration", "four-bits", "convert")
 """Tables that are printed when they are asked for."""
 
 
@@ -44,6 +45,8 @@ def main() -> None:
             calibration(model, work, options.data)
         if "four-bits" in options.tables:
             four_bits(model, work, options.data)
+        if "convert" in options.tables:
+            convert(work)
 
 
 def _options() -> argparse.Namespace:

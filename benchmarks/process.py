@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 POLL_S = 0.05
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,18 @@ class Usage:
 
 class ProcessError(Exception):
     """A process that failed; the message holds the end of its log."""
+
+
+def status(field: str) -> int:
+    """Bytes of a line of /proc/self/status, such as VmHWM, the peak of the resident set."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return 1024 * int(line.split()[1])
+
+
+def begin_peak() -> int:
+    """Count VmHWM from here on; returns the resident set, in bytes."""
+    CLEAR.write_text("5")
+    return status("VmRSS")
 
 
 def run(

@@ -57,11 +57,12 @@ def export(
     the cache has room for, by an estimate of what the engine takes beside it.
     An error means that nothing is written.
 
-    The folder holds the model's files as hard links (copies on another
-    file system), export.json with the report, and what starts the engine:
-    serve.sh for one that is installed, compose.yaml for its container,
-    kubernetes.yaml for a cluster (which says what to change in it first),
-    engine_args.json for `qdeploy serve`, llm_args.yaml for trtllm-serve.
+    The folder holds the model's weights as hard links (copies on another
+    file system), export.json with the report, README.md, a model card,
+    SHA256SUMS for `sha256sum -c`, and what starts the engine: serve.sh for
+    one that is installed, compose.yaml for its container, kubernetes.yaml
+    for a cluster (which says what to change in it first), engine_args.json
+    for `qdeploy serve`, llm_args.yaml for trtllm-serve.
 
     Sequences are as long as the model's own unless the cache has no room for
     one: then the launch files have --max-model-len (TensorRT-LLM:

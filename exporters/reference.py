@@ -54,7 +54,7 @@ def write_dequantized(source: Path, output: Path, without_kernel: Mapping[str, s
     """
     reader = CheckpointReader(source)
     dequantized = _Dequantized(reader, without_kernel)
-    with ShardWriter(output, [file.stem for file in reader.files], restart=True) as writer:
+    with ShardWriter(output, [file.stem for file in reader.files], resumable=False) as writer:
         for file in reader.files:
             writer.add_shard(file.stem, dict(dequantized.tensors(file)))
         writer.finish(dequantized.config(), dequantized.manifest(), source)

@@ -20,6 +20,7 @@ from qdeploy.exporters import reference as dequantized
 from qdeploy.exporters.algorithms import CACHE_IN_FP8, TENSORRT_LLM, objection
 from qdeploy.exporters.base import Exporter, ExportReport, Finding, refuse_errors
 from qdeploy.exporters.cache import NO_CACHE_IN_FP8, WITHOUT
+from qdeploy.exporters.description import describe
 from qdeploy.exporters.fitting import Fitting, fit_model
 from qdeploy.exporters.layers import FusedLayer, expert_sets, per_device, read_layers
 from qdeploy.exporters.linking import link_model
@@ -190,6 +191,7 @@ def _write(
         report = _report(source, packed, folder, output, target, tensor_parallel, findings, fitting)
         cache_in_fp8 = bool(stored_scales(packed.reader))
         write_launch_files(folder, output.resolve().name, report, cache_in_fp8=cache_in_fp8)
+        describe(folder, output.resolve().name, report, packed.reader.folder)
     return report
 
 

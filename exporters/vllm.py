@@ -13,11 +13,11 @@ from pathlib import Path
 from qdeploy.checkpoint.folder import refuse_used
 from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.conversion import convert
-from qdeploy.errors import disk_errors
 from qdeploy.exporters import memory, parallel
 from qdeploy.exporters import reference as dequantized
 from qdeploy.exporters.base import ExportReport, Finding, refuse_errors
 from qdeploy.exporters.cache import check_cache_target
+from qdeploy.exporters.description import describe
 from qdeploy.exporters.fitting import Fitting, fit_model
 from qdeploy.exporters.kernels import VLLM, choose
 from qdeploy.exporters.launch import engine_arguments, write_launch_files
@@ -26,9 +26,10 @@ from qdeploy.exporters.linking import link_model
 from qdeploy.exporters.lint.linter import check_headers, check_scales, sound
 from qdeploy.exporters.lint.rule import rule
 from qdeploy.exporters.lint.subject import Subject
+from qdeploy.exporters.staging import staged
 from qdeploy.exporters.targets import Target, find_target
 from qdeploy.exporters.vllm_formats import check_format, objection
-from qdeploy.files import fsync_folder, write_json
+from qdeploy.files import write_json
 from qdeploy.formats.packed import Packed, has_cache_in_fp8
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import Scheme
@@ -195,15 +196,8 @@ def _for_device(subject: Subject, target: Target, tensor_parallel: int) -> list[
 
 def _write(source: Path, output: Path, report: ExportReport, target: Target) -> None:
     """Make the folder under another name, then rename it."""
-    partial = output.with_name(output.name + ".partial")
-    with disk_errors(output):
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            link_model(source, partial)
-            write_launch_files(partial, output.resolve().name, report, target)
-            write_json(partial / "export.json", report.to_dict())
-            fsync_folder(partial)
-            partial.rename(output)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    with staged(output) as folder:
+        link_model(source, folder)
+        write_launch_files(folder, output.resolve().name, report, target)
+        write_json(folder / "export.json", report.to_dict())
+        describe(folder, output.resolve().name, report, source)

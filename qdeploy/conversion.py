@@ -1,29 +1,38 @@
 """Packed checkpoints from one format to another: codes, zero points and scales stay what they are.
 
-File by file: while one is converted, it and what is made of it are in memory, and no other.
+File by file: while one is converted, what is made of it is in memory, and of it a layer at a time. A file in
+which nothing changes becomes a hard link.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from qdeploy.checkpoint.checksums import recorded_hashes
 from qdeploy.checkpoint.manifest import Conversion, load_manifest
+from qdeploy.checkpoint.model_card import make_card
 from qdeploy.checkpoint.writer import ShardWriter
-from qdeploy.errors import CheckpointError, ConversionError, UnknownNameError
+from qdeploy.errors import ConversionError, UnknownNameError
+from qdeploy.files import sha256_file
 from qdeploy.formats.format import Format
 from qdeploy.formats.gptq import out_of_order
 from qdeploy.formats.packed import FORMATS, Packed
 from qdeploy.kv_cache import is_cache_scale, stored_scales
+from qdeploy.memory import hand_back
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.progress import progress
 from qdeploy.quantized import QuantizedLinear
+
+LARGE = 1 << 20
+"""Bytes of a layer's tensor, not of a block of its rows; what is freed of that size goes at once."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,9 @@ class Converted:
     bytes: int
 
 
-def convert(source: Path, output: Path, target: str, *, round_scales: bool = False) -> Converted:
+def convert(
+    source: Path, output: Path, target: str, *, round_scales: bool = False, jobs: int = 1
+) -> Converted:
     """Write the packed checkpoint in `source` to `output` in another format.
 
     Args:
@@ -52,6 +63,7 @@ def convert(source: Path, output: Path, target: str, *, round_scales: bool = Fal
         output: folder to make.
         target: name out of FORMATS.
         round_scales: go on where scales are not exact in the target's number format.
+        jobs: files that are worked on at a time; the folder is the same for any number.
 
     Raises:
         UnknownNameError: no such format.
@@ -64,26 +76,36 @@ def convert(source: Path, output: Path, target: str, *, round_scales: bool = Fal
     packed = Packed(CheckpointReader(source))
     work = _Conversion(packed, FORMATS[target], round_scales)
     files = packed.reader.files
-    with ShardWriter(output, [file.stem for file in files], restart=True) as writer:
-        try:
-            _convert_files(work, writer, files)
-        except (CheckpointError, ConversionError):
-            writer.discard()
-            raise
-        writer.finish(work.config(), work.manifest(), source, work.beside())
+    with ShardWriter(output, [file.stem for file in files], resumable=False) as writer:
+        _each(files, partial(work.write, writer), jobs)
+        card = partial(make_card, name=output.resolve().name, source=source)
+        writer.finish(work.config(), work.manifest(), source, work.beside(), card)
         return Converted(work.source.name, target, len(packed.schemes), work.rounded, writer.bytes)
 
 
-def _convert_files(work: _Conversion, writer: ShardWriter, files: Sequence[Path]) -> None:
+def _each(files: Sequence[Path], work: Callable[[Path], None], jobs: int) -> None:
+    """Do `work` with every file, `jobs` at a time.
+
+    In threads: what takes time lets go of the interpreter's lock. Each computes in one thread, since tensors
+    go through in small blocks, of which to share one takes longer than to do it.
+    """
+    hand_back(LARGE)
+    threads = torch.get_num_threads()
     with progress("Converting", len(files)) as shown:
-        for file in files:
-            shown.note(file.name)
-            writer.add_shard(file.stem, dict(work.tensors(file)))
-            shown.advance()
+        pool = ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            futures = {file: pool.submit(work, file) for file in files}
+            for file, future in futures.items():
+                shown.note(file.name)
+                future.result()
+                shown.advance()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
 
 
 class _Conversion:
-    """What the folder will hold; how many scales were rounded is known once all tensors were asked for."""
+    """What the folder will hold; how many scales were rounded is known once all files were written."""
 
     def __init__(self, packed: Packed, target: Format, round_scales: bool) -> None:
         if packed.format is None:
@@ -91,7 +113,9 @@ class _Conversion:
                 f"{packed.reader.folder} is a model in 16 bits, of which no format but its own can be made. "
                 "Quantize it: qdeploy quantize."
             )
-        self.source, self.target, self.rounded = packed.format, target, 0
+        self.source, self.target = packed.format, target
+        self._rounded: dict[str, int] = {}
+        self._recorded = recorded_hashes(packed.reader.folder)
         self._packed, self._reader, self._round = packed, packed.reader, round_scales
         self._owners = packed.tensors
         self._first: dict[str, str] = {}
@@ -146,15 +170,34 @@ class _Conversion:
         ]
         return list(dict.fromkeys([*linears, *([] if "lm_head" in self._packed.schemes else ["lm_head"])]))
 
-    def tensors(self, file: Path) -> Iterator[tuple[str, Tensor]]:
+    @property
+    def rounded(self) -> int:
+        """How many scales were, in the files that were written."""
+        return sum(self._rounded.values())
+
+    def write(self, writer: ShardWriter, file: Path) -> None:
+        """Write what takes the file's place, or link it."""
+        names = self._reader.names_in(file)
+        if any(self._changes(name) for name in names):
+            writer.add_shard(file.stem, dict(self._tensors(names)))
+        else:
+            sizes = {name: self._reader.nbytes(name) for name in names}
+            writer.link_shard(file.stem, file, sizes, self._sha256(file))
+
+    def _sha256(self, file: Path) -> str:
+        return self._recorded.get(file.name) or sha256_file(file)
+
+    def _changes(self, name: str) -> bool:
+        return name in self._owners or (is_cache_scale(name) and self.target.cache is not None)
+
+    def _tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """What takes the place of a file's tensors; a layer that of its first."""
-        with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
         for name in names:
-            if is_cache_scale(name) and self.target.cache is not None:
-                yield from self.target.cache(name, self._reader.get(name)).items()
-            elif name not in self._owners:
+            if not self._changes(name):
                 yield name, self._reader.get(name)
+            elif name not in self._owners:
+                assert self.target.cache is not None
+                yield from self.target.cache(name, self._reader.get(name)).items()
             elif self._first[self._owners[name]] == name:
                 yield from self._layer(self._owners[name])
 
@@ -204,7 +247,7 @@ class _Conversion:
                 f"{float(before[wrong][0]):.9g}, which becomes {float(after[wrong][0]):.9g}. "
                 f"Give --allow-scale-rounding to round them, or stay with {self.source.name}."
             )
-        self.rounded += count
+        self._rounded[module] = count
         return found
 
     def config(self) -> dict[str, Any]:
@@ -223,7 +266,7 @@ class _Conversion:
         done = Conversion(
             source=self.source.name,
             target=self.target.name,
-            sha256=self._reader.sha256,
+            sha256=self._reader.sha256_from({file: self._sha256(file) for file in self._reader.files}),
             rounded_scales=self.rounded,
         )
         return manifest.model_copy(update={"conversions": [*manifest.conversions, done]}).model_dump(

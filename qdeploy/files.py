@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def link_file(file: Path, link: Path) -> None:
+    """Make `link` a hard link to the file itself, or a copy where the file system allows none.
+
+    A file of that name is replaced. Both names are of one file from then on: only for files that nobody
+    writes into.
+    """
+    link.unlink(missing_ok=True)
+    try:
+        os.link(file.resolve(), link)
+    except OSError:
+        shutil.copyfile(file, link)
 
 
 def fsync_folder(folder: Path) -> None:

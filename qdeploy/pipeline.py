@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from qdeploy.calibration.tokenizer import load_tokenizer
 from qdeploy.checkpoint.folder import remove_leftovers
 from qdeploy.checkpoint.identity import Identity
 from qdeploy.checkpoint.manifest import MANIFEST, load_manifest
+from qdeploy.checkpoint.model_card import make_card
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.distributed import ALONE, Group, refuse_idle
 from qdeploy.errors import (
@@ -157,7 +159,8 @@ def _lead(task: Task, output: Path, needed: Estimate, *, restart: bool) -> dict[
             task.recipe, task.reader.stored, calibration, warnings, notes, totals, task.group
         )
         config = account.config(task.reader, task.model, task.plan, task.recipe.kv_cache)
-        writer.finish(config, manifest, task.reader.folder)
+        card = partial(make_card, name=output.resolve().name, source=task.reader.folder)
+        writer.finish(config, manifest, task.reader.folder, card=card)
     written: dict[str, Any] = read_json(output / MANIFEST)
     return written
 

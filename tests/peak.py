@@ -17,17 +17,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.process import begin_peak, status
 from qdeploy.memory import Budget
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
-
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def status(field: str) -> int:
-    """Bytes of a line of /proc/self/status, such as VmHWM, the peak of the resident set."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
-    return 1024 * int(line.split()[1])
 
 
 def measured(warm: Path, model: Path, recipe: Path, output: Path, budget: int, *limit: int) -> dict[str, int]:
@@ -48,8 +41,7 @@ def main() -> None:
     if limit:
         most = status("VmData") + limit[0]
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    CLEAR.write_text("5")  # the peak counts from here
-    baseline = status("VmRSS")
+    baseline = begin_peak()
     quantize(Recipe.from_yaml(recipe, str(model)), output, limits=Budget(budget))
     print(json.dumps({"baseline": baseline, "peak": status("VmHWM")}))
 

@@ -15,8 +15,10 @@ WRITTEN = {
     "quantize_config.json",
     "quant_config.json",
     "hf_quant_config.json",
+    "export.json",
+    "engine_args.json",
 }
-"""Files that describe the weights: they are written anew, never copied."""
+"""Files that describe the weights or how they are served: they are written anew, never copied."""
 
 
 def companions(folder: Path) -> Iterator[Path]:

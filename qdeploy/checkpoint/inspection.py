@@ -100,14 +100,10 @@ def inspect_checkpoint(folder: Path) -> Inspection:
     )
 
 
-def _nbytes(reader: CheckpointReader, name: str) -> int:
-    return math.prod(reader.shape(name)) * reader.dtype(name).itemsize
-
-
 def _bytes_by_part(reader: CheckpointReader, owned: Mapping[str, str]) -> dict[str, int]:
     parts: dict[str, int] = defaultdict(int)
     for name in reader.names:
-        parts[_part(reader, name, name in owned)] += _nbytes(reader, name)
+        parts[_part(reader, name, name in owned)] += reader.nbytes(name)
     return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
 
@@ -126,7 +122,7 @@ def _scheme_uses(packed: Packed) -> list[SchemeUse]:
     spent: dict[str, int] = defaultdict(int)
     reader, schemes = packed.reader, packed.schemes
     for name, module in packed.tensors.items():
-        spent[module] += _nbytes(reader, name)
+        spent[module] += reader.nbytes(name)
     uses = []
     for scheme in dict.fromkeys(schemes.values()):
         modules = [module for module, other in schemes.items() if other == scheme]

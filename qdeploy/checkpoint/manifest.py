@@ -116,7 +116,7 @@ class Manifest(_Part):
 
     The same command on the same machine, stopped and resumed or not, makes the same checkpoint byte for byte
     but for what tells of the run itself: provenance.created, the seconds of modules and totals,
-    totals.split and totals.peak_rss_bytes.
+    totals.split and totals.peak_rss_bytes, and so this file's line in SHA256SUMS.
 
     Attributes:
         serving: native if engines have fast kernels for the checkpoint as it is, converted if they do once it

@@ -4,18 +4,18 @@ All work happens in `OUT.partial`, a sibling of `OUT`:
 
     .lock               held with flock while a run writes; holds its process id
     .fingerprint.json   what the run depends on; a resumed run must have the same
-    .shards/KEY.json    record of a finished shard: its size, tensors and the caller's notes
+    .shards/KEY.json    record of a finished shard: its size, hash, tensors and the caller's notes
     contents/           the checkpoint, its shards under their final names
 
 Each file is flushed to disk, then renamed into its place, and a shard's record is written after the shard.
-A shard that is found without a record is written again over itself. `finish` adds the index, configuration
-and tokenizer, renames `contents` to `OUT` and removes the rest.
+A shard that is found without a record is written again over itself. `finish` adds the index, configuration,
+tokenizer, card and checksums, renames `contents` to `OUT` and removes the rest.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,11 +23,14 @@ from typing import Any, Self
 from safetensors.torch import load_file
 from torch import Tensor
 
+from qdeploy.checkpoint.checksums import write_checksums
 from qdeploy.checkpoint.companions import copy_companions
 from qdeploy.checkpoint.folder import OutputFolder
+from qdeploy.checkpoint.manifest import MANIFEST
+from qdeploy.checkpoint.model_card import CARD
 from qdeploy.checkpoint.tensor_file import write_tensors
 from qdeploy.errors import disk_errors
-from qdeploy.files import fsync_folder, read_json, sha256_file, write_json
+from qdeploy.files import fsync_folder, link_file, read_json, write_json, write_text
 
 INDEX = "model.safetensors.index.json"
 
@@ -39,19 +42,22 @@ class ShardWriter:
         output: the folder to make. May exist if empty.
         keys: the shards that make up the checkpoint, in order: letters, digits, dots, dashes, underscores.
         restart: throw away what an interrupted run left in `OUT.partial`.
+        resumable: keep finished shards for a later run if this one does not finish.
 
     Raises:
         OutputError: `output` is not empty, another process is writing it, or the disk refuses.
     """
 
-    def __init__(self, output: Path, keys: Sequence[str], *, restart: bool = False) -> None:
-        self._folder = OutputFolder(output)
+    def __init__(
+        self, output: Path, keys: Sequence[str], *, restart: bool = False, resumable: bool = True
+    ) -> None:
+        self._folder, self._resumable = OutputFolder(output), resumable
         self.output, self.partial = self._folder.output, self._folder.partial
         self._files = {key: self._folder.contents / name for key, name in _names(keys).items()}
         self._fingerprint, self._records = self.partial / ".fingerprint.json", self.partial / ".shards"
         with disk_errors(self.partial):
             # Without a fingerprint nobody can tell what run the rest is of.
-            if restart or not self.recorded or self.fingerprint is None:
+            if restart or not resumable or not self.recorded or self.fingerprint is None:
                 self._folder.clear()
             self._remove_strays()
             self._records.mkdir(exist_ok=True)
@@ -68,14 +74,10 @@ class ShardWriter:
 
     def close(self) -> None:
         """Let go of the lock; finished shards stay for a later run, and without any nothing stays."""
-        if self.recorded:
+        if self._resumable and self.recorded:
             self._folder.close()
         else:
             self._folder.discard()
-
-    def discard(self) -> None:
-        """Throw away the finished shards too, where no later run could go on with them."""
-        self._folder.discard()
 
     @property
     def recorded(self) -> int:
@@ -115,17 +117,39 @@ class ShardWriter:
 
         Args:
             key: one of the keys that the writer was made with.
-            tensors: full tensor name → contiguous tensor.
+            tensors: full tensor name → tensor.
             notes: JSON that belongs to the shard, such as the errors of its layers.
 
         Raises:
             OutputError: the disk is full or read-only. Finished shards stay for a later run.
         """
-        write_tensors(self._files[key], tensors)
+        digest = write_tensors(self._files[key], tensors)
+        self._record(key, {name: tensor.nbytes for name, tensor in tensors.items()}, digest, notes or {})
+
+    def link_shard(self, key: str, file: Path, tensors: Mapping[str, int], sha256: str) -> None:
+        """Take a weight file as it is: a hard link, or a copy where the file system allows none.
+
+        The writer never writes into a file that has its final name, so the other folder keeps its bytes.
+
+        Args:
+            key: one of the keys that the writer was made with.
+            file: the weight file.
+            tensors: what it holds, name → bytes.
+            sha256: of the file, in hexadecimal.
+
+        Raises:
+            OutputError: the disk is full or read-only.
+        """
+        with disk_errors(self._files[key]):
+            link_file(file, self._files[key])
+        self._record(key, tensors, sha256, {})
+
+    def _record(self, key: str, tensors: Mapping[str, int], sha256: str, notes: Mapping[str, Any]) -> None:
         record = {
             "bytes": self._files[key].stat().st_size,
-            "tensors": {name: tensor.nbytes for name, tensor in tensors.items()},
-            "notes": dict(notes or {}),
+            "sha256": sha256,
+            "tensors": dict(tensors),
+            "notes": dict(notes),
         }
         write_json(self._records / f"{key}.json", record)
         self._shards[key] = record
@@ -136,8 +160,11 @@ class ShardWriter:
         manifest: Mapping[str, Any] | None,
         source: Path,
         beside: Mapping[str, Mapping[str, Any]] | None = None,
+        card: Callable[[Path], str] | None = None,
     ) -> None:
         """Complete the folder and rename it to `output`. Every shard must have been added.
+
+        SHA256SUMS is written last, over all that is there.
 
         Args:
             config: config.json, with its quantization_config.
@@ -145,6 +172,7 @@ class ShardWriter:
             source: the checkpoint folder whose tokenizer, chat template, generation config and licence
                 are copied.
             beside: more JSON files, by name.
+            card: what makes README.md of the folder when all else is there. None for no such file.
 
         Raises:
             OutputError: the disk is full or read-only, or `output` came into use meanwhile. Every shard
@@ -157,10 +185,16 @@ class ShardWriter:
             for name, content in (beside or {}).items():
                 write_json(contents / name, content)
             if manifest is not None:
-                files = {file.name: sha256_file(file) for file in self._files.values()}
-                write_json(contents / "qdeploy.json", {**manifest, "files": files})
+                write_json(contents / MANIFEST, {**manifest, "files": self._hashes()})
             write_json(contents / INDEX, self._index())
+            if card is not None:
+                write_text(contents / CARD, card(contents))
+            write_checksums(contents, self._hashes())
         self._folder.publish()
+
+    def _hashes(self) -> dict[str, str]:
+        """Weight file → hex SHA-256."""
+        return {file.name: self._shards[key]["sha256"] for key, file in self._files.items()}
 
     def _index(self) -> dict[str, Any]:
         sizes = {key: self._shards[key]["tensors"] for key in self._files}

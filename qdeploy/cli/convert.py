@@ -30,6 +30,16 @@ def convert(
             help="Go on where scales are not exact in the format's 16 bits; says how many were rounded.",
         ),
     ] = False,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            help="Files to work on at a time. Each may take as much memory as two of them; the result is the "
+            "same for any number.",
+        ),
+    ] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on standard output.")] = False,
 ) -> None:
     """Store a quantized checkpoint in another format, with the same codes, zero points and scales.
@@ -38,6 +48,9 @@ def convert(
     cannot hold is refused with the reason, and with formats that can, before anything is written. Reads
     checkpoints of qdeploy, llm-compressor, AutoGPTQ, GPTQModel, AutoAWQ and ModelOpt, and those in FP8 that
     DeepSeek and Qwen publish.
+
+    Weight files in which nothing changes become hard links (copies on another file system). The folder gets
+    README.md, a model card, and SHA256SUMS for sha256sum -c.
 
     compressed-tensors is what qdeploy quantize writes. gptq and gptq_v2 differ in how they store zero points:
     gptq is known to all readers, and cannot hold some asymmetric layers. vLLM 0.32 takes of both symmetric
@@ -56,7 +69,7 @@ def convert(
     from qdeploy.conversion import convert as run
     from qdeploy.progress import console
 
-    done = run(source, output, to, round_scales=allow_scale_rounding)
+    done = run(source, output, to, round_scales=allow_scale_rounding, jobs=jobs)
     if json:
         typer.echo(jsonlib.dumps({"output": str(output), **asdict(done)}))
         return

@@ -31,6 +31,9 @@ SYMMETRIC = -0x77777778
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight columns is in each field of a word, from the lowest."""
 
+PAIRS = tuple(zip(ORDER[::2], ORDER[1::2], strict=True))
+"""The two columns in each byte."""
+
 
 def shape(reader: CheckpointReader, module: str, _: Scheme) -> tuple[int, int]:
     """(N, K) of a module, from its header."""
@@ -102,8 +105,8 @@ def pack(q: QuantizedLinear) -> dict[str, Tensor]:
         raise ValueError(reason)
     zeros = torch.full_like(q.scales, q.scheme.zero, dtype=torch.uint8) if q.zeros is None else q.zeros
     return {
-        "qweight": _interleave(q.codes.T),
-        "qzeros": _interleave(zeros.T),
+        "qweight": _interleave(q.codes),
+        "qzeros": _interleave(zeros),
         "scales": q.scales.T.contiguous(),
     }
 
@@ -123,26 +126,35 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
     check(tensors, "qweight", torch.int32, (k, words))
     check(tensors, "qzeros", torch.int32, (g, words))
     check(tensors, "scales", None, (g, n))
-    zeros = _deinterleave(tensors["qzeros"]).T
+    zeros = _deinterleave(tensors["qzeros"])
     if scheme.symmetric and not (zeros == scheme.zero).all():
         found = int((zeros != scheme.zero).sum())
         raise CheckpointError(
             f"{found} of {zeros.numel()} zero points are not {scheme.zero}; its grid is asymmetric"
         )
-    kept = None if scheme.symmetric else zeros.contiguous()
-    codes = _deinterleave(tensors["qweight"]).T.contiguous()
-    return QuantizedLinear(codes, tensors["scales"].T.contiguous(), kept, scheme)
+    codes = _deinterleave(tensors["qweight"])
+    return QuantizedLinear(
+        codes, tensors["scales"].T.contiguous(), None if scheme.symmetric else zeros, scheme
+    )
 
 
 def _interleave(codes: Tensor) -> Tensor:
-    """uint8 [R, N] to int32 [R, N/8]."""
-    rows, n = codes.shape
-    return bits.pack(codes.reshape(rows, n // 8, 8)[..., ORDER].flatten(1), BITS)
+    """uint8 [N, R] to int32 [R, N/8]."""
+    eights = codes.reshape(-1, 8, codes.shape[1])
+    packed = torch.empty(len(eights), codes.shape[1], dtype=torch.int32)
+    for block in bits.blocks(len(eights), 8 * codes.shape[1]):
+        part, word = eights[block], packed[block].zero_()
+        for i, (low, high) in enumerate(PAIRS):
+            word += (part[:, low] | part[:, high] << BITS).int() << 8 * i
+    return packed.T.contiguous()
 
 
 def _deinterleave(words: Tensor) -> Tensor:
-    """int32 [R, N/8] to uint8 [R, N]."""
-    rows, count = words.shape
-    fields = bits.unpack(words, BITS, 8 * count).view(rows, count, 8)
-    place = torch.tensor(ORDER).argsort()
-    return fields[..., place].flatten(1)
+    """int32 [R, N/8] to uint8 [N, R]."""
+    packed = words.T.contiguous()
+    codes = torch.empty(len(packed), 8, packed.shape[1], dtype=torch.uint8)
+    for block in bits.blocks(len(packed), 8 * packed.shape[1]):
+        for i, (low, high) in enumerate(PAIRS):
+            byte = (packed[block] >> 8 * i).to(torch.uint8)
+            codes[block, low], codes[block, high] = byte & 15, byte >> BITS
+    return codes.flatten(0, 1)

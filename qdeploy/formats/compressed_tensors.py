@@ -51,7 +51,9 @@ def _pack_codes(q: QuantizedLinear) -> dict[str, Tensor]:
     if name == PACKED:
         return {"weight_packed": bits.pack(q.codes, q.scheme.bits)}
     if name == INT8:
-        return {"weight": (q.codes.short() - q.scheme.zero).to(torch.int8)}
+        return {
+            "weight": (q.codes - q.scheme.zero).view(torch.int8)
+        }  # below zero it wraps to two's complement
     if q.scheme.element == E4M3:
         return {"weight": q.codes.view(torch.float8_e4m3fn)}
     return {"weight_packed": q.codes[:, ::2] | (q.codes[:, 1::2] << 4)}
@@ -117,7 +119,7 @@ def _unpack_codes(tensors: Mapping[str, Tensor], scheme: Scheme, k: int) -> Tens
     if name == PACKED:
         return bits.unpack(tensors["weight_packed"], scheme.bits, k)
     if name == INT8:
-        return (tensors["weight"].short() + scheme.zero).to(torch.uint8)
+        return tensors["weight"].view(torch.uint8) + scheme.zero
     if scheme.element == E4M3:
         return tensors["weight"].view(torch.uint8)
     packed = tensors["weight_packed"]

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from qdeploy.errors import CheckpointError
+from qdeploy.formats import bits
 from qdeploy.formats.compressed_tensors import E8M0_BIAS
 from qdeploy.formats.tensors import attention_of, check, required
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -55,6 +56,8 @@ NO_SCHEME = {
     "W4A8_MXFP4_FP8": "weights in E2M1 beside inputs in E4M3",
 }
 """Algorithm → what in it no scheme says."""
+SIGNS = 0x88
+"""The sign bits of two codes of 4 bits: less 8 or plus 8 is the other sign."""
 
 ALONE = ("o_proj", "down_proj", "w2")
 """Layers that TensorRT-LLM runs by themselves, and whose pre_quant_scale it wants to find."""
@@ -156,13 +159,30 @@ def nearest(q: QuantizedLinear) -> QuantizedLinear:
 
 def _packed_codes(q: QuantizedLinear, name: str) -> Tensor:
     if name == INT4:
-        nibbles = (q.codes.short() - q.scheme.zero).to(torch.uint8) & 15
-        return nibbles[::2] | (nibbles[1::2] << 4)
+        return _paired_rows(q.codes)
     if name in (INT8, SQ):
-        return (q.codes.short() - q.scheme.zero).to(torch.int8)
+        return (q.codes - q.scheme.zero).view(torch.int8)
     if q.scheme.element == E4M3:
         return q.codes.view(torch.float8_e4m3fn)
     return q.codes[:, ::2] | (q.codes[:, 1::2] << 4)
+
+
+def _paired_rows(codes: Tensor) -> Tensor:
+    """Codes of 4 bits, uint8 [N, K], less 8, to uint8 [N/2, K]."""
+    pairs = codes.reshape(-1, 2, codes.shape[1])
+    packed = torch.empty(len(pairs), codes.shape[1], dtype=torch.uint8, device=codes.device)
+    for block in bits.blocks(len(pairs), 2 * codes.shape[1]):
+        packed[block] = (pairs[block, 0] | pairs[block, 1] << 4) ^ SIGNS
+    return packed
+
+
+def _single_rows(weight: Tensor) -> Tensor:
+    """The inverse of `_paired_rows`."""
+    codes = torch.empty(len(weight), 2, weight.shape[1], dtype=torch.uint8, device=weight.device)
+    for block in bits.blocks(len(weight), 2 * weight.shape[1]):
+        unsigned = weight[block] ^ SIGNS
+        codes[block, 0], codes[block, 1] = unsigned & 15, unsigned >> 4
+    return codes.flatten(0, 1)
 
 
 def _packed_scales(q: QuantizedLinear, name: str) -> Tensor:
@@ -208,10 +228,9 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
 
 def _codes(weight: Tensor, scheme: Scheme, name: str) -> Tensor:
     if name == INT4:
-        pairs = torch.stack([weight & 15, weight >> 4], 1).flatten(0, 1)
-        return (pairs + scheme.zero) & scheme.qmax
+        return _single_rows(weight)
     if name in (INT8, SQ):
-        return (weight.short() + scheme.zero).to(torch.uint8)
+        return weight.view(torch.uint8) + scheme.zero
     if scheme.element == E4M3:
         return weight.view(torch.uint8)
     return torch.stack([weight & 15, weight >> 4], -1).flatten(1)

@@ -10,18 +10,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from qdeploy.errors import CheckpointError
-from qdeploy.files import read_json
+from qdeploy.files import read_json, sha256_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -56,10 +56,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
+    """A tensor: `part` of the one that is stored from byte `start` of the file on, in shape `stored`."""
+
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
     part: Part
+    start: int
+    stored: tuple[int, ...]
 
 
 class CheckpointReader:
@@ -91,6 +95,10 @@ class CheckpointReader:
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
+    def names_in(self, file: Path) -> list[str]:
+        """Names of the tensors of one file, in its order."""
+        return [name for name, entry in self._entries.items() if entry.file == file]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
         return self._entry(name).shape
@@ -99,12 +107,14 @@ class CheckpointReader:
         """Dtype of a tensor as stored, from the header."""
         return self._entry(name).dtype
 
+    def nbytes(self, name: str) -> int:
+        """Bytes that a tensor takes as stored, from the header."""
+        return math.prod(self.shape(name)) * self.dtype(name).itemsize
+
     def get(self, name: str) -> Tensor:
         """The tensor, memory-mapped: nothing is read before it is used, and it must not be written to."""
         entry = self._entry(name)
-        with safe_open(entry.file, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(entry.part.name)
-        part = tensor[entry.part.index]
+        part = _mapped(entry)[entry.part.index]
         return self._edits[name](part) if name in self._edits else part
 
     def edited(
@@ -139,7 +149,7 @@ class CheckpointReader:
         for name, part in parts.items():
             entry = self._entry(part.name)
             shape = torch.empty(entry.shape, device="meta")[part.index].shape
-            renamed[name] = _Entry(entry.file, tuple(shape), entry.dtype, part)
+            renamed[name] = replace(entry, shape=tuple(shape), part=part)
         stored = {part.name for part in parts.values()}
         kept = {name: entry for name, entry in self._entries.items() if name not in stored}
         self._entries = kept | renamed
@@ -147,17 +157,31 @@ class CheckpointReader:
     @cached_property
     def sha256(self) -> str:
         """Hex SHA-256 over config.json and every weight file: one value per content, whatever the dates."""
-        digest = hashlib.sha256()
-        for file in (self.folder / "config.json", *self.files):
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()
+        return self.sha256_from({file: sha256_file(file) for file in self.files})
+
+    def sha256_from(self, hashes: Mapping[Path, str]) -> str:
+        """The same, from the hex SHA-256 of every weight file."""
+        config = sha256_file(self.folder / "config.json")
+        digests = [bytes.fromhex(each) for each in (config, *(hashes[file] for file in self.files))]
+        return hashlib.sha256(b"".join(digests)).hexdigest()
 
     def _entry(self, name: str) -> _Entry:
         try:
             return self._entries[name]
         except KeyError:
             raise CheckpointError(f"{self.folder} has no tensor {name!r}.") from None
+
+
+def _mapped(entry: _Entry) -> Tensor:
+    """The stored tensor in a mapping of its own, which goes when it goes."""
+    size = math.prod(entry.stored) * entry.dtype.itemsize
+    if size == 0:
+        return torch.empty(entry.stored, dtype=entry.dtype)
+    pages: Any = torch.UntypedStorage.from_file(str(entry.file), False, entry.start + size)
+    data: Tensor = torch.empty(0, dtype=torch.uint8).set_(pages, entry.start, (size,), (1,))
+    # Not every writer aligns what it writes.
+    aligned = data if entry.start % entry.dtype.itemsize == 0 else data.clone()
+    return aligned.view(entry.dtype).reshape(entry.stored)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -236,10 +260,7 @@ def _header(file: Path) -> dict[str, _Entry]:
         header = json.loads(raw)
         header.pop("__metadata__", None)
         end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        entries = {
-            name: _Entry(file, tuple(tensor["shape"]), DTYPES[tensor["dtype"]], Part(name))
-            for name, tensor in header.items()
-        }
+        entries = {name: _stored(file, 8 + length, name, tensor) for name, tensor in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{file} is not a safetensors file ({error!r} in its header). Download it again."
@@ -247,6 +268,14 @@ def _header(file: Path) -> dict[str, _Entry]:
     if 8 + length + end != size:
         raise _truncated(file, size, 8 + length + end)
     return entries
+
+
+def _stored(file: Path, begin: int, name: str, tensor: Mapping[str, Any]) -> _Entry:
+    """The entry of a tensor as the header has it, whose data begin at byte `begin`."""
+    shape, dtype, (start, end) = tuple(tensor["shape"]), DTYPES[tensor["dtype"]], tensor["data_offsets"]
+    if start < 0 or end - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name} has shape {list(shape)} and bytes {start} to {end}")
+    return _Entry(file, shape, dtype, Part(name), begin + start, shape)
 
 
 def _truncated(file: Path, size: int, expected: int) -> CheckpointError:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from qdeploy.errors import CheckpointError
 
-FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-"""What is downloaded: weights, config and tokenizer; never pickles."""
+FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "README.md"]
+"""What is downloaded: weights, config, tokenizer and card; never pickles."""
 
 
 def resolve_model(model: str) -> Path:

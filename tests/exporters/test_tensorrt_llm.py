@@ -66,6 +66,8 @@ def test_what_it_runs_is_written_in_its_format(
     before, after = dict(dequantized_state(source)), dict(dequantized_state(output))
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=output, check=True)
+    assert "deploy/serve.sh    # needs trtllm-serve; not run by" in (output / "README.md").read_text()
     told = [finding.problem for finding in report.findings if finding.severity == "info"]
     assert told == ["follows TensorRT-LLM's loader by its source; this project has not run it"]
 

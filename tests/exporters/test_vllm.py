@@ -9,21 +9,27 @@ from typing import NoReturn
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from qdeploy.errors import CheckpointError, ExportError, OutputError, UsageError
 from qdeploy.exporters.base import Finding, refuse_errors
 from qdeploy.exporters.vllm import VllmExporter
+from qdeploy.files import sha256_file
 from qdeploy.modeling.checkpoint import CheckpointReader
+from qdeploy.pipeline import quantize
 from qdeploy.schemes import preset
 from qdeploy.support import Support
 from tests.packed import W4A16, W8A16, edit_tensors
+from tests.qdeploy.test_pipeline import recipe
 
 
-def test_files_are_hard_links_and_launch_files_are_there(packed: Path, tmp_path: Path) -> None:
+def test_weights_are_hard_links_and_launch_files_are_there(packed: Path, tmp_path: Path) -> None:
     output = tmp_path / "deploy"
     report = VllmExporter().export(packed, output, gpu="cpu-avx512")
     for file in packed.iterdir():
-        assert (output / file.name).samefile(file)
+        # What is edited where it lies would change in both folders if it were a link.
+        assert (output / file.name).samefile(file) == (file.suffix == ".safetensors")
+        assert (output / file.name).read_bytes() == file.read_bytes()
     assert report.kernels == {"CPUWNA16LinearKernel": 8}
     assert report.weight_bytes == (packed / "model.safetensors").stat().st_size
     settings = json.loads((output / "engine_args.json").read_text())
@@ -155,3 +161,38 @@ def test_like_errors_are_told_once_and_all_are_counted() -> None:
 )
 def test_tells_how_a_scheme_is_run(scheme: str, gpu: str, support: Support) -> None:
     assert VllmExporter().support(preset(scheme), 4096, 4096, gpu=gpu) == support
+
+
+def test_the_folder_says_what_it_is_and_can_be_checked(tiny_llama: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "source", tmp_path / "deploy"
+    quantize(recipe(tiny_llama, method="rtn"), source)
+    VllmExporter().export(source, output, gpu="cpu-avx512")
+    card = (output / "README.md").read_text()
+    assert card.startswith("---\nbase_model: ")
+    assert "qdeploy serve deploy\n" in card and "deploy/serve.sh" in card
+    listed = {line.split("  ")[1] for line in (output / "SHA256SUMS").read_text().splitlines()}
+    there = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
+    assert listed == there - {"SHA256SUMS"}
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=output, check=True)
+
+
+def test_linked_weights_keep_the_hash_on_record_unless_written_to_since(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    quantize(recipe(tiny_llama, method="rtn"), source)
+    shard, later = CheckpointReader(source).files[0], (source / "qdeploy.json").stat().st_mtime_ns + 10**9
+    hashed: list[str] = []
+
+    def noted(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr("qdeploy.checkpoint.checksums.sha256_file", noted)
+    VllmExporter().export(source, tmp_path / "deploy", gpu="cpu-avx512")
+    assert not [name for name in hashed if name.endswith(".safetensors")]
+    save_file(load_file(shard), shard, metadata={"format": "other"})
+    os.utime(shard, ns=(later, later))
+    VllmExporter().export(source, tmp_path / "again", gpu="cpu-avx512")
+    assert [name for name in hashed if name.endswith(".safetensors")] == [shard.name]
+    subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path / "again", check=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from qdeploy.conversion import convert
 from qdeploy.errors import CheckpointError, ConversionError, QDeployError, UnknownNameError
 from qdeploy.exporters.targets import TARGETS
 from qdeploy.exporters.vllm import check
+from qdeploy.files import sha256_file
 from qdeploy.formats import awq
 from qdeploy.formats.dequantize import dequantized_state
 from qdeploy.formats.packed import FORMATS, Packed
@@ -376,7 +380,7 @@ def test_inspect_and_export_know_the_format(packed: Callable[[Scheme], Path], tm
 
 def test_the_command(packed: Callable[[Scheme], Path], tmp_path: Path) -> None:
     source = packed(SYMMETRIC)
-    asked = ["convert", str(source), "--to", "gptq", "-o", str(tmp_path / "out"), "--json"]
+    asked = ["convert", str(source), "--to", "gptq", "-o", str(tmp_path / "out"), "--jobs", "2", "--json"]
     result = CliRunner().invoke(build(), asked)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
@@ -384,3 +388,88 @@ def test_the_command(packed: Callable[[Scheme], Path], tmp_path: Path) -> None:
     again = CliRunner().invoke(build(), asked)
     assert isinstance(again.exception, QDeployError)
     assert "not empty" in str(again.exception)
+
+
+@pytest.fixture
+def several(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A checkpoint of our own in three files, of which the first holds nothing that is quantized."""
+    quantize(recipe(tiny_llama, method="rtn"), tmp_path / "several")
+    return tmp_path / "several"
+
+
+def test_a_file_in_which_nothing_changes_is_linked(several: Path, tmp_path: Path) -> None:
+    convert(several, tmp_path / "out", "gptq")
+    before, after = CheckpointReader(several), CheckpointReader(tmp_path / "out")
+    linked = [new.samefile(old) for new, old in zip(after.files, before.files, strict=True)]
+    assert linked == [True, False, False]
+    assert after.names_in(after.files[0]) == before.names_in(before.files[0])
+    assert same(tmp_path / "out", several)
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert manifest.files == {file.name: sha256_file(file) for file in after.files}
+
+
+def test_a_linked_file_that_was_written_to_since_is_hashed_anew(several: Path, tmp_path: Path) -> None:
+    first = CheckpointReader(several).files[0]
+    tensors = {name: tensor + 1 for name, tensor in load_file(first).items()}
+    save_file(tensors, first, metadata={"format": "pt"})
+    stamp = (several / "qdeploy.json").stat().st_mtime_ns + 1_000_000_000
+    os.utime(first, ns=(stamp, stamp))
+    convert(several, tmp_path / "out", "gptq")
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert manifest.files[first.name] == sha256_file(first)
+    assert manifest.conversions[0].sha256 == CheckpointReader(several).sha256
+
+
+def test_several_at_a_time_make_the_same_folder(several: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    for jobs in (1, 2, 5):
+        convert(several, tmp_path / str(jobs) / "out", "awq", jobs=jobs)
+    assert torch.get_num_threads() == threads
+    files = {str(path.relative_to(tmp_path / "1")) for path in (tmp_path / "1").rglob("*") if path.is_file()}
+    assert {"out/README.md", "out/SHA256SUMS", "out/qdeploy.json"} <= files
+    for jobs in ("2", "5"):
+        assert all((tmp_path / jobs / f).read_bytes() == (tmp_path / "1" / f).read_bytes() for f in files)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_what_fails_in_a_later_file_leaves_nothing(several: Path, tmp_path: Path, jobs: int) -> None:
+    last = CheckpointReader(several).files[-1]
+    tensors = load_file(last)
+    name = next(name for name in tensors if name.endswith("up_proj.weight_scale"))
+    save_file(tensors | {name: tensors[name].float() + 0.1}, last, metadata={"format": "pt"})
+    with pytest.raises(ConversionError, match=r"layers\.1\.mlp\.up_proj: .* not exact in awq"):
+        convert(several, tmp_path / "out", "awq", jobs=jobs)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_leaves_nothing(several: Path, tmp_path: Path, jobs: int) -> None:
+    """Sent when the first file is there and others are in work."""
+    program = (
+        "import os, signal, sys, threading; from pathlib import Path\n"
+        "from qdeploy import conversion\n"
+        "from qdeploy.checkpoint.writer import ShardWriter\n"
+        "write = ShardWriter.add_shard\n"
+        "def interrupted(self, *rest):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    write(self, *rest)\n"
+        "ShardWriter.add_shard = interrupted\n"
+        "conversion.convert(Path(sys.argv[1]), Path(sys.argv[2]), 'gptq', jobs=int(sys.argv[3]))\n"
+    )
+    command = [sys.executable, "-c", program, str(several), str(tmp_path / "out"), str(jobs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "KeyboardInterrupt" in done.stderr
+    assert done.returncode != 0
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_folder_of_ours_says_what_it_is(several: Path, tmp_path: Path) -> None:
+    (several / "README.md").write_text("---\nlicense: mit\nbase_model: org/tiny\n---\nold")
+    convert(several, tmp_path / "out", "gptq")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model: org/tiny\n" in card and "license: mit\n" in card
+    assert "# out\n" in card and "old" not in card
+    assert f"Converted from compressed-tensors (SHA-256 {CheckpointReader(several).sha256}) to gptq" in card
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path / "out", check=True)

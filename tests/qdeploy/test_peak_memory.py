@@ -8,13 +8,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.converting import measured as converting
+from benchmarks.synthetic import save_packed
+from qdeploy.conversion import convert
 from qdeploy.memory import Budget
 from qdeploy.recipe import Recipe
+from qdeploy.schemes import Scheme
 from tests.conftest import save_tiny
 from tests.peak import measured
 from tests.qdeploy.test_estimate import estimated
 
 HIDDEN, WIDE = 256, 1024
+W4 = Scheme("W4A16", 4, 128)
 CALIBRATION = {"samples": 16, "sequence_length": 256}
 
 
@@ -66,3 +71,20 @@ def test_a_model_larger_than_the_memory_that_it_may_take(tiny_llama: Path, tmp_p
     # It is a limit: with a quarter of it the same run ends. What fails first, and so the message, varies.
     with pytest.raises(AssertionError):
         measured(tiny_llama, model, tmp_path / "recipe.yaml", tmp_path / "less" / "out", budget, room // 4)
+
+
+@pytest.mark.parametrize("target", ["gptq", "awq", "modelopt"])
+def test_converting_takes_two_files_worth(tmp_path: Path, target: str) -> None:
+    """Of one that is read and what is made of it, however many there are; N at a time take N times that."""
+    warm, source = (tmp_path / name / "compressed-tensors" for name in ("warm", "large"))
+    save_packed(warm, 1, 256, W4)
+    save_packed(source, 8, 1536, W4)
+    shard = max(file.stat().st_size for file in source.glob("*.safetensors"))
+    for jobs in (1, 2):
+        there = converting(warm, source, tmp_path / f"there-{jobs}", target, jobs=jobs)
+        assert there.peak < jobs * 2 * shard
+    # What is held until a file is written would show.
+    assert there.peak > shard
+    convert(warm, tmp_path / "packed", target)
+    back = converting(tmp_path / "packed", tmp_path / "there-1", tmp_path / "back", "compressed-tensors")
+    assert back.peak < 2 * shard

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.errors import OutputError
@@ -79,12 +79,57 @@ def test_others_can_read_the_weights(tmp_path: Path, source: Path) -> None:
     assert weights == config
 
 
+def test_a_weight_file_is_taken_as_it_is(tmp_path: Path, source: Path) -> None:
+    file, output = tmp_path / "kept.safetensors", tmp_path / "out"
+    save_file({"x": torch.ones(2), "y": torch.ones(3)}, file)
+    digest = sha256_file(file)
+    with ShardWriter(output, ["kept", "made"]) as writer:
+        # What a killed run may leave without a record: here a link too, which must not be written through.
+        os.link(file, tmp_path / "out.partial/contents/model-00002-of-00002.safetensors")
+        writer.link_shard("kept", file, {"x": 8, "y": 12}, digest)
+        writer.add_shard("made", {"z": torch.zeros(4)})
+        writer.finish({}, {}, source)
+    assert sha256_file(file) == digest
+    assert (output / "model-00001-of-00002.safetensors").samefile(file)
+    assert sorted(CheckpointReader(output).names) == ["x", "y", "z"]
+    assert read_json(output / "model.safetensors.index.json")["metadata"]["total_size"] == 36
+    assert read_json(output / "qdeploy.json")["files"]["model-00001-of-00002.safetensors"] == digest
+
+
+def test_card_and_checksums_cover_the_finished_folder(tmp_path: Path, source: Path) -> None:
+    output = tmp_path / "out"
+    with ShardWriter(output, ["all"]) as writer:
+        writer.add_shard("all", {"x": torch.ones(1)})
+        writer.finish({}, {}, source, card=lambda folder: " ".join(CheckpointReader(folder).names))
+    assert (output / "README.md").read_text() == "x"
+    listed = [line.split("  ")[1] for line in (output / "SHA256SUMS").read_text().splitlines()]
+    there = [str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()]
+    assert sorted([*listed, "SHA256SUMS"]) == sorted(there)
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=output, check=True)
+
+
+def test_a_run_that_cannot_be_resumed_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match="no luck"),
+        ShardWriter(tmp_path / "out", ["a", "b"], resumable=False) as writer,
+    ):
+        writer.add_shard("a", {"x": torch.ones(1)})
+        raise OutputError("no luck")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_finish_copies_the_tokenizer_and_no_code_pickles_or_weights(tmp_path: Path, source: Path) -> None:
     output = tmp_path / "out"
     with ShardWriter(output, ["all"]) as writer:
         writer.add_shard("all", {"x": torch.ones(1)})
         writer.finish({}, {}, source)
-    made = {"config.json", "qdeploy.json", "model.safetensors.index.json", "model-00001-of-00001.safetensors"}
+    made = {
+        "config.json",
+        "qdeploy.json",
+        "model.safetensors.index.json",
+        "model-00001-of-00001.safetensors",
+        "SHA256SUMS",
+    }
     copied = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()} - made
     assert copied == {
         "tokenizer.json",
@@ -217,17 +262,11 @@ def fill_disk_for(path: Path) -> None:
     path.with_name(path.name + ".tmp").symlink_to("/dev/full")
 
 
-def test_a_disk_that_fills_during_a_shard_leaves_the_finished_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        # What safetensors raises on a full tmpfs, word for word.
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
+def test_a_disk_that_fills_during_a_shard_leaves_the_finished_ones(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "out", ["a", "b"]) as writer:
         writer.set_fingerprint({})
         writer.add_shard("a", {"x": torch.ones(3)})
-        monkeypatch.setattr("qdeploy.checkpoint.tensor_file.save_file", full)
+        fill_disk_for(tmp_path / "out.partial/contents/model-00002-of-00002.safetensors")
         with pytest.raises(
             OutputError, match=r"Cannot write .*model-00002-of-00002\.safetensors: the disk is full"
         ):

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from qdeploy.checkpoint.inspection import served_by
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.cli.main import build
+from qdeploy.conversion import convert
 from qdeploy.errors import CheckpointError
 from qdeploy.formats import compressed_tensors
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -117,6 +118,21 @@ def test_table_lists_the_worst_layers_first(packed: Path, monkeypatch: pytest.Mo
     errors = [line.split("│")[3].strip() for line in text.splitlines() if "gptq" in line]
     assert errors == [f"{i / 1000:.3g}" for i in range(LAYERS - 1, LAYERS - 11, -1)]
     assert sum("gptq" in line for line in run(packed, "--modules").splitlines()) == LAYERS
+
+
+def test_the_tree_shows_where_a_folder_is_from(packed: Path, tmp_path: Path) -> None:
+    convert(packed, tmp_path / "gptq", "gptq")
+    lines = run(tmp_path / "gptq").splitlines()
+    assert any(line.startswith("├── Model: LlamaForCausalLM, ") for line in lines)
+    assert any(line.startswith("├── Quantization: gptq, ") for line in lines)
+    start = lines.index("├── Lineage")
+    assert [line[8:] for line in lines[start + 1 : start + 4]] == [
+        f"tiny, sha256 {'d' * 12}",
+        f"quantized, 4.00× smaller, recipe sha256 {'f' * 12}",
+        f"compressed-tensors, sha256 {CheckpointReader(packed).sha256[:12]} → gptq",
+    ]
+    assert lines[start + 4] == "├── Run"
+    assert "└── Served by" in lines
 
 
 def test_a_folder_of_another_tool_needs_no_manifest(packed: Path) -> None:

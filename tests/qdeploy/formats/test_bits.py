@@ -58,3 +58,11 @@ def test_unpack_inverts_pack(b: int, length: int, dim: int) -> None:
     packed = bits.pack(codes, b, dim)
     assert packed.shape[dim] == bits.words(length, b)
     assert torch.equal(bits.unpack(packed, b, length, dim), codes)
+
+
+@pytest.mark.parametrize("b", range(1, 9))
+def test_blocks_of_rows_do_not_show(b: int) -> None:
+    codes = torch.randint(0, 2**b, (2 * bits.BLOCK // 64 + 3, 64), dtype=torch.uint8)
+    packed = bits.pack(codes, b)
+    assert torch.equal(packed[-5:], bits.pack(codes[-5:], b))
+    assert torch.equal(bits.unpack(packed, b, 64), codes)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qdeploy.errors import CheckpointError
+from qdeploy.files import sha256_file
 from qdeploy.modeling.checkpoint import INDEX, SINGLE, CheckpointReader
 
 
@@ -140,3 +141,47 @@ def test_edits_copies_and_another_config_change_no_file(single: Path) -> None:
     assert not reader.is_edited(name)
     with pytest.raises(CheckpointError, match="no tensor 'absent'"):
         reader.edited({}, {"copy": "absent"}, {})
+
+
+def write_raw(file: Path, header: dict[str, object], padding: int, data: bytes) -> None:
+    """A safetensors file made by hand, with `padding` spaces after its header."""
+    text = json.dumps(header).encode() + b" " * padding
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+@pytest.mark.parametrize("padding", range(4))
+def test_tensors_need_not_be_aligned(single: Path, padding: int) -> None:
+    value = torch.tensor([1.5, -2.0])
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    write_raw(single / SINGLE, {"x": entry}, padding, value.numpy().tobytes())
+    assert torch.equal(CheckpointReader(single).get("x"), value)
+
+
+@pytest.mark.parametrize("offsets", [[0, 4], [0, 12], [-4, 4]])
+def test_a_header_whose_bytes_do_not_fit_its_shapes(single: Path, offsets: list[int]) -> None:
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": offsets}
+    write_raw(single / SINGLE, {"x": entry}, 0, bytes(offsets[1]))
+    with pytest.raises(CheckpointError, match=r"not a safetensors file .*x has shape \[2\] and bytes"):
+        CheckpointReader(single)
+
+
+def test_a_tensor_is_a_mapping_of_its_own(single: Path) -> None:
+    """So that what was read of a file is given back tensor by tensor."""
+    reader = CheckpointReader(single)
+    name = reader.names[0]
+    assert reader.get(name).data_ptr() != reader.get(name).data_ptr()
+    mapped = reader.get(name)
+    assert str(single / SINGLE) in Path("/proc/self/maps").read_text()
+    del mapped
+    assert str(single / SINGLE) not in Path("/proc/self/maps").read_text()
+
+
+def test_what_a_file_holds(sharded: Path) -> None:
+    reader = CheckpointReader(sharded)
+    names = [reader.names_in(file) for file in reader.files]
+    assert [name for part in names for name in part] == reader.names
+    assert all(part == list(load_file(file)) for part, file in zip(names, reader.files, strict=True))
+    assert all(reader.nbytes(name) == reader.get(name).nbytes for name in reader.names)
+    hashes = {file: sha256_file(file) for file in reader.files}
+    assert reader.sha256_from(hashes) == reader.sha256
+    assert reader.sha256_from(hashes | {reader.files[0]: "0" * 64}) != reader.sha256

@@ -1,0 +1,77 @@
+"""Convert a checkpoint and copy it, in turn, in a process of its own: seconds of both, and memory.
+
+    python -m benchmarks.converting WARM SOURCE OUTPUT TARGET JOBS ROUNDS
+
+WARM is a small checkpoint in the same format, which is converted first, so that every library is loaded.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.process import begin_peak, status
+from qdeploy.conversion import convert
+from qdeploy.files import fsync_folder
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The fastest of each, in seconds, and the resident set, in bytes, above that at the start."""
+
+    copying: float
+    converting: float
+    peak: int
+
+
+def measured(
+    warm: Path, source: Path, output: Path, target: str, *, jobs: int = 1, rounds: int = 1
+) -> Conversion:
+    """Of the process that this starts; the last round's folder stays in `output`."""
+    command = [sys.executable, "-m", "benchmarks.converting", warm, source, output, target, jobs, rounds]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Conversion(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    warm, source, output = map(Path, sys.argv[1:4])
+    target, jobs, rounds = sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
+    warmed = output.with_name(f"{output.name}-warm")
+    convert(warm, warmed, target, jobs=jobs)
+    shutil.rmtree(warmed)
+    copying, converting, peaks = [], [], []
+    for _ in range(rounds):
+        shutil.rmtree(output, ignore_errors=True)
+        copying.append(_copy(source, output.with_name(f"{output.name}-copy")))
+        gc.collect()
+        baseline, start = begin_peak(), time.perf_counter()
+        convert(source, output, target, jobs=jobs)
+        converting.append(time.perf_counter() - start)
+        peaks.append(status("VmHWM") - baseline)
+    print(json.dumps(asdict(Conversion(min(copying), min(converting), max(peaks)))))
+
+
+def _copy(source: Path, target: Path) -> float:
+    """Seconds that copying the files takes, each flushed to disk as those of a conversion are."""
+    start = time.perf_counter()
+    target.mkdir()
+    for file in source.iterdir():
+        shutil.copyfile(file, target / file.name)
+        with (target / file.name).open("rb") as copied:
+            os.fsync(copied.fileno())
+    fsync_folder(target)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(target)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
