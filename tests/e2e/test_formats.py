@@ -7,6 +7,7 @@ import pytest
 
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.engines.vllm import VllmEngine
+from qdeploy.errors import EngineError
 from tests.e2e.conftest import qdeploy
 
 pytestmark = pytest.mark.e2e
@@ -31,7 +32,21 @@ def test_symmetric_layers_compute_the_same_in_every_format(checkpoint: Path, tmp
     assert len(expected) == len(TOKENS)
     for name in ("gptq", "gptq_v2", "awq"):
         qdeploy("convert", checkpoint, "--to", name, "-o", tmp_path / name)
+        qdeploy("lint", tmp_path / name, "--deep", "--engine", "vllm", "--device", "cpu")
         assert served(tmp_path / name, tmp_path / f"{name}.log") == expected
+
+
+@pytest.mark.parametrize(("scheme", "name"), [("W8A16", "gptq"), ("NVFP4A16", "compressed-tensors")])
+def test_what_the_linter_refuses_does_not_start(model: Path, tmp_path: Path, scheme: str, name: str) -> None:
+    folder, size = tmp_path / "packed", ["--group-size", "64"] if scheme == "W8A16" else []
+    qdeploy("quantize", model, "--method", "rtn", "--scheme", scheme, *size, "-o", folder)
+    if name != "compressed-tensors":
+        qdeploy("convert", folder, "--to", name, "-o", tmp_path / name)
+        folder = tmp_path / name
+    refused = qdeploy("lint", folder, "--engine", "vllm", "--device", "cpu", expect=1)
+    assert "QD603" in refused.stderr + refused.stdout
+    with pytest.raises(EngineError), VllmEngine().launch(folder, log=tmp_path / "log"):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,35 @@ def test_a_stack_is_served_and_computes_what_the_checkpoint_says(
     assert result["verify"]["layers_checked"] == len(manifest.modules)
 
 
+MIXED = """
+model: {model}
+calibration: {{samples: 8, sequence_length: 256}}
+rules:
+  - match: "re:model\\\\.layers\\\\.0\\\\..*"
+    scheme: none
+  - match: "re:.*mlp.*"
+    scheme: {{bits: 4, group: 64, symmetric: true}}
+    stages: [gptq]
+  - match: Linear
+    scheme: W8A8
+    stages: [smoothquant, rtn]
+"""
+
+
+def test_several_schemes_in_one_model_are_served(model: Path, tmp_path: Path) -> None:
+    quantized, deploy, file = tmp_path / "quantized", tmp_path / "deploy", tmp_path / "recipe.yaml"
+    file.write_text(MIXED.format(model=model))
+    qdeploy("quantize", "--recipe", file, "-o", quantized)
+    manifest = load_manifest(quantized)
+    assert manifest is not None
+    assert {module.method for module in manifest.modules} == {"gptq", "smoothquant+rtn"}
+    qdeploy("export", quantized, "--engine", "vllm", "-o", deploy)
+    with VllmEngine().launch(deploy, log=tmp_path / "log", arguments=["--max-model-len", "1024"]) as engine:
+        result = json.loads(qdeploy("verify", deploy, "--url", engine.base_url, "--json").stdout)
+    assert result["verify"]["verdict"] == "pass"
+    assert result["verify"]["layers_checked"] == 29 * 7
+
+
 @pytest.mark.skipif("avx512f" not in cpu_flags(), reason="vLLM's cache in FP8 takes AVX-512")
 def test_a_cache_in_fp8_is_read_by_the_scales_of_the_checkpoint(model: Path, tmp_path: Path) -> None:
     """And by no others: with keys read by scales that are not theirs, verify says so."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from qdeploy.conversion import convert
 from qdeploy.errors import ExportError, OutputError, UsageError
 from qdeploy.exporters.base import ExportReport
+from qdeploy.exporters.reference import write_dequantized
 from qdeploy.exporters.trtllm_legacy.exporter import EngineBuilderExporter
 from qdeploy.formats.dequantize import dequantized_state
 from qdeploy.formats.packed import Packed
@@ -276,6 +277,13 @@ def test_layers_that_the_builder_would_pad_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ExportError, match=told):
         export(tmp_path / "packed", tmp_path / "two", devices=2)
+
+
+def test_fused_layers_must_have_one_scheme(quantized: Callable[..., Path], tmp_path: Path) -> None:
+    write_dequantized(quantized("W4A16"), tmp_path / "mixed", {"model.layers.0.self_attn.k_proj": "for this"})
+    told = r"qkv_proj: run as one matrix, but their schemes differ: q_proj W4A16.*, k_proj 16-bit"
+    with pytest.raises(ExportError, match=told):
+        export(tmp_path / "mixed", tmp_path / "out", reference=True)
 
 
 def test_fused_layers_must_share_what_is_for_a_whole_layer(

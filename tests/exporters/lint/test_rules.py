@@ -127,8 +127,7 @@ def told(findings: Iterable[Finding], code: str) -> str:
 
 def regrouped(packed: Tensor) -> Tensor:
     """Words of AWQ in plain order."""
-    rows, words = packed.shape
-    return bits.pack(awq._deinterleave(packed), 4).view(rows, words)
+    return bits.pack(awq._deinterleave(packed).T, 4)
 
 
 SOUND = [
