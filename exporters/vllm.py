@@ -23,6 +23,7 @@ from qdeploy.exporters.kernels import VLLM, choose
 from qdeploy.exporters.launch import engine_arguments, write_launch_files
 from qdeploy.exporters.layers import FusedLayer, Layer, per_device
 from qdeploy.exporters.linking import link_model
+from qdeploy.exporters.lint.folder import check_files
 from qdeploy.exporters.lint.linter import check_headers, check_scales, sound
 from qdeploy.exporters.lint.rule import rule
 from qdeploy.exporters.lint.subject import Subject
@@ -173,7 +174,7 @@ def inspect(subject: Subject, output: Path, target: Target, tensor_parallel: int
 
 def _findings(subject: Subject, target: Target, tensor_parallel: int) -> list[Finding]:
     """All rules but those that decode layers."""
-    found = [*check_headers(subject), *check_scales(subject)]
+    found = [*check_files(subject), *check_headers(subject), *check_scales(subject)]
     return found + (_for_device(subject, target, tensor_parallel) if sound(found) else [])
 
 

@@ -109,19 +109,22 @@ def _print_json(checkpoint: Path, found: list[Finding]) -> None:
 
 
 def _show(checkpoint: Path, found: list[Finding]) -> None:
-    """Findings that differ in the module alone are told once, with their number."""
+    """The first finding of each rule, and how many there are; --json has them all."""
     from collections import Counter
 
     from rich.markup import escape
 
-    from qdeploy.exporters.base import alike
     from qdeploy.progress import console
 
-    for kind in alike(found):
-        colour = COLOURS[kind[0].severity]
-        others = f" (and {len(kind) - 1} more like it)" if len(kind) > 1 else ""
+    first: dict[str, Finding] = {}
+    for finding in found:
+        first.setdefault(finding.code, finding)
+    count = Counter(finding.code for finding in found)
+    for finding in first.values():
+        colour = COLOURS[finding.severity]
+        others = f" (and {count[finding.code] - 1} more of {finding.code})" if count[finding.code] > 1 else ""
         console.print(
-            f"{kind[0].code} [{colour}]{kind[0].severity}[/] {escape(str(kind[0]))}{others}",
+            f"{finding.code} [{colour}]{finding.severity}[/] {escape(str(finding))}{others}",
             highlight=False,
             soft_wrap=True,
         )

@@ -23,7 +23,6 @@ class EngineRules(Protocol):
 
 
 HEADERS = (
-    folder.check_files,
     folder.check_config_files,
     tensors.check_names,
     tensors.check_tensors,
@@ -80,7 +79,8 @@ def lint(
         return found
     try:
         subject = Subject.open(path)
-        found = list(check_headers(subject))
+        # A tokenizer that is missing is no reason not to look further.
+        files, found = list(folder.check_files(subject)), list(check_headers(subject))
     except CheckpointError as error:
         return [folder.UNREADABLE(str(error).rstrip("."), "", str(path))]
     if sound(found) and (deep or original):
@@ -90,7 +90,7 @@ def lint(
         found += against.check_against(subject, CheckpointReader(original)) if original else ()
     if sound(found) and engine and target:
         found += engine.lint(subject, target, tensor_parallel)
-    return found
+    return files + found
 
 
 def sound(found: list[Finding]) -> bool:

@@ -18,9 +18,17 @@ from qdeploy.formats import bits, gptq, gptq_config
 BAD_SCALE = rule(
     "QD301",
     "error",
-    "Scales that are zero, negative, infinite or not a number",
+    "Scales that are zero, infinite, not a number, or negative where they cannot be",
     """Zero silences the weights of its group, a negative one turns their signs, the others poison every
     token that comes by. In scales that are exponents (MXFP4, MXFP8) 255 stands for "not a number".""",
+)
+NEGATIVE = rule(
+    "QD312",
+    "info",
+    "Negative scales of integers",
+    """AutoRound chooses them on symmetric grids, whose negative side is one step longer, where the largest
+    weight is positive. W = s · (q − z) holds for them as for others, and vLLM on a CPU was verified with
+    one of its folders.""",
 )
 DENORMAL = rule(
     "QD302",
@@ -53,6 +61,7 @@ AMBIGUOUS = rule(
     so that it carries into the neighbour. `qdeploy convert --to gptq_v2` stores them without doubt.""",
 )
 
+GROUP_SCALES = ("weight_scale", "scales")
 SCALES = ("weight_scale", "scales", "weight_scale_inv", "weight_scale_2", "weight_global_scale")
 INPUT_SCALES = ("input_scale", "input_global_scale", "pre_quant_scale")
 EXPONENT_NAN = 255
@@ -72,18 +81,20 @@ def check_scales(subject: Subject) -> Iterator[Finding]:
 
 
 def _check_values(layer: Layer, suffix: str, scales: Tensor) -> Iterator[Finding]:
-    if scales.dtype == torch.uint8:
-        bad = int((scales == EXPONENT_NAN).sum())
-    else:
-        values = scales.float()
-        bad = int((~(values.isfinite() & (values > 0))).sum())
-    if bad:
-        what = "scales" if suffix in ("weight_scale", "scales") else f"values of {suffix}"
+    integers = layer.scheme is not None and layer.scheme.element is None and suffix in GROUP_SCALES
+    values = scales.float()
+    bad = (scales == EXPONENT_NAN) if scales.dtype == torch.uint8 else ~(values.isfinite() & (values != 0))
+    below = (values < 0) & values.isfinite()
+    wrong = int((bad if integers else bad | below).sum())
+    what = f"of {scales.numel()} " + ("scales" if suffix in GROUP_SCALES else f"values of {suffix}")
+    if wrong:
         yield BAD_SCALE(
-            f"{bad} of {scales.numel()} {what} are not finite and positive",
+            f"{wrong} {what} are not finite and {'other than 0' if integers else 'positive'}",
             f"{AGAIN}; if it happens again the 16-bit weights are damaged",
             layer.name,
         )
+    if integers and below.any():
+        yield NEGATIVE(f"{int(below.sum())} {what} are negative", "", layer.name)
 
 
 def _check_float16(layer: Layer, suffix: str, scales: Tensor, *, runs_in: str) -> Iterator[Finding]:

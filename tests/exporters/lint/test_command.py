@@ -44,7 +44,7 @@ def test_like_findings_are_told_once(broken: Path) -> None:
     assert result.exit_code == 1
     first, last = result.output.strip().splitlines()
     assert first.startswith("QD201 error model.layers.0.mlp.up_proj: tensor weight_scale is missing.")
-    assert first.endswith("(and 1 more like it)")
+    assert first.endswith("(and 1 more of QD201)")
     assert last.endswith("packed: 2 errors")
 
 

@@ -229,6 +229,7 @@ def test_both_files_of_a_config(make: Make) -> None:
     ("scheme", "format", "break_it", "code"),
     [
         (W4A16, "compressed-tensors", edit(f"{Q}.weight_scale", put(0.0)), "QD301"),
+        (W4A16, "gptq", edit(f"{Q}.scales", put(-1.0)), "QD312"),
         (W4A16, "gptq", edit(f"{Q}.scales", put(float("inf"), float("nan"))), "QD301"),
         ("MXFP8", "compressed-tensors", edit(f"{Q}.weight_scale", put(255)), "QD301"),
         ("FP8", "modelopt", edit(f"{OUT}.input_scale", lambda t: torch.tensor(-1.0)), "QD301"),
