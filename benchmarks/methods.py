@@ -20,7 +20,7 @@ WINDOWS = 5
 """Of each text. There are many rows, and what they are compared by is paired."""
 
 STACKS = {
-    "W8A16": ("rtn", "gptq", "ldlq", "hqq", "spqr", "awq+gptq", "quarot", "quip"),
+    "W8A16": ("rtn", "gptq", "ldlq", "hqq", "zeroquant", "autoround", "spqr", "awq+gptq", "quarot", "quip"),
     "W4A16": (
         *("rtn", "gptq", "ldlq", "hqq", "zeroquant", "autoround", "spqr", "quip"),
         *("smoothquant+rtn", "smoothquant+gptq", "awq+rtn", "awq+gptq", "rotation+rtn", "quarot"),
@@ -30,7 +30,10 @@ STACKS = {
         *("rtn", "gptq", "ldlq", "hqq", "zeroquant", "autoround", "spqr", "quip"),
         *("awq+rtn", "awq+gptq", "quarot"),
     ),
-    "W2A16_ASYM": ("rtn", "gptq", "ldlq", "hqq", "zeroquant", "spqr", "awq+gptq", "quarot", "quip"),
+    "W2A16_ASYM": (
+        *("rtn", "gptq", "ldlq", "hqq", "zeroquant", "autoround", "spqr", "quip"),
+        *("awq+rtn", "awq+gptq", "quarot"),
+    ),
     "W8A8": (
         *("rtn", "gptq", "smoothquant+rtn", "smoothquant+gptq", "awq+gptq"),
         *("rotation+rtn", "quarot", "rotation+smoothquant+gptq"),

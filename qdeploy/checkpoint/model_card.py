@@ -94,7 +94,7 @@ def model_card(
         "## How it was made" if found.manifest else None,
         *(_making(found.manifest) if found.manifest else ()),
         "## How to serve it",
-        f"Who can: {', '.join(found.served_by)}.",
+        f"Who can: {', '.join(found.served_by) or 'no engine that is known'}.",
         _code(commands if commands is not None else _serving(found, name)),
         "## Is it whole",
         _code(["sha256sum -c SHA256SUMS"]),
