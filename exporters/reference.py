@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from qdeploy.checkpoint.manifest import Manifest, load_manifest
@@ -20,8 +19,9 @@ from qdeploy.exporters.layers import FusedLayer, per_device, read_layers
 from qdeploy.exporters.lint.rule import rule
 from qdeploy.exporters.parallel import heads
 from qdeploy.fingerprint import fingerprint
-from qdeploy.formats.compressed_tensors import module_schemes, quantization_config, read_linear
-from qdeploy.formats.ct_layout import SUFFIXES
+from qdeploy.formats.format import Config, Format
+from qdeploy.formats.packed import Packed
+from qdeploy.kv_cache import stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.reference_linear import ReferenceLinear, portable
 
@@ -53,16 +53,24 @@ def write_dequantized(source: Path, output: Path, without_kernel: Mapping[str, s
         OutputError: the disk refuses.
     """
     reader = CheckpointReader(source)
-    dequantized = _Dequantized(reader, without_kernel)
+    dequantized = _Dequantized(Packed(reader), without_kernel)
     with ShardWriter(output, [file.stem for file in reader.files], resumable=False) as writer:
         for file in reader.files:
             writer.add_shard(file.stem, dict(dequantized.tensors(file)))
-        writer.finish(dequantized.config(), dequantized.manifest(), source)
+        left = dequantized.config()
+        config = {key: value for key, value in reader.config.items() if key != "quantization_config"}
+        if left is not None:
+            config["quantization_config"] = left.block
+        writer.finish(config, dequantized.manifest(), source, left.beside if left else None)
 
 
 @contextmanager
-def dequantizing(source: Path, output: Path, tensor_parallel: int, reason: Reason | None) -> Iterator[Path]:
+def dequantizing(
+    source: Path, output: Path, tensor_parallel: int, reason: Reason | None
+) -> Iterator[tuple[Path, list[Finding]]]:
     """`source`, or for a while a folder beside `output` in which what has no kernel is dequantized.
+
+    And what is to be said of layers that are dequantized there, now or since long.
 
     Args:
         tensor_parallel: devices that the model is split over.
@@ -70,12 +78,12 @@ def dequantizing(source: Path, output: Path, tensor_parallel: int, reason: Reaso
     """
     missing = without_kernel(CheckpointReader(source), tensor_parallel, reason) if reason else {}
     if not missing:
-        yield source
+        yield source, list(_findings(load_manifest(source), {}, allowed=reason is not None))
         return
     folder = output.with_name(output.name + ".reference")
     write_dequantized(source, folder, missing)
     try:
-        yield folder
+        yield folder, list(_findings(load_manifest(folder), missing, allowed=True))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -89,10 +97,10 @@ def without_kernel(reader: CheckpointReader, tensor_parallel: int, reason: Reaso
     }
 
 
-def findings(manifest: Manifest | None, *, allowed: bool) -> Iterator[Finding]:
-    """What is to be said of layers that are stored dequantized: an error, unless they are `allowed`."""
-    reasons = Counter(module.without_kernel for module in manifest.modules) if manifest else Counter()
-    for reason, count in reasons.items():
+def _findings(manifest: Manifest | None, missing: Mapping[str, str], *, allowed: bool) -> Iterator[Finding]:
+    """An error for each reason, unless they are `allowed`; without a manifest, of what is `missing`."""
+    modules = [module.without_kernel for module in manifest.modules] if manifest else missing.values()
+    for reason, count in Counter(modules).items():
         if reason is None:
             continue
         told = f"{count} layers are dequantized to 16 bits: {reason}"
@@ -105,40 +113,36 @@ def findings(manifest: Manifest | None, *, allowed: bool) -> Iterator[Finding]:
 class _Dequantized:
     """What the folder will hold; fingerprints are known once all tensors were asked for."""
 
-    def __init__(self, reader: CheckpointReader, without_kernel: Mapping[str, str]) -> None:
-        self._reader, self._without_kernel = reader, without_kernel
-        self._schemes = module_schemes(reader.config, reader)
-        name = reader.config.get("dtype") or reader.config.get("torch_dtype") or "bfloat16"
+    def __init__(self, packed: Packed, without_kernel: Mapping[str, str]) -> None:
+        self._packed, self._reader, self._without_kernel = packed, packed.reader, without_kernel
+        self._owners = packed.tensors
+        name = self._reader.config.get("dtype") or self._reader.config.get("torch_dtype") or "bfloat16"
         self._dtype: torch.dtype = getattr(torch, name)
         self._fingerprints: dict[str, str] = {}
 
     def tensors(self, file: Path) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that take the place of a file's; a layer's weight that of its scales."""
-        with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
-        for name in names:
-            module, _, suffix = name.rpartition(".")
-            if module not in self._without_kernel or suffix not in SUFFIXES:
+        """The tensors that take the place of a file's; a layer's weight that of its first."""
+        for name in self._reader.names_in(file):
+            module = self._owners.get(name)
+            if module not in self._without_kernel:
                 yield name, self._reader.get(name)
-            elif suffix == "weight_scale":
+            elif module is not None and module not in self._fingerprints:
                 yield f"{module}.weight", self._weight(module)
 
     def _weight(self, module: str) -> Tensor:
-        quantized = read_linear(self._reader, module, self._schemes[module])
+        quantized = self._packed.read(module)
         found = ReferenceLinear(portable(quantized.dequantize()), quantized.bits)
         self._fingerprints[module] = fingerprint(found)
         return found.weight.to(self._dtype)
 
-    def config(self) -> dict[str, Any]:
-        """config.json: those layers are no longer quantized, others still are."""
-        config = dict(self._reader.config)
-        block = config.pop("quantization_config")
-        packed = {name: s for name, s in self._schemes.items() if name not in self._without_kernel}
-        if packed:
-            ignore = [*block.get("ignore", []), *self._without_kernel]
-            kv_cache = "fp8" if block.get("kv_cache_scheme") else None
-            config["quantization_config"] = quantization_config(packed, ignore, kv_cache=kv_cache)
-        return config
+    def config(self) -> Config | None:
+        """What describes the layers that still are quantized; None if there are none."""
+        left = {name: s for name, s in self._packed.schemes.items() if name not in self._without_kernel}
+        if not left:
+            return None
+        assert isinstance(self._packed.format, Format)
+        cache = "fp8" if stored_scales(self._reader) else None
+        return self._packed.format.config(left, [*self._packed.kept, *self._without_kernel], cache)
 
     def manifest(self) -> dict[str, Any] | None:
         """qdeploy.json; None where there was none."""

@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 
 from qdeploy.checkpoint.folder import refuse_used
-from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.conversion import convert
 from qdeploy.errors import UnknownNameError, UsageError
 from qdeploy.exporters import memory, parallel
@@ -22,7 +21,7 @@ from qdeploy.exporters.base import Exporter, ExportReport, Finding, refuse_error
 from qdeploy.exporters.cache import NO_CACHE_IN_FP8, WITHOUT
 from qdeploy.exporters.description import describe
 from qdeploy.exporters.fitting import Fitting, fit_model
-from qdeploy.exporters.layers import FusedLayer, expert_sets, per_device, read_layers
+from qdeploy.exporters.layers import FusedLayer, expert_sets, per_device
 from qdeploy.exporters.linking import link_model
 from qdeploy.exporters.lint.engine import NO_GPU, NOT_READ, NOT_RUN
 from qdeploy.exporters.lint.fused import check_divisors, check_fused
@@ -36,7 +35,6 @@ from qdeploy.exporters.trtllm_legacy.exporter import EngineBuilderExporter
 from qdeploy.formats.modelopt import algorithm
 from qdeploy.formats.packed import Packed
 from qdeploy.kv_cache import stored_scales
-from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import PRESETS, Scheme
 from qdeploy.support import Support
 
@@ -98,18 +96,14 @@ class TensorRTLLMExporter:
         refuse_used(output)
         target = find_target(gpu, tensor_parallel)
         reason = partial(_reason, target) if reference else None
-        with dequantized.dequantizing(source, output, tensor_parallel, reason) as checked:
-            packed = Packed(CheckpointReader(checked))
-            findings = [
-                *_findings(Subject(packed, read_layers(packed.reader)), target, tensor_parallel),
-                *dequantized.findings(load_manifest(checked), allowed=reference),
-            ]
+        with dequantized.dequantizing(source, output, tensor_parallel, reason) as (checked, dense):
+            subject = Subject.open(checked)
+            findings = [*_findings(subject, target, tensor_parallel), *dense]
             refuse_errors(findings, f"TensorRT-LLM {TENSORRT_LLM} on {target}")
-            layers = read_layers(packed.reader)
-            fitting = fit_model(packed.reader, layers, memory.TENSORRT_LLM, target, tensor_parallel)
+            fitting = fit_model(subject.reader, subject.layers, memory.TENSORRT_LLM, target, tensor_parallel)
             findings += fitting.findings
             refuse_errors(findings, f"TensorRT-LLM {TENSORRT_LLM} on {target}")
-            return _write(source, packed, output, target, tensor_parallel, findings, fitting)
+            return _write(source, subject.packed, output, target, tensor_parallel, findings, fitting)
 
     def lint(self, subject: Subject, target: Target, tensor_parallel: int) -> Iterator[Finding]:
         """What TensorRT-LLM adds to the rules for any folder: formats, kernels, split, memory."""

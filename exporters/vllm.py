@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 
 from qdeploy.checkpoint.folder import refuse_used
-from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.conversion import convert
 from qdeploy.exporters import memory, parallel
 from qdeploy.exporters import reference as dequantized
@@ -31,7 +30,7 @@ from qdeploy.exporters.staging import staged
 from qdeploy.exporters.targets import Target, find_target
 from qdeploy.exporters.vllm_formats import check_format, objection
 from qdeploy.files import write_json
-from qdeploy.formats.packed import Packed, has_cache_in_fp8
+from qdeploy.formats.packed import FORMATS, Packed, has_cache_in_fp8
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import Scheme
 from qdeploy.support import Support
@@ -78,12 +77,10 @@ class VllmExporter:
         reason = partial(_reason, target) if reference else None
         with (
             _readable(source, output, target) as (readable, converted),
-            dequantized.dequantizing(readable, output, tensor_parallel, reason) as checked,
+            dequantized.dequantizing(readable, output, tensor_parallel, reason) as (checked, dense),
         ):
             report = inspect(Subject.open(checked), output, target, tensor_parallel)
-            report.findings.extend(converted)
-            # The manifest travels along, so a broken one must not.
-            report.findings.extend(dequantized.findings(load_manifest(checked), allowed=reference))
+            report.findings.extend([*converted, *dense])
             refuse_errors(report.findings, f"vLLM {VLLM} on {target}")
             report = replace(report, source=str(source))
             _write(checked, output, report, target)
@@ -126,7 +123,8 @@ def _readable(source: Path, output: Path, target: Target) -> Iterator[tuple[Path
     name = packed.format.name if packed.format else None
     reasons = dict.fromkeys(objection(name, scheme, target) for scheme in packed.schemes.values())
     told = "; ".join(reason for reason in reasons if reason)
-    if not told:
+    holds = FORMATS[CONVERTED_TO].refusal
+    if not told or any(holds(scheme, *packed.shape(m)) for m, scheme in packed.schemes.items()):
         yield source, []
         return
     folder = output.with_name(output.name + ".converted")

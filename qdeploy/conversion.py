@@ -123,7 +123,7 @@ class _Conversion:
             self._first.setdefault(owner, name)
         self._refuse()
         cache = "fp8" if stored_scales(self._reader) else None
-        self._config = target.config(packed.schemes, self._kept(), cache)
+        self._config = target.config(packed.schemes, packed.kept, cache)
 
     def _refuse(self) -> None:
         """Before anything is written, all that can be told from headers."""
@@ -157,18 +157,6 @@ class _Conversion:
             if name != self.source.name and not any(self._reason(m, each) for m in self._packed.schemes)
         ]
         return f"--to {' or '.join(others)} can." if others else f"Stay with {self.source.name}."
-
-    def _kept(self) -> list[str]:
-        """Linear layers in 16 bits."""
-        weights = [name.removesuffix(".weight") for name in self._reader.names if name.endswith(".weight")]
-        linears = [
-            name
-            for name in weights
-            if name not in self._packed.schemes
-            and len(self._reader.shape(f"{name}.weight")) == 2
-            and "embed" not in name
-        ]
-        return list(dict.fromkeys([*linears, *([] if "lm_head" in self._packed.schemes else ["lm_head"])]))
 
     @property
     def rounded(self) -> int:

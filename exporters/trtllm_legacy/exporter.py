@@ -16,7 +16,6 @@ import torch
 
 from qdeploy.checkpoint.companions import copy_companions
 from qdeploy.checkpoint.folder import refuse_used
-from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.checkpoint.tensor_file import write_tensors
 from qdeploy.errors import UsageError
 from qdeploy.exporters import parallel
@@ -88,12 +87,9 @@ class EngineBuilderExporter:
         refuse_used(output)
         target, split = find_target(gpu, tensor_parallel), Split(tensor_parallel, self._stages)
         reason = partial(_reason, target) if reference else None
-        with dequantized.dequantizing(source, output, tensor_parallel, reason) as checked:
+        with dequantized.dequantizing(source, output, tensor_parallel, reason) as (checked, dense):
             packed = Packed(CheckpointReader(checked))
-            findings = [
-                *_findings(packed, target, split),
-                *dequantized.findings(load_manifest(checked), allowed=reference),
-            ]
+            findings = [*_findings(packed, target, split), *dense]
             refuse_errors(findings, f"trtllm-build of TensorRT-LLM {TENSORRT_LLM} on {target}")
             return _Export(packed, target, split, findings).write(source, output)
 

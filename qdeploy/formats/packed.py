@@ -162,6 +162,19 @@ class Packed:
         names = {f"{module}.{suffix}": module for module in self.schemes for suffix in suffixes}
         return {name: module for name, module in names.items() if name in self.reader}
 
+    @property
+    def kept(self) -> list[str]:
+        """Linear layers in 16 bits, the head among them."""
+        weights = [name.removesuffix(".weight") for name in self.reader.names if name.endswith(".weight")]
+        linears = [
+            name
+            for name in weights
+            if name not in self.schemes
+            and len(self.reader.shape(f"{name}.weight")) == 2
+            and "embed" not in name
+        ]
+        return list(dict.fromkeys([*linears, *([] if "lm_head" in self.schemes else ["lm_head"])]))
+
     def shape(self, module: str) -> tuple[int, int]:
         """(N, K) of a quantized layer.
 

@@ -10,13 +10,19 @@ import torch
 
 from qdeploy.bench.integrity import check_integrity
 from qdeploy.checkpoint.manifest import load_manifest
+from qdeploy.conversion import convert
 from qdeploy.errors import ExportError
+from qdeploy.exporters.lint.linter import lint
+from qdeploy.exporters.reference import dequantizing, write_dequantized
 from qdeploy.exporters.vllm import VllmExporter
 from qdeploy.formats.compressed_tensors import read_linear
 from qdeploy.formats.ct_config import module_schemes
+from qdeploy.formats.dequantize import dequantized_state
+from qdeploy.formats.packed import FORMATS, Packed
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
+from tests.packed import W4A16, quantize_folder
 
 
 def quantized(model: Path, output: Path, scheme: str, method: str, group: str) -> Path:
@@ -24,6 +30,29 @@ def quantized(model: Path, output: Path, scheme: str, method: str, group: str) -
     flags = {"scheme": scheme, "method": method, "group_size": group, "calibration": calibration}
     quantize(Recipe.from_flags(str(model), **flags), output)
     return output
+
+
+@pytest.mark.parametrize("format", ["gptq", "gptq_v2"])
+def test_some_layers_of_another_tool_s_folder(format: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """What stays packed stays in its format, and without a manifest the report still says what happened."""
+    quantize_folder(tiny_llama, tmp_path / "packed", W4A16)
+    convert(tmp_path / "packed", tmp_path / format, format)
+    modules = {f"model.layers.0.mlp.{leaf}_proj": "for this test" for leaf in ("gate", "up", "down")}
+    write_dequantized(tmp_path / format, tmp_path / "mixed", modules)
+    before, after = (dict(dequantized_state(tmp_path / name)) for name in (format, "mixed"))
+    dense = {f"{module}.weight" for module in modules}
+    rounded = {name: weight.bfloat16() if name in dense else weight for name, weight in before.items()}
+    assert all(torch.equal(after[name], weight) for name, weight in rounded.items())
+    packed = Packed(CheckpointReader(tmp_path / "mixed"))
+    assert packed.format is FORMATS[format]
+    assert (
+        packed.schemes.keys() == Packed(CheckpointReader(tmp_path / format)).schemes.keys() - modules.keys()
+    )
+    assert not lint(tmp_path / "mixed", deep=True)
+    with dequantizing(tmp_path / format, tmp_path / "out", 1, lambda layer: "none here") as (folder, found):
+        assert [(finding.code, finding.problem[:9]) for finding in found] == [("QD610", "14 layers")]
+        assert Packed(CheckpointReader(folder)).format is None
+    assert not folder.exists()
 
 
 def test_dequantized_layers_are_refused_unless_asked_for(tiny_llama: Path, tmp_path: Path) -> None:

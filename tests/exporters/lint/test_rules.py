@@ -160,8 +160,10 @@ def test_nothing_is_wrong_with_sound_folders(
     assert lint(make(scheme, format), deep=True, original=tiny_llama) == []
 
 
-def test_nothing_is_wrong_with_16_bits(tiny_family: Path) -> None:
+def test_nothing_is_wrong_with_any_family(tiny_family: Path, tmp_path: Path) -> None:
     assert lint(tiny_family, deep=True) == []
+    quantize(recipe(tiny_family, method="rtn", group_size="auto"), tmp_path / "packed")
+    assert lint(tmp_path / "packed", deep=True, original=tiny_family) == []
 
 
 @pytest.mark.parametrize(

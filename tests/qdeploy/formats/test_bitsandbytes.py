@@ -15,11 +15,13 @@ from torch import Tensor
 
 from qdeploy.checkpoint.inspection import inspect_checkpoint
 from qdeploy.conversion import convert
-from qdeploy.errors import CheckpointError, ConversionError
+from qdeploy.errors import CheckpointError, ConversionError, ExportError
+from qdeploy.exporters.vllm import VllmExporter
 from qdeploy.formats import bitsandbytes
 from qdeploy.formats.bitsandbytes import NF4, STATE
 from qdeploy.formats.dequantize import dequantized_model, dequantized_state
 from qdeploy.formats.packed import FORMATS
+from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme
 from tests.packed import WEIGHTS, edit_config, edit_tensors
@@ -153,6 +155,19 @@ def test_no_format_holds_it(folder: tuple[Path, dict[str, Tensor]], tmp_path: Pa
         with pytest.raises(ConversionError, match=r"cannot hold 14 of 14 layers.* Stay with bitsandbytes\."):
             convert(folder[0], tmp_path / "out", name)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_vllm_gets_it_dequantized_if_asked(folder: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+    path, weights = folder
+    with pytest.raises(ExportError, match="it has no bitsandbytes"):
+        VllmExporter().export(path, tmp_path / "no", gpu="h100")
+    report = VllmExporter().export(path, tmp_path / "yes", gpu="h100", reference=True)
+    (finding,) = (finding for finding in report.findings if finding.code == "QD610")
+    assert "14 layers are dequantized to 16 bits: vLLM 0.32.0 has no NF4 kernel" in finding.problem
+    found = CheckpointReader(tmp_path / "yes")
+    assert "quantization_config" not in found.config
+    assert all(torch.equal(found.get(name), weight.bfloat16()) for name, weight in weights.items())
+    assert not any("absmax" in name for name in found.names)
 
 
 @pytest.mark.parametrize(
