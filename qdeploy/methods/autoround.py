@@ -1,10 +1,11 @@
 """AutoRound (Cheng et al., arXiv 2309.05516): a block's rounding, tuned by the signs of gradients.
 
-    Ŵ = s·(clip(⌊W/s + z + V⌉) − z),   s = s₀·(1 + γ),   V in [−½, ½]
+    Ŵ = s·(clip(⌊W/s + z + V⌉) − z),   s = (α·max W − β·min W) / (2^b − 1),   z = ⌊−β·min W / s⌉
 
-V, one number for each weight, decides which way it is rounded; γ, one for each group, how wide its grid is.
-Both begin at 0 and move against the sign of the gradient of the squared error of what the whole block puts
-out, 1/iterations of a step at first and linearly less, so that V could just go from one end to the other. The
+V in [−½, ½], one number for each weight, decides which way it is rounded; α and β up to 1, one of each for a
+group, how much of its range the grid spans (one for both ends where it is symmetric). V begins at 0, α and β
+at 1, and all move against the sign of the gradient of the squared error of what the whole block puts out,
+1/iterations of a step at first and linearly less, so that V could just go from one end to the other. The
 block reads what the quantized blocks before it put out; the 16-bit model's block says what is to come out.
 The best of the states seen is kept, by the error on EVALUATED samples.
 """
@@ -21,7 +22,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from qdeploy.methods.base import LinearProblem, Solution, relative_error, rounder
-from qdeploy.methods.grid import search
+from qdeploy.methods.grid import fit
 from qdeploy.methods.tuning import BlockProblem, TunedLayer, tuner
 from qdeploy.quantized import QuantizedLinear, portable_scales
 from qdeploy.schemes import Scheme
@@ -32,8 +33,8 @@ EVERY = 20
 EVALUATED = 8
 """Samples of each process that this is seen on."""
 
-MOST = 0.5
-"""The furthest that γ goes, either way."""
+LEAST = 0.5
+"""Of a group's range, that its grid spans; as far as α and β get from 1 in all steps together."""
 
 
 def _refusal(scheme: Scheme) -> str | None:
@@ -55,14 +56,18 @@ class AutoRound:
 
 @rounder(AutoRound, needs_hessian=False, refusal=_refusal)
 def begin(_: AutoRound, problem: LinearProblem) -> Solution:
-    """V = 0: round one layer to nearest, with searched scales."""
-    quantized = search(problem.weight, problem.scheme).nearest(problem.weight)
+    """V = 0, α = β = 1: round one layer to nearest.
+
+    Not with scales searched for the least error of the weights, which cut off the largest: on texts unlike
+    the calibration's nothing makes up for that.
+    """
+    quantized = fit(problem.weight, problem.scheme).nearest(problem.weight)
     return Solution(quantized, relative_error(problem, quantized))
 
 
 @tuner(AutoRound)
 def autoround(config: AutoRound, problem: BlockProblem) -> Mapping[str, QuantizedLinear]:
-    """Tune V and γ of all layers of a block."""
+    """Tune V, α and β of all layers of a block."""
     layers = {name: _Tuned(layer) for name, layer in problem.layers.items()}
     errors = _Errors(problem, config)
     _put(problem, layers)
@@ -133,21 +138,26 @@ class _Errors:
 
 
 class _Tuned:
-    """V and γ of one layer."""
+    """V, α and β of one layer."""
 
     def __init__(self, layer: TunedLayer) -> None:
         self.best, self._share = layer.quantized, layer.share
         n, groups = self.best.scales.shape
-        self._s0 = self.best.steps.unsqueeze(-1)
-        middle = self.best.scheme.zero if self.best.zeros is None else self.best.zeros.float().unsqueeze(-1)
-        self._z, self._top = middle, self.best.scheme.qmax
+        self._scheme, self._top = self.best.scheme, self.best.scheme.qmax
         self._w = layer.weight.view(n, groups, -1)
+        self._low, self._high = _ends(self._w, self._scheme)
         self._v = torch.zeros_like(self._w)
-        self._gamma = torch.zeros_like(self._s0)
+        self._alpha, self._beta = torch.ones_like(self._high), torch.ones_like(self._low)
 
     def weight(self) -> Tensor:
-        """Ŵ [N, K] for V and γ as they are."""
-        self._s = portable_scales(self._s0 * (1 + self._gamma))
+        """Ŵ [N, K] for V, α and β as they are."""
+        low = self._beta * self._low
+        self._s = portable_scales((self._alpha * self._high - low) / self._top)
+        self._z = torch.full_like(low, self._scheme.zero)
+        if not self._scheme.symmetric:
+            exact = -low / self._s.float()
+            self._z = exact.round().clamp(0, self._top)
+            self._left = exact - self._z
         self._x = self._w / self._s.float()
         rounded = (self._x + self._v).add_(self._z).round_()
         self._codes = rounded.clamp(0, self._top)
@@ -155,20 +165,42 @@ class _Tuned:
         return ((self._codes - self._z) * self._s.float()).flatten(1)
 
     def step(self, gradient: Tensor, rate: float) -> None:
-        """Move V and γ against the signs of what the gradient [N, K] of the last `weight` makes of theirs.
+        """Move V, α and β against the signs of what the gradient [N, K] of the last `weight` makes of theirs.
 
-        Rounding counts as the identity: where no code is at an end of its range dŴ/ds is what rounding adds
-        to W/s, elsewhere the code itself, and V moves nothing.
+        Rounding counts as the identity, so that a weight whose code is at neither end moves with s by what
+        rounding adds to W/s. One that is cut off at an end moves with that end, and V moves it not at all.
         """
         g = gradient.view_as(self._v)
         # An expert that few tokens reach must not follow them as far.
         rate *= self._share
-        moved = (self._codes - self._z).addcmul_(self._x, self._inside, value=-1)
-        widths = (moved * g).sum(-1, keepdim=True)
+        added = (self._codes - self._z).sub_(self._x).mul_(self._inside).mul_(g).sum(-1, keepdim=True)
+        outside = ~self._inside
+        above = (g * (outside & (self._codes > 0))).sum(-1, keepdim=True)
+        below = (g * (outside & (self._codes == 0))).sum(-1, keepdim=True)
         self._v.addcmul_(g.sign(), self._inside, value=-rate).clamp_(-0.5, 0.5)
-        self._gamma.sub_(widths.sign(), alpha=rate).clamp_(-MOST, MOST)
+        if self._scheme.symmetric:
+            middle = self._scheme.zero
+            self._move(self._alpha, added + (self._top - middle) * above - middle * below, rate)
+            self._beta = self._alpha
+        else:
+            # The ends of the grid are off those of the range by what rounding z leaves.
+            added += self._left * (above + below)
+            self._move(self._alpha, (added + self._top * above) * self._high, rate)
+            self._move(self._beta, (self._top * below - added) * self._low, rate)
+
+    def _move(self, end: Tensor, gradient: Tensor, rate: float) -> None:
+        end.sub_(gradient.sign(), alpha=rate).clamp_(LEAST, 1)
 
     def keep(self) -> None:
         """Remember the last `weight` as the best so far."""
         codes = self._codes.to(torch.uint8).flatten(1)
-        self.best = replace(self.best, codes=codes, scales=self._s.squeeze(-1))
+        zeros = None if self._scheme.symmetric else self._z.to(torch.uint8).squeeze(-1)
+        self.best = replace(self.best, codes=codes, scales=self._s.squeeze(-1), zeros=zeros)
+
+
+def _ends(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """The least and the largest number that groups [N, G, K/G] need, [N, G, 1]; 0 is between them."""
+    if scheme.symmetric:
+        size = groups.abs().amax(-1, keepdim=True)
+        return -size, size
+    return groups.amin(-1, keepdim=True).clamp_max(0), groups.amax(-1, keepdim=True).clamp_min(0)

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from qdeploy import tuned
 from qdeploy.distributed import ALONE, processes
 from qdeploy.memory import Budget
-from qdeploy.methods.autoround import AutoRound, _descend, _Errors, _Tuned
+from qdeploy.methods.autoround import AutoRound, _descend, _Errors, _put, _Tuned
 from qdeploy.methods.base import LinearProblem, Solution, solve
 from qdeploy.methods.tuning import BlockProblem, TunedLayer, tune
 from qdeploy.modeling import blocks
@@ -23,7 +23,7 @@ from qdeploy.modeling.blocks import set_weight
 from qdeploy.modeling.inputs import BlockCall
 from qdeploy.pipeline import quantize
 from qdeploy.planned import Planned
-from qdeploy.quantized import QuantizedLinear
+from qdeploy.quantized import QuantizedLinear, portable_scales
 from qdeploy.recipe import Recipe
 from qdeploy.schemes import PRESETS, Scheme
 from qdeploy.solved import Solved
@@ -310,11 +310,20 @@ def test_a_step_goes_against_the_signs_of_the_gradient(tmp_path: Path) -> None:
     block = Block(tmp_path, columns=columns)
     errors = _Errors(block.problem(), AutoRound(batch=SAMPLES))
     tuned_layers = {name: _Tuned(layer) for name, layer in block.layers.items()}
+    for layer in tuned_layers.values():
+        # Where they begin α and β can go one way alone.
+        layer._alpha.fill_(0.9)
+        layer._beta.fill_(0.8)
+    _put(block.problem(), tuned_layers)
     expected = {name: gradients(block, name) for name in block.layers}
-    before = {name: (layer._v.clone(), layer._gamma.clone()) for name, layer in tuned_layers.items()}
+    before = {
+        name: [t.clone() for t in (layer._v, layer._alpha, layer._beta)]
+        for name, layer in tuned_layers.items()
+    }
     _descend(block.problem(), tuned_layers, errors, 0.01)
     for name, layer in tuned_layers.items():
-        for moved, was, gradient in zip((layer._v, layer._gamma), before[name], expected[name], strict=True):
+        found = (layer._v, layer._alpha, layer._beta)
+        for moved, was, gradient in zip(found, before[name], expected[name], strict=True):
             certain = gradient.abs() > 1e-6 * gradient.abs().max()
             assert certain.float().mean() > 0.8
             assert torch.equal((moved - was).sign()[certain], -gradient.sign()[certain])
@@ -322,17 +331,25 @@ def test_a_step_goes_against_the_signs_of_the_gradient(tmp_path: Path) -> None:
         assert (expected[name][0] == 0).any()  # codes at an end of their range
 
 
-def gradients(block: Block, name: str) -> tuple[Tensor, Tensor]:
-    """Of the block's squared error by V and γ of one layer."""
+def gradients(block: Block, name: str) -> tuple[Tensor, ...]:
+    """Of the block's squared error by V, α and β of one layer, at 0, 0.9 and 0.8."""
     layer = block.layers[name]
     q, n = layer.quantized, len(layer.weight)
     assert q.zeros is not None
     v = torch.zeros(n, q.scales.shape[1], q.scheme.group_size or 0, requires_grad=True)
-    gamma = torch.zeros(n, q.scales.shape[1], 1, requires_grad=True)
-    s = q.steps.unsqueeze(-1) * (1 + gamma)
-    u = layer.weight.view_as(v) / s + v + q.zeros.float().unsqueeze(-1)
-    codes = (u + (u.round() - u).detach()).clamp(0, q.scheme.qmax)
-    weight = ((codes - q.zeros.float().unsqueeze(-1)) * s).flatten(1)
+    w = layer.weight.view_as(v)
+    alpha = torch.full((n, q.scales.shape[1], 1), 0.9, requires_grad=True)
+    beta = torch.full((n, q.scales.shape[1], 1), 0.8, requires_grad=True)
+    low, high = w.amin(-1, keepdim=True).clamp_max(0), w.amax(-1, keepdim=True).clamp_min(0)
+    s = as_identity(portable_scales, (alpha * high - beta * low) / q.scheme.qmax)
+    z = as_identity(torch.round, -beta * low / s)
+    codes = (as_identity(torch.round, w / s + v) + z).clamp(0, q.scheme.qmax)
+    weight = ((codes - z) * s).flatten(1)
     weight = weight if layer.columns is None else weight / layer.columns
     found = functional_call(block.module, {f"{name}.weight": weight}, (block.inputs[:],))
-    return torch.autograd.grad((found - block.outputs[:]).square().sum(), (v, gamma))
+    return torch.autograd.grad((found - block.outputs[:]).square().sum(), (v, alpha, beta))
+
+
+def as_identity(rounding: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What rounding makes of x, with the gradient of x."""
+    return x + (rounding(x).float() - x).detach()
