@@ -64,7 +64,7 @@ def test_licence_and_base_come_from_the_source_s_card(folder: Path, tmp_path: Pa
     ("source", "base"),
     [
         ("org/name", "org/name"),
-        ("/root/.cache/huggingface/hub/models--org--a.name/snapshots/0123", "org/a.name"),
+        ("/home/me/.cache/huggingface/hub/models--org--a.name/snapshots/0123", "org/a.name"),
         ("/", ""),
     ],
 )
