@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from qdeploy.errors import CheckpointError
 from qdeploy.exporters.base import Finding
 from qdeploy.exporters.kernels import CPU_EXPERTS, TORCH_INT4, VLLM, choose
 from qdeploy.exporters.layers import COLUMN_PARALLEL, KEY_VALUE, ROW_PARALLEL, FusedLayer, Layer
@@ -64,10 +65,19 @@ NO_BFLOAT16 = rule(
 
 
 def heads(config: Mapping[str, Any]) -> tuple[int, int]:
-    """(attention heads, key/value heads) of config.json, which may keep them under `text_config`."""
+    """(attention heads, key/value heads) of config.json, which may keep them under `text_config`.
+
+    Raises:
+        CheckpointError: it names none, as of models without attention.
+    """
     text = config.get("text_config") or config
-    count = int(text["num_attention_heads"])
-    return count, int(text.get("num_key_value_heads") or count)
+    count = text.get("num_attention_heads") or text.get("n_head")
+    if not count:
+        raise CheckpointError(
+            f"config.json of {text.get('model_type', 'the model')} has no num_attention_heads: how it is "
+            "split over devices is known of models with attention alone"
+        )
+    return int(count), int(text.get("num_key_value_heads") or count)
 
 
 def splits(config: Mapping[str, Any]) -> list[int]:

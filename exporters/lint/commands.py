@@ -71,12 +71,13 @@ def lint(
     from qdeploy import registry
     from qdeploy.exporters.lint.linter import lint, sound
     from qdeploy.exporters.targets import find_target
+    from qdeploy.modeling.checkpoint import CheckpointReader
 
     target = find_target(gpu, tensor_parallel)
     found = lint(
         checkpoint,
         deep=deep,
-        original=against,
+        original=CheckpointReader(against) if against else None,
         engine=registry.load("exporters", engine)() if engine else None,
         target=target,
         tensor_parallel=tensor_parallel,
@@ -129,5 +130,9 @@ def _show(checkpoint: Path, found: list[Finding]) -> None:
             soft_wrap=True,
         )
     counts = Counter(finding.severity for finding in found)
-    told = ", ".join(f"{counts[level]} {level}s" for level in ("error", "warning") if counts[level])
+    told = ", ".join(
+        f"{counts[level]} {level}{'s' if counts[level] > 1 else ''}"
+        for level in ("error", "warning")
+        if counts[level]
+    )
     console.print(f"{escape(str(checkpoint))}: {told or 'nothing found'}", highlight=False, soft_wrap=True)

@@ -56,7 +56,7 @@ def lint(
     path: Path,
     *,
     deep: bool = False,
-    original: Path | None = None,
+    original: CheckpointReader | None = None,
     engine: EngineRules | None = None,
     target: Target | None = None,
     tensor_parallel: int = 1,
@@ -66,28 +66,41 @@ def lint(
     Args:
         path: its folder.
         deep: read scales and codes too.
-        original: folder of the 16-bit model, to compare decoded weights with.
+        original: the 16-bit model, to compare decoded weights with.
         engine: whose loader and kernels are asked, for the `target`.
         target: device; needed with `engine`.
         tensor_parallel: devices that the model is split over.
 
     Raises:
-        CheckpointError: `original` cannot be read.
+        CheckpointError: there is no such folder. What is wrong with one that is there is a finding.
     """
-    found = list(folder.check_index(path)) if path.is_dir() else []
-    if found:
-        return found
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a folder. Give that of a checkpoint.")
     try:
-        subject = Subject.open(path)
-        # A tokenizer that is missing is no reason not to look further.
-        files, found = list(folder.check_files(subject)), list(check_headers(subject))
+        return _lint(path, deep, original, engine, target, tensor_parallel)
     except CheckpointError as error:
         return [folder.UNREADABLE(str(error).rstrip("."), "", str(path))]
+
+
+def _lint(
+    path: Path,
+    deep: bool,
+    original: CheckpointReader | None,
+    engine: EngineRules | None,
+    target: Target | None,
+    tensor_parallel: int,
+) -> list[Finding]:
+    found = list(folder.check_index(path))
+    if found:
+        return found
+    subject = Subject.open(path)
+    # A tokenizer that is missing is no reason not to look further.
+    files, found = list(folder.check_files(subject)), list(check_headers(subject))
     if sound(found) and (deep or original):
         found += check_scales(subject)
     if sound(found) and (deep or original):
         found += codes.check_codes(subject)
-        found += against.check_against(subject, CheckpointReader(original)) if original else ()
+        found += against.check_against(subject, original) if original else ()
     if sound(found) and engine and target:
         found += engine.lint(subject, target, tensor_parallel)
     return files + found

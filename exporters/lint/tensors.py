@@ -8,12 +8,24 @@ import torch
 
 from qdeploy.exporters.base import Finding
 from qdeploy.exporters.layers import Layer
-from qdeploy.exporters.lint.expected import OPTIONAL, SCALARS, SUFFIXES, expected_tensors
 from qdeploy.exporters.lint.rule import rule
 from qdeploy.exporters.lint.subject import Subject
+from qdeploy.formats.packed import FORMATS, READ_ONLY
+from qdeploy.formats.tensors import FLOATING, Layout
 from qdeploy.modeling.checkpoint import CheckpointReader
 
 AGAIN = "Quantize the model again"
+
+SUFFIXES = tuple(
+    dict.fromkeys(suffix for each in (*FORMATS.values(), *READ_ONLY.values()) for suffix in each.suffixes)
+)
+"""What a layer may own in any of the formats."""
+
+OPTIONAL = {"gptq": {"g_idx"}, "gptq_v2": {"g_idx"}}
+"""Format → tensors that a layer may have or not."""
+
+SCALARS: tuple[tuple[int, ...], ...] = ((), (1,))
+"""Shapes of one number; both are written."""
 
 MISSING = rule(
     "QD201",
@@ -112,10 +124,10 @@ def check_tensors(subject: Subject) -> Iterator[Finding]:
     for layer in subject.layers:
         if not subject.holds(layer):
             continue  # told by check_names
-        expected = expected_tensors(subject.format, layer)
+        expected = _expected(subject, layer)
         if expected is None:
-            continue
-        allowed = {*expected, *OPTIONAL.get(str(subject.format), ())} if layer.scheme else set(expected)
+            continue  # looked at when it is decoded
+        allowed = expected.keys() | (OPTIONAL.get(str(subject.format), set()) if layer.scheme else set())
         for suffix in SUFFIXES:
             name = f"{layer.name}.{suffix}"
             if suffix in expected and name not in subject.reader:
@@ -124,6 +136,14 @@ def check_tensors(subject: Subject) -> Iterator[Finding]:
                 yield _misplaced(layer, suffix)
             elif suffix in expected:
                 yield from _check_header(subject.reader, layer, suffix, *expected[suffix])
+
+
+def _expected(subject: Subject, layer: Layer) -> Layout | None:
+    """What the layer must own, its bias aside; None in a format that has no layout."""
+    if layer.scheme is None or subject.packed.format is None:
+        return {"weight": (FLOATING, (layer.n, layer.k))}
+    layout = subject.packed.format.layout
+    return layout(layer.name, layer.scheme, layer.n, layer.k) if layout else None
 
 
 def _misplaced(layer: Layer, suffix: str) -> Finding:

@@ -16,7 +16,7 @@ from torch import Tensor
 from qdeploy.errors import CheckpointError
 from qdeploy.formats import bits
 from qdeploy.formats.single import only_scheme
-from qdeploy.formats.tensors import check, required
+from qdeploy.formats.tensors import FLOATING, Layout, check_layout, required
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme, identify
@@ -39,6 +39,16 @@ def shape(reader: CheckpointReader, module: str, _: Scheme) -> tuple[int, int]:
     """(N, K) of a module, from its header."""
     k, words = reader.shape(f"{module}.qweight")
     return 8 * words, k
+
+
+def layout(scheme: Scheme, n: int, k: int) -> Layout:
+    """The tensors that a layer [N, K] must own."""
+    g, words = scheme.groups(k), n // 8
+    return {
+        "qweight": ((torch.int32,), (k, words)),
+        "qzeros": ((torch.int32,), (g, words)),
+        "scales": (FLOATING, (g, n)),
+    }
 
 
 def refusal(scheme: Scheme, n: int, k: int) -> str | None:
@@ -122,10 +132,7 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
         CheckpointError: a tensor is missing or misshapen, or zero points are not those of the symmetric grid.
     """
     k, words = required(tensors, "qweight").shape
-    n, g = words * 8, scheme.groups(k)
-    check(tensors, "qweight", torch.int32, (k, words))
-    check(tensors, "qzeros", torch.int32, (g, words))
-    check(tensors, "scales", None, (g, n))
+    check_layout(tensors, layout(scheme, 8 * words, k))
     zeros = _deinterleave(tensors["qzeros"])
     if scheme.symmetric and not (zeros == scheme.zero).all():
         found = int((zeros != scheme.zero).sum())

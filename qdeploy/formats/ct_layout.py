@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qdeploy.formats import bits
+from qdeploy.formats import bits, tensors
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import E2M1, Codebook, Scheme
 
@@ -61,19 +61,27 @@ def layout(scheme: Scheme, n: int, k: int) -> Layout:
     Scales may be of another floating type where others wrote them.
     """
     name = storage_format(scheme)
-    tensors = _codes(scheme, name, n, k) | {"weight_scale": _scales(scheme, name, n, k)}
+    found = _codes(scheme, name, n, k) | {"weight_scale": _scales(scheme, name, n, k)}
     if name == PACKED:
-        tensors["weight_shape"] = torch.int64, (2,)
+        found["weight_shape"] = torch.int64, (2,)
         if not scheme.symmetric:
             words = bits.words(n, scheme.bits)
-            tensors["weight_zero_point"] = torch.int32, (words, scheme.groups(k))
+            found["weight_zero_point"] = torch.int32, (words, scheme.groups(k))
     if name == NVFP4:
-        tensors["weight_global_scale"] = torch.float32, (1,)
+        found["weight_global_scale"] = torch.float32, (1,)
         if scheme.needs_data:
-            tensors["input_global_scale"] = torch.float32, (1,)
+            found["input_global_scale"] = torch.float32, (1,)
     elif scheme.needs_data:
-        tensors["input_scale"] = torch.bfloat16, (1,)
-    return tensors
+        found["input_scale"] = torch.bfloat16, (1,)
+    return found
+
+
+def stored(scheme: Scheme, n: int, k: int) -> tensors.Layout:
+    """The tensors that a layer [N, K] must own, whoever wrote it."""
+    return {
+        suffix: (tensors.FLOATING if dtype == torch.bfloat16 else (dtype,), shape)
+        for suffix, (dtype, shape) in layout(scheme, n, k).items()
+    }
 
 
 def _codes(scheme: Scheme, name: str, n: int, k: int) -> Layout:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdeploy.formats.tensors import check, required
+from qdeploy.formats.tensors import FLOATING, Layout, check_layout, required
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import PRESETS, Scheme
@@ -34,6 +34,11 @@ def shape(reader: CheckpointReader, module: str, _: Scheme) -> tuple[int, int]:
     return n, k
 
 
+def layout(n: int, k: int) -> Layout:
+    """The tensors that a layer [N, K] must own."""
+    return {"weight": ((torch.float8_e4m3fn,), (n, k)), "weight_scale": (FLOATING, (n, 1))}
+
+
 def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
     """A layer from its tensors, by suffix.
 
@@ -42,6 +47,5 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
     """
     weight = required(tensors, "weight")
     n, k = weight.shape
-    check(tensors, "weight", torch.float8_e4m3fn, (n, k))
-    check(tensors, "weight_scale", None, (n, 1))
+    check_layout(tensors, layout(n, k))
     return QuantizedLinear(weight.view(torch.uint8), tensors["weight_scale"].float(), None, scheme)

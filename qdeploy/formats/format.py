@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from qdeploy.formats.tensors import Layout
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme
@@ -38,6 +39,7 @@ class ReadFormat:
         suffixes: of the tensors that a layer may own, its bias aside.
         schemes: of a folder's layers, from its block and the tensors that are there.
         shape: [N, K] of a module, from headers alone where they say it.
+        layout: tensors that a module [N, K] must own; None where only unpacking tells.
         unpack: a layer from its tensors by suffix.
     """
 
@@ -45,6 +47,7 @@ class ReadFormat:
     suffixes: tuple[str, ...]
     schemes: Callable[[Block, CheckpointReader], dict[str, Scheme]]
     shape: Callable[[CheckpointReader, str, Scheme], tuple[int, int]]
+    layout: Callable[[str, Scheme, int, int], Layout] | None
     unpack: Callable[[Mapping[str, Tensor], Scheme, Block], QuantizedLinear]
 
 

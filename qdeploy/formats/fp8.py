@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qdeploy.errors import CheckpointError
 from qdeploy.formats.single import only_scheme
-from qdeploy.formats.tensors import check, required
+from qdeploy.formats.tensors import FLOATING, Layout, check, required
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import E4M3, PRESETS, Scheme
@@ -38,6 +38,15 @@ def shape(reader: CheckpointReader, module: str, _: Scheme) -> tuple[int, int]:
     """(N, K) of a module, from its header."""
     n, k = reader.shape(f"{module}.weight")
     return n, k
+
+
+def layout(scheme: Scheme, n: int, k: int) -> Layout:
+    """The tensors that a layer [N, K] must own."""
+    weight: Layout = {"weight": ((torch.float8_e4m3fn,), (n, k))}
+    if scheme == BLOCKS:
+        return weight | {BLOCK_SCALE: (FLOATING, (-(-n // BLOCK[0]), scheme.groups(k)))}
+    inputs: Layout = {INPUT_SCALE: (FLOATING, ())} if scheme.needs_data else {}
+    return weight | {SCALE: (FLOATING, ())} | inputs
 
 
 def refusal(scheme: Scheme, _n: int, _k: int) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qdeploy.errors import CheckpointError
 from qdeploy.formats import bits
-from qdeploy.formats.tensors import check, required
+from qdeploy.formats.tensors import FLOATING, Layout, check, check_layout, required
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme
@@ -31,6 +31,16 @@ def shape(reader: CheckpointReader, module: str, scheme: Scheme) -> tuple[int, i
     """(N, K) of a module, from its header."""
     words, n = reader.shape(f"{module}.qweight")
     return n, words * 32 // scheme.bits
+
+
+def layout(scheme: Scheme, n: int, k: int) -> Layout:
+    """The tensors that a layer [N, K] must own; g_idx may be there too."""
+    b, g = scheme.bits, scheme.groups(k)
+    return {
+        "qweight": ((torch.int32,), (bits.words(k, b), n)),
+        "qzeros": ((torch.int32,), (g, bits.words(n, b))),
+        "scales": (FLOATING, (g, n)),
+    }
 
 
 def refusal(scheme: Scheme, n: int, k: int) -> str | None:
@@ -97,10 +107,7 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme, version: Version) -> Q
     b = scheme.bits
     words, n = required(tensors, "qweight").shape
     k = words * 32 // b
-    g = scheme.groups(k)
-    check(tensors, "qweight", torch.int32, (bits.words(k, b), n))
-    check(tensors, "qzeros", torch.int32, (g, bits.words(n, b)))
-    check(tensors, "scales", None, (g, n))
+    check_layout(tensors, layout(scheme, n, k))
     of_runs, of_columns = _read_groups(tensors, k, scheme)
     zeros = bits.unpack(tensors["qzeros"], b, n).T
     if version == 1:

@@ -29,7 +29,7 @@ from torch import Tensor
 from qdeploy.errors import CheckpointError
 from qdeploy.formats import bits
 from qdeploy.formats.compressed_tensors import E8M0_BIAS
-from qdeploy.formats.tensors import attention_of, check, required
+from qdeploy.formats.tensors import FLOATING, Layout, attention_of, check, required
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import E4M3, PRESETS, Scheme
@@ -82,6 +82,36 @@ def shape(reader: CheckpointReader, module: str, scheme: Scheme) -> tuple[int, i
     if scheme.bits == 4:
         return (2 * rows, columns) if scheme.element is None else (rows, 2 * columns)
     return rows, columns
+
+
+def layout(module: str, scheme: Scheme, n: int, k: int) -> Layout:
+    """The tensors that a layer [N, K] must own."""
+    name, tensors = algorithm(scheme), _weights(scheme, n, k)
+    if scheme.steps == "e4m3":
+        tensors["weight_scale_2"] = (FLOATING, ())
+    if scheme.needs_data:
+        tensors["input_scale"] = (FLOATING, ())
+    if name in (INT4, SQ) and module.rpartition(".")[2] in ALONE:
+        tensors["pre_quant_scale"] = (FLOATING, (k,))
+    return tensors
+
+
+def _weights(scheme: Scheme, n: int, k: int) -> Layout:
+    name, groups = algorithm(scheme), (n, scheme.groups(k))
+    if name == INT4:
+        return {"weight": ((torch.uint8,), (n // 2, k)), "weight_scale": (FLOATING, groups)}
+    if name in (INT8, SQ):
+        return {"weight": ((torch.int8,), (n, k)), "weight_scale": (FLOATING, (n,))}
+    exponents = (torch.uint8,) if scheme.steps == "e8m0" else (torch.float8_e4m3fn,)
+    if scheme.element != E4M3:
+        return {"weight": ((torch.uint8,), (n, k // 2)), "weight_scale": (exponents, groups)}
+    weight: Layout = {"weight": ((torch.float8_e4m3fn,), (n, k))}
+    if scheme.steps == "e8m0":
+        return weight | {"weight_scale": (exponents, groups)}
+    scales: tuple[int, ...] = (n,)
+    if scheme.rows != 1:
+        scales = () if scheme.rows is None else (-(-n // scheme.rows), 1, scheme.groups(k), 1)
+    return weight | {"weight_scale": (FLOATING, scales)}
 
 
 def refusal(scheme: Scheme, n: int, k: int) -> str | None:

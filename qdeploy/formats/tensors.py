@@ -15,6 +15,23 @@ def attention_of(module: str) -> str:
     return module.removesuffix(".k_proj").removesuffix(".v_proj")
 
 
+FLOATING = (torch.bfloat16, torch.float16, torch.float32)
+"""What scales may be stored in, where a format leaves that open."""
+
+Layout = dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...]]]
+"""Suffix of a tensor that a layer must own → dtypes that it may have, and shape; [] stands for [1] too."""
+
+
+def check_layout(tensors: Mapping[str, Tensor], layout: Layout) -> None:
+    """Refuse a layer whose tensors are not those of its format; scales may be of any dtype.
+
+    Raises:
+        CheckpointError: one is missing, or of another dtype or shape.
+    """
+    for suffix, (dtypes, shape) in layout.items():
+        check(tensors, suffix, None if dtypes == FLOATING else dtypes[0], shape)
+
+
 def required(tensors: Mapping[str, Tensor], suffix: str) -> Tensor:
     """The tensor of that suffix.
 

@@ -147,7 +147,8 @@ class _Tuned:
         self._w = layer.weight.view(n, groups, -1)
         self._low, self._high = _ends(self._w, self._scheme)
         self._v = torch.zeros_like(self._w)
-        self._alpha, self._beta = torch.ones_like(self._high), torch.ones_like(self._low)
+        self._alpha = torch.ones_like(self._high)
+        self._beta = self._alpha if self._scheme.symmetric else torch.ones_like(self._low)
 
     def weight(self) -> Tensor:
         """Ŵ [N, K] for V, α and β as they are."""
@@ -181,7 +182,6 @@ class _Tuned:
         if self._scheme.symmetric:
             middle = self._scheme.zero
             self._move(self._alpha, added + (self._top - middle) * above - middle * below, rate)
-            self._beta = self._alpha
         else:
             # The ends of the grid are off those of the range by what rounding z leaves.
             added += self._left * (above + below)

@@ -11,10 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import MambaConfig, MambaForCausalLM
 
 from qdeploy.conversion import convert
+from qdeploy.errors import CheckpointError
 from qdeploy.exporters.base import Finding
 from qdeploy.exporters.lint.linter import lint
+from qdeploy.exporters.targets import TARGETS
+from qdeploy.exporters.vllm import VllmExporter
 from qdeploy.formats import awq, bits
 from qdeploy.formats.ct_config import KV_CACHE
 from qdeploy.modeling.checkpoint import CheckpointReader
@@ -157,13 +161,13 @@ SOUND = [
 def test_nothing_is_wrong_with_sound_folders(
     make: Make, tiny_llama: Path, scheme: Scheme | str, format: str
 ) -> None:
-    assert lint(make(scheme, format), deep=True, original=tiny_llama) == []
+    assert lint(make(scheme, format), deep=True, original=CheckpointReader(tiny_llama)) == []
 
 
 def test_nothing_is_wrong_with_any_family(tiny_family: Path, tmp_path: Path) -> None:
     assert lint(tiny_family, deep=True) == []
     quantize(recipe(tiny_family, method="rtn", group_size="auto"), tmp_path / "packed")
-    assert lint(tmp_path / "packed", deep=True, original=tiny_family) == []
+    assert lint(tmp_path / "packed", deep=True, original=CheckpointReader(tiny_family)) == []
 
 
 @pytest.mark.parametrize(
@@ -303,12 +307,12 @@ def test_beside_the_original_codes_in_another_order_are_explained(
 ) -> None:
     folder = make(W4A16, format)
     break_it(folder)
-    assert cause in told(lint(folder, original=tiny_llama), "QD311")
+    assert cause in told(lint(folder, original=CheckpointReader(tiny_llama)), "QD311")
 
 
 def test_channels_that_were_scaled_are_no_difference(make: Make, tiny_llama: Path, tmp_path: Path) -> None:
     quantize(recipe(tiny_llama, method="awq+rtn"), tmp_path / "awq")
-    assert lint(tmp_path / "awq", original=tiny_llama) == []
+    assert lint(tmp_path / "awq", original=CheckpointReader(tiny_llama)) == []
 
 
 def test_a_tied_head_is_not_quantized(make: Make) -> None:
@@ -384,4 +388,13 @@ def test_folders_that_cannot_be_read(make: Make, break_it: Break, told: str) -> 
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    assert codes(lint(tmp_path / "nowhere")) == {"QD101"}
+    with pytest.raises(CheckpointError, match="nowhere is not a folder"):
+        lint(tmp_path / "nowhere")
+
+
+def test_models_without_attention_are_told_apart(tmp_path: Path) -> None:
+    config = MambaConfig(num_hidden_layers=1, hidden_size=32, vocab_size=64)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    assert codes(lint(tmp_path / "mamba", deep=True)) == {"QD103"}
+    (found,) = lint(tmp_path / "mamba", engine=VllmExporter(), target=TARGETS["h100"])
+    assert "config.json of mamba has no num_attention_heads" in found.problem
