@@ -25,6 +25,9 @@ DIFFERENT = rule(
     is read, has another layer's tensors, or was rotated (which no comparison of weights survives). If
     one of the usual mistakes mends it, the finding says which.""",
 )
+ROUNDS = 4
+"""In which columns and rows are brought to one length by turns: each undoes a part of the other."""
+
 ALIKE, MENDED, LEAST_BITS = 0.9, 0.95, 3
 """Correlations: below the first layers differ, above the second a mistake explains it; not for 2 bits."""
 
@@ -78,10 +81,11 @@ def _explained(q: QuantizedLinear, weight: Tensor) -> str:
 
 
 def even(weight: Tensor) -> Tensor:
-    """[N, K] float, columns and then rows brought to length one."""
-    columns = weight / weight.norm(dim=0).clamp_min(1e-30)
-    even: Tensor = columns / columns.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    return even
+    """[N, K] float, columns and rows brought to about one length each, whatever factors they had."""
+    for _ in range(ROUNDS):
+        weight = weight / weight.norm(dim=0).clamp_min(1e-30)
+        weight = weight / weight.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    return weight
 
 
 def correlation(a: Tensor, b: Tensor) -> float:

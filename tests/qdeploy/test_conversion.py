@@ -29,7 +29,7 @@ from qdeploy.exporters.vllm import check
 from qdeploy.files import sha256_file
 from qdeploy.formats import awq
 from qdeploy.formats.dequantize import dequantized_state
-from qdeploy.formats.packed import FORMATS, Packed
+from qdeploy.formats.packed import BESIDE, FORMATS, Packed
 from qdeploy.kv_cache import is_cache_scale
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.pipeline import quantize
@@ -289,6 +289,7 @@ def test_other_spellings_are_read(
     assert set(Packed(CheckpointReader(folder)).schemes.values()) == {SYMMETRIC}
     convert(folder, tmp_path / "out", "compressed-tensors")
     assert same(tmp_path / "out", source)
+    assert not any((tmp_path / "out" / name).exists() for name in BESIDE)
     assert not check(tmp_path / "out", TARGETS["h100"])
 
 
@@ -452,8 +453,10 @@ def test_ctrl_c_leaves_nothing(several: Path, tmp_path: Path, jobs: int) -> None
         "from qdeploy import conversion\n"
         "from qdeploy.checkpoint.writer import ShardWriter\n"
         "write = ShardWriter.add_shard\n"
+        "once = threading.Lock()\n"
         "def interrupted(self, *rest):\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    if once.acquire(blocking=False):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
         "    write(self, *rest)\n"
         "ShardWriter.add_shard = interrupted\n"
         "conversion.convert(Path(sys.argv[1]), Path(sys.argv[2]), 'gptq', jobs=int(sys.argv[3]))\n"

@@ -16,6 +16,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from qdeploy.conversion import convert
 from qdeploy.errors import CheckpointError
 from qdeploy.exporters.base import Finding
+from qdeploy.exporters.lint.against import correlation, even
 from qdeploy.exporters.lint.linter import lint
 from qdeploy.exporters.targets import TARGETS
 from qdeploy.exporters.vllm import VllmExporter
@@ -255,6 +256,40 @@ def test_values(make: Make, scheme: Scheme | str, format: str, break_it: Break, 
     break_it(folder)
     assert lint(folder) == []
     assert codes(lint(folder, deep=True)) == {code}
+
+
+def test_float16_scales_are_whole_where_the_model_runs_in_float16(make: Make) -> None:
+    folder = make(W4A16, "awq")
+    edit(f"{Q}.scales", put(1 + 2.0**-10))(folder)
+    set_config(dtype="float16")(folder)
+    assert lint(folder, deep=True) == []
+
+
+def test_both_codes_that_stand_for_no_number(make: Make) -> None:
+    folder = make("FP8_DYNAMIC")
+    edit(f"{Q}.weight", lambda t: put(127, 255)(t.view(torch.uint8)).view(t.dtype))(folder)
+    assert "2 of 4096 weights are not a number" in told(lint(folder, deep=True), "QD309")
+
+
+def test_rules_that_reach_fused_layers_too(make: Make) -> None:
+    folder = make(W4A16, "gptq")
+    set_block(dynamic={r"+:.*\.(?:q|k|v|qkv)_proj$": {"damp": 1}})(folder)
+    assert lint(folder) == []
+
+
+def test_no_engine_is_asked_about_a_broken_folder(make: Make) -> None:
+    folder = make(W8A16)
+    edit(f"{Q}.weight_scale", lambda t: None)(folder)
+    assert codes(lint(folder, engine=VllmExporter(), target=TARGETS["cpu-avx512"])) == {"QD201"}
+
+
+def test_scales_of_rows_and_columns_do_not_matter_for_the_comparison() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(24, 48, generator=generator)
+    columns = torch.exp2(torch.randint(-6, 7, (48,), generator=generator).float())
+    rows = torch.exp2(torch.randint(-6, 7, (24, 1), generator=generator).float())
+    assert correlation(even(weight * columns * rows), even(weight)) > 0.999
+    assert correlation(even(torch.randn(24, 48, generator=generator)), even(weight)) < 0.2
 
 
 def test_zero_points_of_the_other_version_are_named(make: Make) -> None:

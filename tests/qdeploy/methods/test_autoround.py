@@ -14,7 +14,7 @@ from torch.func import functional_call
 from qdeploy import tuned
 from qdeploy.distributed import ALONE, processes
 from qdeploy.memory import Budget
-from qdeploy.methods.autoround import AutoRound, _descend, _Errors, _put, _Tuned
+from qdeploy.methods.autoround import LEAST, AutoRound, _descend, _Errors, _put, _Tuned
 from qdeploy.methods.base import LinearProblem, Solution, solve
 from qdeploy.methods.tuning import BlockProblem, TunedLayer, tune
 from qdeploy.modeling import blocks
@@ -329,6 +329,19 @@ def test_a_step_goes_against_the_signs_of_the_gradient(tmp_path: Path) -> None:
             assert torch.equal((moved - was).sign()[certain], -gradient.sign()[certain])
             assert torch.equal(moved[gradient == 0], was[gradient == 0])
         assert (expected[name][0] == 0).any()  # codes at an end of their range
+
+
+@pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM"])
+def test_the_ends_of_the_grid_stay_within_the_range(scheme: str, tmp_path: Path) -> None:
+    block = Block(tmp_path, replace(PRESETS[scheme], group_size=16))
+    for name, layer in block.layers.items():
+        tuned_layer = _Tuned(layer)
+        for sign in (1, -1):
+            for _ in range(4):
+                tuned_layer.weight()
+                tuned_layer.step(sign * torch.randn_like(layer.weight), 0.4)
+                for end in (tuned_layer._alpha, tuned_layer._beta):
+                    assert LEAST <= float(end.min()) <= float(end.max()) <= 1, name
 
 
 def gradients(block: Block, name: str) -> tuple[Tensor, ...]:
