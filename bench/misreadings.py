@@ -29,12 +29,12 @@ def reorder_codes(q: QuantizedLinear, order: tuple[int, ...]) -> QuantizedLinear
     whole = codes.shape[1] // len(order) * len(order)
     words = codes[:, :whole].reshape(len(codes), -1, len(order))
     codes[:, :whole] = words[..., list(order)].flatten(1)
-    return replace(q, codes=codes)
+    return replace(q, stored=codes)
 
 
 def flip_sign_bit(q: QuantizedLinear) -> QuantizedLinear:
     """Take offset codes for two's complement, or the reverse."""
-    return replace(q, codes=q.codes ^ q.scheme.zero)
+    return replace(q, stored=q.codes ^ q.scheme.zero)
 
 
 def shift_zeros(q: QuantizedLinear, step: int) -> QuantizedLinear:

@@ -26,13 +26,10 @@ from qdeploy.formats.format import Format
 from qdeploy.formats.gptq import out_of_order
 from qdeploy.formats.packed import FORMATS, Packed
 from qdeploy.kv_cache import is_cache_scale, stored_scales
-from qdeploy.memory import hand_back
+from qdeploy.memory import manage_heap
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.progress import progress
 from qdeploy.quantized import QuantizedLinear
-
-LARGE = 1 << 20
-"""Bytes of a layer's tensor, not of a block of its rows; what is freed of that size goes at once."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +80,13 @@ def convert(
         return Converted(work.source.name, target, len(packed.schemes), work.rounded, writer.bytes)
 
 
-def _each(files: Sequence[Path], work: Callable[[Path], None], jobs: int) -> None:
-    """Do `work` with every file, `jobs` at a time.
+def _each(files: Sequence[Path], work: Callable[[Path], Callable[[], None]], jobs: int) -> None:
+    """Do `work` with every file, `jobs` at a time, and meanwhile what is left to do of those before.
 
     In threads: what takes time lets go of the interpreter's lock. Each computes in one thread, since tensors
     go through in small blocks, of which to share one takes longer than to do it.
     """
-    hand_back(LARGE)
+    manage_heap(ample=True)
     threads = torch.get_num_threads()
     with progress("Converting", len(files)) as shown:
         pool = ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,))
@@ -97,7 +94,7 @@ def _each(files: Sequence[Path], work: Callable[[Path], None], jobs: int) -> Non
             futures = {file: pool.submit(work, file) for file in files}
             for file, future in futures.items():
                 shown.note(file.name)
-                future.result()
+                future.result()()
                 shown.advance()
         finally:
             pool.shutdown(cancel_futures=True)
@@ -163,14 +160,13 @@ class _Conversion:
         """How many scales were, in the files that were written."""
         return sum(self._rounded.values())
 
-    def write(self, writer: ShardWriter, file: Path) -> None:
-        """Write what takes the file's place, or link it."""
+    def write(self, writer: ShardWriter, file: Path) -> Callable[[], None]:
+        """Write what takes the file's place, or link it; what is returned finishes it."""
         names = self._reader.names_in(file)
         if any(self._changes(name) for name in names):
-            writer.add_shard(file.stem, dict(self._tensors(names)))
-        else:
-            sizes = {name: self._reader.nbytes(name) for name in names}
-            writer.link_shard(file.stem, file, sizes, self._sha256(file))
+            return writer.begin_shard(file.stem, dict(self._tensors(names)))
+        sizes = {name: self._reader.nbytes(name) for name in names}
+        return lambda: writer.link_shard(file.stem, file, sizes, self._sha256(file))
 
     def _sha256(self, file: Path) -> str:
         return self._recorded.get(file.name) or sha256_file(file)

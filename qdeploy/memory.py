@@ -133,14 +133,3 @@ def manage_heap(*, ample: bool) -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGEST if ample else EXACT)
         mallopt(M_TRIM_THRESHOLD, NEVER if ample else EXACT)
-
-
-def hand_back(size: int) -> None:
-    """Give tensors of `size` bytes or more pages of their own, which go with them.
-
-    It holds for the rest of the process. Smaller ones, as come and go by the thousand, stay in the heap.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, size)
-        mallopt(M_TRIM_THRESHOLD, 16 * size)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from qdeploy import levels
+from qdeploy.formats import bits
 from qdeploy.schemes import Scheme
 
 SMALLEST_SCALE = 2.0**-17
 """Scales at or above this and rounded to bfloat16 are exact in bfloat16, float16 and float32 alike."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class QuantizedLinear:
     """One quantized weight matrix [N, K] in G groups along K, of which the last may be narrower.
 
     Attributes:
-        codes: uint8 [N, K], 0 … scheme.qmax.
+        stored: the codes, 0 … scheme.qmax, uint8 [N, K]; or, where they fill whole words, as `bits.pack` lays
+            them along rows, int32 [N, K·b/32]. Formats that differ in the order of words need no codes.
         scales: bfloat16 [N, G], finite, positive, exact in what the scheme stores them in; equal for rows
             that share them.
         zeros: uint8 [N, G], or None for the symmetric grid and for minifloats.
@@ -30,7 +33,7 @@ class QuantizedLinear:
             written from; None where groups are runs of columns.
     """
 
-    codes: Tensor
+    stored: Tensor
     scales: Tensor
     zeros: Tensor | None
     scheme: Scheme
@@ -41,8 +44,20 @@ class QuantizedLinear:
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
-        n, k = self.codes.shape
-        return n, k
+        n, columns = self.stored.shape
+        return n, columns if self.stored.dtype == torch.uint8 else columns * 32 // self.scheme.bits
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """uint8 [N, K]."""
+        if self.stored.dtype == torch.uint8:
+            return self.stored
+        return bits.unpack(self.stored, self.scheme.bits, self.shape[1])
+
+    @property
+    def stream(self) -> Tensor:
+        """The codes of each row as one stream of bits, int32 [N, ceil(K·b/32)]."""
+        return bits.pack(self.stored, self.scheme.bits) if self.stored.dtype == torch.uint8 else self.stored
 
     @property
     def bits(self) -> float:

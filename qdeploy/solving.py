@@ -100,5 +100,5 @@ def _whole(part: Quantized, rows: int, group: Group) -> Quantized:
         return ReferenceLinear(group.join(part.weight, rows), bits)
     zeros = None if part.zeros is None else group.join(part.zeros, rows)
     return replace(
-        part, codes=group.join(part.codes, rows), scales=group.join(part.scales, rows), zeros=zeros
+        part, stored=group.join(part.codes, rows), scales=group.join(part.scales, rows), zeros=zeros
     )

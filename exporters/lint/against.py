@@ -74,7 +74,7 @@ def check_against(subject: Subject, original: CheckpointReader) -> Iterator[Find
 
 def _explained(q: QuantizedLinear, weight: Tensor) -> str:
     for told, repaired in MISTAKES.items():
-        found = correlation(even(replace(q, codes=repaired(q.codes)).dequantize()), weight)
+        found = correlation(even(replace(q, stored=repaired(q.codes)).dequantize()), weight)
         if found > MENDED:
             return f"; {told}: without that {found:.3f}"
     return ""

@@ -39,20 +39,20 @@ NAMES = {
 
 def rows(q: QuantizedLinear, part: slice) -> QuantizedLinear:
     """Some output channels of a symmetric layer."""
-    return replace(q, codes=q.codes[part], scales=q.scales[part])
+    return replace(q, stored=q.codes[part], scales=q.scales[part])
 
 
 def columns(q: QuantizedLinear, part: slice) -> QuantizedLinear:
     """Some inputs of a symmetric layer, in whole groups."""
     size = q.scheme.group_size
     groups = slice(None) if size is None else slice(part.start // size, part.stop // size)
-    return replace(q, codes=q.codes[:, part], scales=q.scales[:, groups])
+    return replace(q, stored=q.codes[:, part], scales=q.scales[:, groups])
 
 
 def stack(layers: Sequence[QuantizedLinear]) -> QuantizedLinear:
     """Layers of one scheme as one, below each other; what they share is that of the first."""
     codes, scales = torch.cat([q.codes for q in layers]), torch.cat([q.scales for q in layers])
-    return replace(layers[0], codes=codes, scales=scales)
+    return replace(layers[0], stored=codes, scales=scales)
 
 
 def loss(q: QuantizedLinear, dtype: torch.dtype) -> str | None:

@@ -17,7 +17,16 @@ from qdeploy.files import fsync_folder, sha256_file
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write under a temporary name, flush to disk, rename over `path`; returns the file's hex SHA-256.
+    """Write, flush to disk, rename over `path`; returns the file's hex SHA-256.
+
+    Arguments and errors are `begin_tensors`'s.
+    """
+    begin_tensors(path, tensors)
+    return finish_tensors(path)
+
+
+def begin_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write under a temporary name; `finish_tensors` does the rest, which takes no memory.
 
     Args:
         path: of the file.
@@ -26,7 +35,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     Raises:
         OutputError: the disk is full or read-only.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     with disk_errors(path), _removed_on_failure(temporary):
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -36,12 +45,26 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
             )
         # safetensors makes files that only their owner can read, which a server's container is not.
         temporary.chmod(mode)
+
+
+def finish_tensors(path: Path) -> str:
+    """Flush what was begun to disk, rename it over `path`; returns the file's hex SHA-256.
+
+    Raises:
+        OutputError: the disk is full or read-only.
+    """
+    temporary = _temporary(path)
+    with disk_errors(path), _removed_on_failure(temporary):
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         digest = sha256_file(temporary)
         temporary.replace(path)
         fsync_folder(path.parent)
     return digest
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
 
 
 @contextmanager

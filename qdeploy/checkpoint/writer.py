@@ -28,7 +28,7 @@ from qdeploy.checkpoint.companions import copy_companions
 from qdeploy.checkpoint.folder import OutputFolder
 from qdeploy.checkpoint.manifest import MANIFEST
 from qdeploy.checkpoint.model_card import CARD
-from qdeploy.checkpoint.tensor_file import write_tensors
+from qdeploy.checkpoint.tensor_file import begin_tensors, finish_tensors
 from qdeploy.errors import disk_errors
 from qdeploy.files import fsync_folder, link_file, read_json, write_json, write_text
 
@@ -113,7 +113,13 @@ class ShardWriter:
     def add_shard(
         self, key: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None
     ) -> None:
-        """Write a shard; when this returns it survives a crash.
+        """Write a shard; when this returns it survives a crash. Arguments and errors are `begin_shard`'s."""
+        self.begin_shard(key, tensors, notes)()
+
+    def begin_shard(
+        self, key: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None
+    ) -> Callable[[], None]:
+        """Write a shard; what is returned takes no tensors, and when it returns the shard survives a crash.
 
         Args:
             key: one of the keys that the writer was made with.
@@ -123,8 +129,9 @@ class ShardWriter:
         Raises:
             OutputError: the disk is full or read-only. Finished shards stay for a later run.
         """
-        digest = write_tensors(self._files[key], tensors)
-        self._record(key, {name: tensor.nbytes for name, tensor in tensors.items()}, digest, notes or {})
+        sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+        begin_tensors(self._files[key], tensors)
+        return lambda: self._record(key, sizes, finish_tensors(self._files[key]), notes or {})
 
     def link_shard(self, key: str, file: Path, tensors: Mapping[str, int], sha256: str) -> None:
         """Take a weight file as it is: a hard link, or a copy where the file system allows none.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdeploy.errors import CheckpointError
 from qdeploy.formats import bits
@@ -31,8 +31,13 @@ SYMMETRIC = -0x77777778
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight columns is in each field of a word, from the lowest."""
 
-PAIRS = tuple(zip(ORDER[::2], ORDER[1::2], strict=True))
-"""The two columns in each byte."""
+UNORDER = tuple(ORDER.index(column) for column in range(8))
+
+BLOCK = 128
+"""Eights that are worked on at a time; many, so that what is written of a column fills lines of the cache."""
+
+SWAPS = ((4, 0x0000FFFF), (2, 0x00FF00FF), (1, 0x0F0F0F0F))
+"""Words that are so far apart swap so many fields, those of a mask in one for the others in the other."""
 
 
 def shape(reader: CheckpointReader, module: str, _: Scheme) -> tuple[int, int]:
@@ -115,8 +120,8 @@ def pack(q: QuantizedLinear) -> dict[str, Tensor]:
         raise ValueError(reason)
     zeros = torch.full_like(q.scales, q.scheme.zero, dtype=torch.uint8) if q.zeros is None else q.zeros
     return {
-        "qweight": _interleave(q.codes),
-        "qzeros": _interleave(zeros),
+        "qweight": _interleave(q.stream, q.shape[1]),
+        "qzeros": _interleave(bits.pack(zeros, BITS), zeros.shape[1]),
         "scales": q.scales.T.contiguous(),
     }
 
@@ -133,35 +138,48 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
     """
     k, words = required(tensors, "qweight").shape
     check_layout(tensors, layout(scheme, 8 * words, k))
-    zeros = _deinterleave(tensors["qzeros"])
+    zeros = bits.unpack(_deinterleave(tensors["qzeros"]), BITS, scheme.groups(k))
     if scheme.symmetric and not (zeros == scheme.zero).all():
         found = int((zeros != scheme.zero).sum())
         raise CheckpointError(
             f"{found} of {zeros.numel()} zero points are not {scheme.zero}; its grid is asymmetric"
         )
-    codes = _deinterleave(tensors["qweight"])
+    stored = bits.stored(_deinterleave(tensors["qweight"]), BITS, k)
     return QuantizedLinear(
-        codes, tensors["scales"].T.contiguous(), None if scheme.symmetric else zeros, scheme
+        stored, tensors["scales"].T.contiguous(), None if scheme.symmetric else zeros, scheme
     )
 
 
-def _interleave(codes: Tensor) -> Tensor:
-    """uint8 [N, R] to int32 [R, N/8]."""
-    eights = codes.reshape(-1, 8, codes.shape[1])
-    packed = torch.empty(len(eights), codes.shape[1], dtype=torch.int32)
-    for block in bits.blocks(len(eights), 8 * codes.shape[1]):
-        part, word = eights[block], packed[block].zero_()
-        for i, (low, high) in enumerate(PAIRS):
-            word += (part[:, low] | part[:, high] << BITS).int() << 8 * i
-    return packed.T.contiguous()
+def _interleave(stream: Tensor, columns: int) -> Tensor:
+    """Streams of rows, int32 [N, ceil(C/8)], to int32 [C, N/8]."""
+    eights = stream.reshape(-1, 8, stream.shape[1])
+    words = torch.empty(stream.shape[1], 8, len(eights), dtype=torch.int32)
+    for start in range(0, len(eights), BLOCK):
+        block = slice(start, start + BLOCK)
+        words[..., block] = _transposed(eights[block][:, ORDER]).permute(2, 1, 0)
+    return words.flatten(0, 1)[:columns].contiguous()
 
 
 def _deinterleave(words: Tensor) -> Tensor:
-    """int32 [R, N/8] to uint8 [N, R]."""
-    packed = words.T.contiguous()
-    codes = torch.empty(len(packed), 8, packed.shape[1], dtype=torch.uint8)
-    for block in bits.blocks(len(packed), 8 * packed.shape[1]):
-        for i, (low, high) in enumerate(PAIRS):
-            byte = (packed[block] >> 8 * i).to(torch.uint8)
-            codes[block, low], codes[block, high] = byte & 15, byte >> BITS
-    return codes.flatten(0, 1)
+    """int32 [C, N/8] to streams of rows, int32 [N, ceil(C/8)], padded with zeros."""
+    columns, count = words.shape
+    eights = nn.functional.pad(words, (0, 0, 0, -columns % 8)).reshape(-1, 8, count)
+    stream = torch.empty(count, 8, len(eights), dtype=torch.int32)
+    for start in range(0, len(eights), BLOCK):
+        block = slice(start, start + BLOCK)
+        stream[..., block] = _transposed(eights[block].clone())[:, UNORDER].permute(2, 1, 0)
+    return stream.flatten(0, 1)
+
+
+def _transposed(eights: Tensor) -> Tensor:
+    """Eight words of eight fields, int32 [R, 8, C], in place: field i of word j becomes field j of word i.
+
+    By halves, as Warren has it for bits (Hacker's Delight, 2nd edition, section 7-3).
+    """
+    for distance, mask in SWAPS:
+        pairs = eights.view(len(eights), -1, 2, distance, eights.shape[2])
+        low, high = pairs[:, :, 0], pairs[:, :, 1]
+        swapped = (low >> BITS * distance).bitwise_xor_(high).bitwise_and_(mask)
+        high ^= swapped
+        low ^= swapped << BITS * distance
+    return eights

@@ -71,6 +71,11 @@ def unpack(packed: Tensor, bits: int, length: int, dim: int = -1) -> Tensor:
     return codes.reshape(*shape, length).movedim(-1, dim).contiguous()
 
 
+def stored(streams: Tensor, bits: int, length: int) -> Tensor:
+    """What a QuantizedLinear holds: streams of rows where their codes fill whole words, else the codes."""
+    return unpack(streams, bits, length) if length * bits % 32 else streams
+
+
 def _padded(rows: Tensor, multiple: int) -> Tensor:
     """[R, L] with zeros up to a multiple of columns."""
     missing = -rows.shape[1] % multiple

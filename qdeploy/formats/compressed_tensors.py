@@ -29,7 +29,7 @@ def pack(q: QuantizedLinear) -> dict[str, Tensor]:
     """The tensors that stand for `q`, keyed by the suffix that follows the module's name; see `layout`."""
     tensors = _pack_codes(q) | {"weight_scale": _pack_scales(q)}
     if storage_format(q.scheme) == PACKED:
-        tensors["weight_shape"] = torch.tensor(q.codes.shape)
+        tensors["weight_shape"] = torch.tensor(q.shape)
     if q.zeros is not None:
         tensors["weight_zero_point"] = bits.pack(q.zeros, q.scheme.bits, dim=0)
     if q.divisor is not None:
@@ -49,7 +49,7 @@ def _scalar(scale: Tensor) -> Tensor:
 def _pack_codes(q: QuantizedLinear) -> dict[str, Tensor]:
     name = storage_format(q.scheme)
     if name == PACKED:
-        return {"weight_packed": bits.pack(q.codes, q.scheme.bits)}
+        return {"weight_packed": q.stream}
     if name == INT8:
         return {
             "weight": (q.codes - q.scheme.zero).view(torch.int8)
@@ -117,7 +117,7 @@ def _shape(tensors: Mapping[str, Tensor], scheme: Scheme) -> tuple[int, int]:
 def _unpack_codes(tensors: Mapping[str, Tensor], scheme: Scheme, k: int) -> Tensor:
     name = storage_format(scheme)
     if name == PACKED:
-        return bits.unpack(tensors["weight_packed"], scheme.bits, k)
+        return bits.stored(tensors["weight_packed"], scheme.bits, k)
     if name == INT8:
         return tensors["weight"].view(torch.uint8) + scheme.zero
     if scheme.element == E4M3:

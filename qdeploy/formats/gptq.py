@@ -75,7 +75,7 @@ def pack(q: QuantizedLinear, version: Version) -> dict[str, Tensor]:
         )
     zeros = torch.full_like(q.scales, q.scheme.zero, dtype=torch.uint8) if q.zeros is None else q.zeros
     return {
-        "qweight": bits.pack(q.codes, q.scheme.bits).T.contiguous(),
+        "qweight": q.stream.T.contiguous(),
         "qzeros": bits.pack(zeros.T - int(version == 1), q.scheme.bits),
         "scales": q.scales.T.contiguous(),
         "g_idx": _groups_of_columns(k, q.scheme.group_size),
@@ -118,10 +118,9 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme, version: Version) -> Q
             f"{found} of {zeros.numel()} zero points are not {scheme.zero}, that of the symmetric grid, if "
             f"they are stored as version {version} does; is checkpoint_format right?"
         )
-    codes = bits.unpack(tensors["qweight"].T.contiguous(), b, k)
     kept = None if scheme.symmetric else zeros[:, of_runs].contiguous()
     scales = tensors["scales"].T[:, of_runs].contiguous()
-    return QuantizedLinear(codes, scales, kept, scheme, column_groups=of_columns)
+    return QuantizedLinear(tensors["qweight"].T.contiguous(), scales, kept, scheme, column_groups=of_columns)
 
 
 def _read_groups(tensors: Mapping[str, Tensor], k: int, scheme: Scheme) -> tuple[Tensor, Tensor | None]:

@@ -20,11 +20,11 @@ has them here, or not. No engine loads mxfp4 or W8A8_SQ_PER_CHANNEL from this fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdeploy.errors import CheckpointError
 from qdeploy.formats import bits
@@ -56,8 +56,12 @@ NO_SCHEME = {
     "W4A8_MXFP4_FP8": "weights in E2M1 beside inputs in E4M3",
 }
 """Algorithm → what in it no scheme says."""
-SIGNS = 0x88
-"""The sign bits of two codes of 4 bits: less 8 or plus 8 is the other sign."""
+
+SIGNS = -0x7778
+"""0x8888 in two bytes, the sign bits of four codes of 4 bits: less 8 or plus 8 is the other sign."""
+
+LOW = 0x0F0F
+"""The lower code of each of two bytes."""
 
 ALONE = ("o_proj", "down_proj", "w2")
 """Layers that TensorRT-LLM runs by themselves, and whose pre_quant_scale it wants to find."""
@@ -78,7 +82,12 @@ def algorithm(scheme: Scheme) -> str | None:
 
 def shape(reader: CheckpointReader, module: str, scheme: Scheme) -> tuple[int, int]:
     """(N, K) of a module, from its header."""
-    rows, columns = reader.shape(f"{module}.weight")
+    return _sides(reader.shape(f"{module}.weight"), scheme)
+
+
+def _sides(stored: Sequence[int], scheme: Scheme) -> tuple[int, int]:
+    """(N, K), from the shape of `weight`."""
+    rows, columns = stored
     if scheme.bits == 4:
         return (2 * rows, columns) if scheme.element is None else (rows, 2 * columns)
     return rows, columns
@@ -189,7 +198,7 @@ def nearest(q: QuantizedLinear) -> QuantizedLinear:
 
 def _packed_codes(q: QuantizedLinear, name: str) -> Tensor:
     if name == INT4:
-        return _paired_rows(q.codes)
+        return _paired_rows(q.stream)[:, : q.shape[1]].contiguous()
     if name in (INT8, SQ):
         return (q.codes - q.scheme.zero).view(torch.int8)
     if q.scheme.element == E4M3:
@@ -197,22 +206,26 @@ def _packed_codes(q: QuantizedLinear, name: str) -> Tensor:
     return q.codes[:, ::2] | (q.codes[:, 1::2] << 4)
 
 
-def _paired_rows(codes: Tensor) -> Tensor:
-    """Codes of 4 bits, uint8 [N, K], less 8, to uint8 [N/2, K]."""
-    pairs = codes.reshape(-1, 2, codes.shape[1])
-    packed = torch.empty(len(pairs), codes.shape[1], dtype=torch.uint8, device=codes.device)
-    for block in bits.blocks(len(pairs), 2 * codes.shape[1]):
-        packed[block] = (pairs[block, 0] | pairs[block, 1] << 4) ^ SIGNS
+def _paired_rows(stream: Tensor) -> Tensor:
+    """Streams of 4-bit codes of rows, int32 [N, K/8], less 8, to uint8 [N/2, K]."""
+    pairs = stream.view(torch.uint8).reshape(-1, 2, 4 * stream.shape[1])
+    packed = torch.empty(len(pairs), 2 * pairs.shape[2], dtype=torch.uint8, device=stream.device)
+    for block in bits.blocks(*packed.shape):
+        bytes = pairs[block].short()
+        codes = (bytes | bytes << 4).bitwise_and_(LOW)
+        packed[block] = (codes[:, 0] | codes[:, 1] << 4).bitwise_xor_(SIGNS).view(torch.uint8)
     return packed
 
 
 def _single_rows(weight: Tensor) -> Tensor:
-    """The inverse of `_paired_rows`."""
-    codes = torch.empty(len(weight), 2, weight.shape[1], dtype=torch.uint8, device=weight.device)
-    for block in bits.blocks(len(weight), 2 * weight.shape[1]):
-        unsigned = weight[block] ^ SIGNS
-        codes[block, 0], codes[block, 1] = unsigned & 15, unsigned >> 4
-    return codes.flatten(0, 1)
+    """The inverse of `_paired_rows`, padded to whole words."""
+    weight = nn.functional.pad(weight, (0, -weight.shape[1] % 8))
+    pairs = torch.empty(len(weight), 2, weight.shape[1] // 2, dtype=torch.uint8, device=weight.device)
+    for block in bits.blocks(*weight.shape):
+        codes = weight[block].view(torch.int16) ^ SIGNS
+        for row, field in enumerate((codes & LOW, (codes >> 4).bitwise_and_(LOW))):
+            pairs[block, row] = (field | field >> 4).to(torch.uint8)
+    return pairs.flatten(0, 1).view(torch.int32)
 
 
 def _packed_scales(q: QuantizedLinear, name: str) -> Tensor:
@@ -242,8 +255,8 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
             f"its inputs are multiplied by pre_quant_scale (from {float(before.min()):.3g} to "
             f"{float(before.max()):.3g}), which only ModelOpt's format holds"
         )
-    codes = _codes(required(tensors, "weight"), scheme, name)
-    n, k = codes.shape
+    stored = _stored(required(tensors, "weight"), scheme, name)
+    n, k = _sides(tensors["weight"].shape, scheme)
     divisor, inputs = tensors.get("weight_scale_2"), tensors.get("input_scale")
     scales = _scales(tensors, scheme, n, k)
     if not scheme.needs_data:
@@ -252,13 +265,13 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
         inputs = None if inputs is None else 1 / inputs.float()
         divisor = 1 / divisor.float().reshape(())
     return QuantizedLinear(
-        codes, scales, None, scheme, divisor, None if inputs is None else inputs.float().reshape(())
+        stored, scales, None, scheme, divisor, None if inputs is None else inputs.float().reshape(())
     )
 
 
-def _codes(weight: Tensor, scheme: Scheme, name: str) -> Tensor:
+def _stored(weight: Tensor, scheme: Scheme, name: str) -> Tensor:
     if name == INT4:
-        return _single_rows(weight)
+        return bits.stored(_single_rows(weight), 4, weight.shape[1])
     if name in (INT8, SQ):
         return weight.view(torch.uint8) + scheme.zero
     if scheme.element == E4M3:

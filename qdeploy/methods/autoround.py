@@ -36,6 +36,9 @@ EVALUATED = 8
 LEAST = 0.5
 """Of a group's range, that its grid spans; as far as α and β get from 1 in all steps together."""
 
+LEVELS = 15
+"""Of the widest grid whose ends move as V does. Of wider ones they move no more levels in a step."""
+
 
 def _refusal(scheme: Scheme) -> str | None:
     if scheme.element is not None:
@@ -174,6 +177,7 @@ class _Tuned:
         g = gradient.view_as(self._v)
         # An expert that few tokens reach must not follow them as far.
         rate *= self._share
+        ends = rate * min(1.0, LEVELS / self._top)
         added = (self._codes - self._z).sub_(self._x).mul_(self._inside).mul_(g).sum(-1, keepdim=True)
         outside = ~self._inside
         above = (g * (outside & (self._codes > 0))).sum(-1, keepdim=True)
@@ -181,12 +185,12 @@ class _Tuned:
         self._v.addcmul_(g.sign(), self._inside, value=-rate).clamp_(-0.5, 0.5)
         if self._scheme.symmetric:
             middle = self._scheme.zero
-            self._move(self._alpha, added + (self._top - middle) * above - middle * below, rate)
+            self._move(self._alpha, added + (self._top - middle) * above - middle * below, ends)
         else:
             # The ends of the grid are off those of the range by what rounding z leaves.
             added += self._left * (above + below)
-            self._move(self._alpha, (added + self._top * above) * self._high, rate)
-            self._move(self._beta, (self._top * below - added) * self._low, rate)
+            self._move(self._alpha, (added + self._top * above) * self._high, ends)
+            self._move(self._beta, (self._top * below - added) * self._low, ends)
 
     def _move(self, end: Tensor, gradient: Tensor, rate: float) -> None:
         end.sub_(gradient.sign(), alpha=rate).clamp_(LEAST, 1)
@@ -195,7 +199,7 @@ class _Tuned:
         """Remember the last `weight` as the best so far."""
         codes = self._codes.to(torch.uint8).flatten(1)
         zeros = None if self._scheme.symmetric else self._z.to(torch.uint8).squeeze(-1)
-        self.best = replace(self.best, codes=codes, scales=self._s.squeeze(-1), zeros=zeros)
+        self.best = replace(self.best, stored=codes, scales=self._s.squeeze(-1), zeros=zeros)
 
 
 def _ends(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:

@@ -452,13 +452,13 @@ def test_ctrl_c_leaves_nothing(several: Path, tmp_path: Path, jobs: int) -> None
         "import os, signal, sys, threading; from pathlib import Path\n"
         "from qdeploy import conversion\n"
         "from qdeploy.checkpoint.writer import ShardWriter\n"
-        "write = ShardWriter.add_shard\n"
+        "write = ShardWriter.begin_shard\n"
         "once = threading.Lock()\n"
         "def interrupted(self, *rest):\n"
         "    if once.acquire(blocking=False):\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "    write(self, *rest)\n"
-        "ShardWriter.add_shard = interrupted\n"
+        "    return write(self, *rest)\n"
+        "ShardWriter.begin_shard = interrupted\n"
         "conversion.convert(Path(sys.argv[1]), Path(sys.argv[2]), 'gptq', jobs=int(sys.argv[3]))\n"
     )
     command = [sys.executable, "-c", program, str(several), str(tmp_path / "out"), str(jobs)]

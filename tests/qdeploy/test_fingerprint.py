@@ -45,10 +45,10 @@ def test_it_depends_on_every_part() -> None:
     q = layer(SCHEMES[1])
     assert q.zeros is not None
     changed = [
-        dataclasses.replace(q, codes=q.codes ^ 1),
+        dataclasses.replace(q, stored=q.codes ^ 1),
         dataclasses.replace(q, zeros=q.zeros ^ 1),
         dataclasses.replace(q, scales=q.scales * 2),
-        dataclasses.replace(q, codes=q.codes.reshape(64, 32), scales=q.scales.reshape(64, 1)),
+        dataclasses.replace(q, stored=q.codes.reshape(64, 32), scales=q.scales.reshape(64, 1)),
         dataclasses.replace(q, divisor=torch.tensor(2.0)),
         dataclasses.replace(q, input_scale=torch.tensor(3.0)),
     ]

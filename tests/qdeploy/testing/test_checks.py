@@ -65,7 +65,7 @@ def with_nan(problem: LinearProblem) -> Solution:
 def with_large_codes(problem: LinearProblem) -> Solution:
     found = plain(problem)
     codes = torch.full_like(found.quantized.codes, problem.scheme.qmax + 1 & 255)
-    return replace(found, quantized=replace(found.quantized, codes=codes))
+    return replace(found, quantized=replace(found.quantized, stored=codes))
 
 
 def with_a_flattering_error(problem: LinearProblem) -> Solution:
