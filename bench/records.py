@@ -182,6 +182,20 @@ class LoadResult(Record):
     vllm_aliases: dict[str, float] = Field(default_factory=dict)
 
 
+class SeriesRecord(Record):
+    """Runs of one load at several rates in requests/s, ascending, and what they say together.
+
+    `capacity` is fitted (docs/metrics.md); `kept_rate` is the highest rate that did not saturate the
+    endpoint, `saturating_rate` the lowest that did, `best_rate` the highest within the objective.
+    """
+
+    capacity: float
+    kept_rate: float | None
+    saturating_rate: float | None
+    best_rate: float | None
+    runs: list[LoadResult]
+
+
 class Fidelity(Record):
     """Agreement with the baseline on a text, token by token, both models behind HTTP."""
 

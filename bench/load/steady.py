@@ -24,7 +24,7 @@ def steady_window(outcomes: Sequence[Outcome], users: int | None) -> SteadyWindo
         return None
     seconds = (end - start) / 1e9
     done = [o for o in outcomes if o.error is None]
-    completed = sum(start <= o.end_ns <= end for o in done)
+    completed = sum(start < o.end_ns <= end for o in done)
     return SteadyWindow(
         start_s=start / 1e9,
         end_s=end / 1e9,

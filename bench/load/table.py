@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from qdeploy.bench.load.outcome import Outcome
 from qdeploy.bench.load.telemetry import EngineSample
-from qdeploy.errors import disk_errors
+from qdeploy.errors import ComparisonError, disk_errors
 
 SCHEMA = pa.schema(
     [
@@ -57,6 +57,22 @@ def write_requests(path: Path, outcomes: Sequence[Outcome]) -> None:
 def write_telemetry(path: Path, samples: Sequence[EngineSample], start_ns: int) -> None:
     """Write what the engine said of itself, one row a sample, atomically. Times are ns from `start_ns`."""
     _write(path, [{**asdict(s), "time_ns": s.time_ns - start_ns} for s in samples], TELEMETRY_SCHEMA)
+
+
+def output_lengths(folder: Path) -> list[int]:
+    """Output tokens of the completed requests of a run folder.
+
+    Raises:
+        ComparisonError: it is not the folder of a load run.
+    """
+    path = folder / "requests.parquet"
+    try:
+        rows = pq.read_table(path, columns=["output_tokens", "error"]).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ComparisonError(
+            f"{folder} is not a folder that `qdeploy bench -o` wrote: cannot read {path.name} ({error})."
+        ) from error
+    return [row["output_tokens"] for row in rows if row["error"] is None]
 
 
 def _write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:

@@ -46,7 +46,7 @@ def test_table_shows_failures(server: Server) -> None:
         (["--rate", "1", "--concurrency", "1"], "Give either --rate"),
         (["--rate", "0"], "--rate: Input should be greater than 0"),
         (["--rate", "1", "--num-requests", "1"], "--num-requests"),
-        (["--rate", "1", "--arrival", "gamma"], "--arrival: Input should be 'poisson' or 'constant'"),
+        (["--rate", "1", "--arrival", "weibull"], "--arrival: Input should be 'poisson', 'gamma' or 'con"),
     ],
 )
 def test_options_that_cannot_work(options: list[str], message: str) -> None:

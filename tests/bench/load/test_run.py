@@ -106,7 +106,7 @@ def test_without_running_usage_gaps_are_between_chunks(server: Server) -> None:
 def test_engine_that_takes_less_is_asked_for_less(server: Server) -> None:
     server.behaviour.refused_fields, server.behaviour.token_ids = ("ignore_eos",), False
     found = measure(spec(rate=200), server.url)
-    assert not found.target.dialect.ignore_eos
+    assert not found.target.dialect.extensions
     assert not found.target.dialect.token_ids
     assert found.target.dialect.running_usage
     assert found.result.input_tokens == 12 * 16
