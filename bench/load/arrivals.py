@@ -35,4 +35,4 @@ def _unit_gaps(arrival: OpenArrival, count: int, seed: int, burstiness: float) -
     if arrival == "constant":
         return np.ones(count)
     gaps = np.random.default_rng(seed).gamma(burstiness if arrival == "gamma" else 1.0, size=count)
-    return gaps / gaps.mean()
+    return gaps / float(gaps.mean())

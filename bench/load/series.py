@@ -49,6 +49,10 @@ class Series:
             self.results[rate] = self._run(f"rate-{rate:g}", {"rate": rate, "concurrency": None})
         return self.results[rate]
 
+    def alone(self) -> LoadResult:
+        """The figures of one request after another: no load is lighter."""
+        return self._run("alone", {"concurrency": 1, "rate": None})
+
     def all_at_once(self) -> LoadResult:
         """The figures of all requests sent at the same time."""
         return self._run("all-at-once", {"concurrency": self.template.requests, "rate": None})

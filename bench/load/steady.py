@@ -52,7 +52,8 @@ def _tokens_between(outcome: Outcome, start: int, end: int) -> float:
     """Output tokens that came in [start, end]; those of an answer in one piece are spread over its time."""
     total = outcome.output_tokens or 0
     if outcome.chunk_ns:
-        each = outcome.chunk_tokens or [total / len(outcome.chunk_ns)] * len(outcome.chunk_ns)
+        share = total / len(outcome.chunk_ns)
+        each: Sequence[float] = outcome.chunk_tokens or [share] * len(outcome.chunk_ns)
         return sum(n for t, n in zip(outcome.chunk_ns, each, strict=True) if start <= t <= end)
     took = max(outcome.end_ns - outcome.dispatched_ns, 1)
     overlap = min(end, outcome.end_ns) - max(start, outcome.dispatched_ns)

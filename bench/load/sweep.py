@@ -9,6 +9,7 @@ import numpy as np
 
 from qdeploy.bench.load.series import Series
 from qdeploy.bench.records import LoadResult, SeriesRecord
+from qdeploy.errors import EndpointError
 
 FRACTIONS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2)
 """Rates of a sweep, as parts of the throughput when all requests are sent at once."""
@@ -39,8 +40,17 @@ def search(series: Series) -> None:
 
     From half the throughput at full load the rate is changed by GROWTH until one rate meets the limits and
     one does not; what lies between is halved on the log scale. A run meets them by its observed shares; what
-    they prove is in its `slo.verdict`.
+    they prove is in its `slo.verdict`. What one request after another does not meet, no rate does.
+
+    Raises:
+        EndpointError: requests that have the endpoint to themselves break the limits.
     """
+    slo = series.alone().slo
+    if slo and not slo.met:
+        over = ", ".join(f"{limit.over} of {limit.requests} over {limit.limit}" for limit in slo.limits)
+        raise EndpointError(
+            f"No rate can meet the objective: of requests sent one after another, {over}. Ask for less."
+        )
     rate = series.all_at_once().request_throughput / 2
     met, failed = 0.0, math.inf
     for _ in range(2 * MOST_STEPS):
@@ -85,8 +95,9 @@ def capacity(offered: Sequence[float], completed: Sequence[float]) -> float:
 
 
 def completion_rate(result: LoadResult) -> float:
-    """Requests completed per second while they still came, or over the whole run if it was too short."""
-    return result.steady.request_throughput if result.steady else result.request_throughput
+    """Requests completed per second while they still came, or over the whole run if none was."""
+    steady = result.steady
+    return steady.request_throughput if steady and steady.requests else result.request_throughput
 
 
 def saturated(result: LoadResult) -> bool:
