@@ -22,8 +22,8 @@ class Live:
     Nothing is parsed while the load runs, so the first latency is that of the first bytes of the answer.
     """
 
-    def __init__(self, task: Task, client: Client, total: int) -> None:
-        self._task, self._client, self._left = task, client, total
+    def __init__(self, task: Task, client: Client) -> None:
+        self._task, self._client = task, client
         self._recent = deque[Exchange](maxlen=RECENT)
         self._failed = 0
         self._shown_ns = 0
@@ -34,9 +34,8 @@ class Live:
             self._failed += 1
         else:
             self._recent.append(exchange)
-        self._left -= 1
         now = monotonic_ns()
-        if self._left == 0 or now - self._shown_ns > REFRESH_NS:
+        if self._client.in_flight == 0 or now - self._shown_ns > REFRESH_NS:
             self._task.note(self._line())
             self._shown_ns = now
         self._task.advance()

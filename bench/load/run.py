@@ -126,7 +126,7 @@ async def _measure(spec: LoadSpec, target: Target, api_key: str | None, local: b
         client.peak_in_flight = 0
         watch = Watch(target.base_url, target.model, api_key, local)
         with watch, progress("Load", len(exchanges)) as bar:
-            live = Live(bar, client, len(exchanges))
+            live = Live(bar, client)
             interrupted = await _until_interrupted(_drive(client, spec, workload, exchanges, live.ended))
     ended = [e for e in exchanges if e.end_ns and e.error != INTERRUPTED]
     if interrupted and not ended:
