@@ -66,6 +66,16 @@ def test_paths_are_relative_to_the_plan(tmp_path: Path, monkeypatch: pytest.Monk
     assert [str(source) for source in plan.calibration.source] == [f"{plan.eval.text}@2", "builtin"]
 
 
+def test_the_files_of_a_load_are_relative_to_the_plan_too(tmp_path: Path) -> None:
+    (tmp_path / "day.csv").write_text("")
+    (tmp_path / "chats.json").write_text("")
+    for load, field in (("{trace: day.csv}", "trace"), ("{rate: 1, dataset: chats.json}", "dataset")):
+        path = write(tmp_path, GOOD.replace(LOAD, f"load: {load}"))
+        found = load_plan(path).load
+        assert found is not None
+        assert getattr(found, field) == str(tmp_path / getattr(found, field).rpartition("/")[2])
+
+
 def test_every_variant_is_sent_the_same_prompts(tmp_path: Path) -> None:
     first, second = (load_plan(write(tmp_path, GOOD)).load for _ in range(2))
     assert first == second
