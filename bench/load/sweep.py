@@ -106,4 +106,4 @@ def saturated(result: LoadResult) -> bool:
 
 
 def _met(result: LoadResult) -> bool:
-    return result.slo is not None and result.slo.met and not result.invalid
+    return result.slo is not None and result.slo.met

@@ -37,7 +37,7 @@ def write(folder: Path, text: str) -> Path:
         (f"model: m\nvariants: [{{name: a}}, {{name: a}}]\n{LOAD}", "two variants are named 'a'"),
         (f"model: m\nvariants: [{{name: baseline}}]\n{LOAD}", "name of the 16-bit model"),
         (f"model: m\nvariants: [{{name: ../a}}]\n{LOAD}", "variants.0.name"),
-        ("model: m\nvariants: [{name: a}]\nload: {rate: 1, concurrency: 2}", "load: give either rate"),
+        ("model: m\nvariants: [{name: a}]\nload: {rate: 1, concurrency: 2}", "load: give either `rate`"),
     ],
 )
 def test_a_bad_plan_is_refused_by_file_and_field(tmp_path: Path, text: str, message: str) -> None:

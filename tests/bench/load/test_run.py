@@ -200,7 +200,7 @@ def test_figures_of_cost_and_goodput(server: Server) -> None:
 def test_answers_of_another_length_than_the_baselines_make_the_run_invalid(
     server: Server, tmp_path: Path, part: float, valid: bool
 ) -> None:
-    load = spec(rate=200, output_tokens=10, ignore_eos=False)
+    load = spec(concurrency=2, output_tokens=10, ignore_eos=False)
     save(measure(load, server.url), load, tmp_path / "baseline")
     server.behaviour.length = part
     found = measure(load, server.url)

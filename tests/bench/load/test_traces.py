@@ -140,4 +140,4 @@ def test_a_replay_keeps_the_times_of_the_trace_and_shares_what_it_shares(
     assert found.result.telemetry is not None
     # The BOS token shifts the blocks of the server against those of the trace.
     assert found.result.telemetry.prefix_hits == 3 * 512
-    assert found.result.invalid == []
+    assert not any("prefix cache" in reason for reason in found.result.invalid)
