@@ -86,8 +86,8 @@ def _explained(target: Target, workload: Workload, outcomes: Sequence[Outcome]) 
     These are the chat template around every prompt, the blocks that a trace repeats, and for each later turn
     of a conversation the turn before it with its answer.
     """
-    earlier = [outcomes[i] for session in workload.sessions for i in session[:-1] if i < len(outcomes)]
-    turns = sum((o.prompt_tokens or 0) + (o.output_tokens or 0) for o in earlier)
+    followed = {index for session in workload.sessions for index in session[:-1]}
+    turns = sum((o.prompt_tokens or 0) + (o.output_tokens or 0) for o in outcomes if o.index in followed)
     return workload.repeated_tokens + target.template_tokens * len(outcomes) + turns
 
 

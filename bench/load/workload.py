@@ -120,9 +120,7 @@ def _repeated_tokens(trace: Sequence[TraceRequest]) -> int:
     """Prompt tokens in blocks with which an earlier prompt began, in the same order."""
     seen, total = set[int](), 0
     for request in trace:
-        openings = list(accumulate(request.blocks, lambda opening, block: hash((opening, block)), initial=0))[
-            1:
-        ]
+        openings = list(accumulate(request.blocks, lambda before, block: hash((before, block))))
         total += min(sum(opening in seen for opening in openings) * BLOCK_TOKENS, request.prompt_tokens)
         seen.update(openings)
     return total
