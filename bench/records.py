@@ -169,6 +169,7 @@ class LoadResult(Record):
     client_limited: bool = False
     tokens_per_chunk: float | None = None
     tpot_undefined: int = 0
+    source: str = ""
     prompts_sha256: str = ""
     left_out: int = 0
     interrupted: bool = False

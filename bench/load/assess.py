@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -30,6 +31,7 @@ def assess(
     telemetry: Telemetry | None,
 ) -> None:
     """Fill in everything about `result` that the latencies alone do not tell."""
+    result.source = Path(spec.trace or spec.dataset or "").name
     result.prompts_sha256, result.left_out = workload.prompts_sha256, workload.left_out
     result.steady = steady_window(outcomes, spec.concurrency)
     if spec.limits:
