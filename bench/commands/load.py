@@ -190,6 +190,10 @@ def _several(
         raise UsageError(
             "--sweep sets the rates itself: leave out --rate, --end-rate, --concurrency, --trace."
         )
+    if fields["turns"] > 1:
+        raise UsageError(
+            "--turns make sessions of several requests, whose rate a sweep cannot set: leave it out."
+        )
     series = Series(_spec(**fields | {"concurrency": 1}), measuring, output)
     if sweeping:
         sweep.sweep(series)

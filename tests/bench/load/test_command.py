@@ -60,6 +60,7 @@ def test_table_shows_failures(server: Server) -> None:
         (["--rate", "1", "--slo", "p99_ttft=1s", "--no-stream"], "Without --stream there is no first token"),
         (["--rate", "1", "--salt", "xyz"], "--salt: String should match pattern"),
         (["--sweep", "--rate", "1"], "--sweep sets the rates itself"),
+        (["--sweep", "--dataset", "d.json", "--turns", "2"], "--turns make sessions"),
         (["--sweep", "--baseline", "runs/b"], "--baseline is for one run"),
         (["--rate", "1", "--arrival", "weibull"], "--arrival: Input should be 'poisson', 'gamma' or 'con"),
     ],

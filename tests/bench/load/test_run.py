@@ -118,6 +118,7 @@ def test_chat_only_endpoint(server: Server) -> None:
     server.behaviour.completions = server.behaviour.tokenize = False
     found = measure(spec(rate=200), server.url)
     assert found.target.dialect.chat
+    assert found.target.template_tokens == 5
     assert found.result.completed == 12
     assert abs(found.result.input_tokens / 12 - 16) <= 2
 
