@@ -9,7 +9,7 @@ import numpy as np
 
 from qdeploy.bench.load.series import Series
 from qdeploy.bench.records import LoadResult, SeriesRecord
-from qdeploy.errors import EndpointError
+from qdeploy.errors import EndpointError, UsageError
 
 FRACTIONS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2)
 """Rates of a sweep, as parts of the throughput when all requests are sent at once."""
@@ -44,6 +44,7 @@ def search(series: Series) -> None:
 
     Raises:
         EndpointError: requests that have the endpoint to themselves break the limits.
+        UsageError: even all requests at once keep them, so no rate can be too high for so few.
     """
     slo = series.alone().slo
     if slo and not slo.met:
@@ -51,7 +52,13 @@ def search(series: Series) -> None:
         raise EndpointError(
             f"No rate can meet the objective: of requests sent one after another, {over}. Ask for less."
         )
-    rate = series.all_at_once().request_throughput / 2
+    full = series.all_at_once()
+    if _met(full):
+        raise UsageError(
+            f"All {full.requests} requests at once meet the objective, so no rate is too high for so few. "
+            "Raise --num-requests."
+        )
+    rate = full.request_throughput / 2
     met, failed = 0.0, math.inf
     for _ in range(2 * MOST_STEPS):
         if _met(series.at(rate)):

@@ -12,7 +12,7 @@ from qdeploy.bench.load import LoadSpec, Measurement, measure
 from qdeploy.bench.load import sweep as module
 from qdeploy.bench.load.series import Series
 from qdeploy.bench.load.sweep import capacity, search, summarize_series, sweep
-from qdeploy.errors import EndpointError, Interrupted, OutputError
+from qdeploy.errors import EndpointError, Interrupted, OutputError, UsageError
 from tests.bench.load.server import Server
 
 CAPACITY = 100.0
@@ -80,6 +80,12 @@ def test_search_finds_a_rate_below_the_capacity(slow: Server) -> None:
 def test_an_objective_that_cannot_be_met(slow: Server) -> None:
     series = Series(template(slo="p50_ttft=1ms", requests=6), lambda spec: measure(spec, slow.url))
     with pytest.raises(EndpointError, match=r"one after another, 6 of 6 over p50_ttft=1ms"):
+        search(series)
+
+
+def test_an_objective_that_so_few_requests_cannot_break(slow: Server) -> None:
+    series = Series(template(slo="p50_ttft=9s", requests=6), lambda spec: measure(spec, slow.url))
+    with pytest.raises(UsageError, match=r"All 6 requests at once meet the objective.*--num-requests"):
         search(series)
 
 
