@@ -49,12 +49,16 @@ class Engine(Record):
 
 
 class Percentile(Record):
-    """One percentile, `q` a fraction; `value` is None where there are fewer than `needed` samples."""
+    """One percentile, `q` a fraction; `value` is None where there are fewer than `needed` samples.
+
+    `low` and `high` are a 95 % interval, `bound` what it is at most with 99 % confidence (as in MLPerf).
+    """
 
     q: float
     value: float | None
     low: float | None = None
     high: float | None = None
+    bound: float | None = None
     needed: int
 
 
@@ -66,10 +70,85 @@ class Distribution(Record):
     percentiles: list[Percentile]
 
 
+class SteadyWindow(Record):
+    """Throughput while the load was fully on, without ramp-up and drain; seconds from the run's start."""
+
+    start_s: float
+    end_s: float
+    requests: int
+    request_throughput: float
+    output_token_throughput: float
+
+
+class LimitResult(Record):
+    """How the attempted requests kept one limit; `bound_ms` is what its percentile is at most (99 %)."""
+
+    limit: str
+    requests: int
+    over: int
+    bound_ms: float | None
+    verdict: Verdict
+
+
+class SloResult(Record):
+    """Whether a service level objective was met, and the goodput: requests within all limits.
+
+    `met` compares the shares as observed; `verdict` says what they show with 99 % confidence.
+    """
+
+    limits: list[LimitResult]
+    met: bool
+    verdict: Verdict
+    good_share: Estimate
+    goodput: Estimate
+
+
+class Level(Record):
+    """A quantity that was sampled during the run."""
+
+    mean: float
+    peak: float
+
+
+class GpuUse(Record):
+    """One GPU of the machine during the run, by NVML. Energy covers all that ran on it."""
+
+    name: str
+    mean_power_w: float
+    energy_j: float
+    peak_memory_bytes: int
+
+
+class Telemetry(Record):
+    """What the engine said of itself at /metrics, and the GPUs; None where it does not say.
+
+    `prefix_explained` tokens of prompts could come from the prefix cache by what was sent.
+    """
+
+    samples: int
+    running: Level | None = None
+    waiting: Level | None = None
+    kv_usage: Level | None = None
+    preemptions: int | None = None
+    prefix_queries: int | None = None
+    prefix_hits: int | None = None
+    prefix_explained: int = 0
+    gpus: list[GpuUse] = Field(default_factory=list)
+    output_tokens_per_joule: float | None = None
+
+
+class Cost(Record):
+    """What tokens cost at the run's throughput, in the currency of the price."""
+
+    price_per_hour: float
+    per_million_output_tokens: float
+    per_million_tokens: float
+
+
 class LoadResult(Record):
     """One load run (definitions: docs/metrics.md)."""
 
-    arrival: Literal["poisson", "constant", "closed"]
+    arrival: Literal["poisson", "gamma", "constant", "trace", "closed"]
     rate: float | None = None
     concurrency: int | None = None
     prompt_tokens_asked: int
@@ -90,8 +169,32 @@ class LoadResult(Record):
     client_limited: bool = False
     tokens_per_chunk: float | None = None
     tpot_undefined: int = 0
+    source: str = ""
+    prompts_sha256: str = ""
+    left_out: int = 0
+    interrupted: bool = False
+    invalid: list[str] = Field(default_factory=list)
+    output_length_ratio: Estimate | None = None
+    steady: SteadyWindow | None = None
+    slo: SloResult | None = None
+    telemetry: Telemetry | None = None
+    cost: Cost | None = None
     metrics: dict[str, Distribution]
     vllm_aliases: dict[str, float] = Field(default_factory=dict)
+
+
+class SeriesRecord(Record):
+    """Runs of one load at several rates in requests/s, ascending, and what they say together.
+
+    `capacity` is fitted (docs/metrics.md); `kept_rate` is the highest rate that did not saturate the
+    endpoint, `saturating_rate` the lowest that did, `best_rate` the highest within the objective.
+    """
+
+    capacity: float
+    kept_rate: float | None
+    saturating_rate: float | None
+    best_rate: float | None
+    runs: list[LoadResult]
 
 
 class Fidelity(Record):

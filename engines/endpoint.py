@@ -180,6 +180,29 @@ class Endpoint:
         """The JSON at a path under the server's root; None where the server has no such path."""
         return self._optional("GET", path)
 
+    def metrics_page(self) -> str | None:
+        """The Prometheus text at /metrics; None where the server has none."""
+        try:
+            response = self._client.get(self.root_url + "/metrics")
+        except httpx.HTTPError:
+            return None
+        return response.text if response.is_success else None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server's address is this machine's loopback."""
+        return _is_loopback(self.base_url)
+
+    def reset_prefix_cache(self) -> bool:
+        """Have the server forget all prompts; False where it does not (vLLM: VLLM_SERVER_DEV_MODE)."""
+        for path in ("/reset_prefix_cache", "/flush_cache"):
+            try:
+                if self._client.post(self.root_url + path).is_success:
+                    return True
+            except httpx.HTTPError:
+                return False
+        return False
+
     def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int] | None:
         """Token ids of `text` by the /tokenize path of vLLM and SGLang; None where the server has none."""
         body = {"model": self.model, "prompt": text, "add_special_tokens": add_special_tokens}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 console = Console(stderr=True)
 """Where messages for people go; standard output is for results."""
@@ -60,6 +61,16 @@ class Task:
         )
 
 
+class _Bars(Progress):
+    """Bars with their notes below: beside a bar, a long note would push out the time that is left."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if note := task.fields["note"]:
+                yield Text(f"  {note}", overflow="ellipsis", no_wrap=True)
+
+
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Task]:
     """A task of `total` steps shown while the block runs."""
@@ -73,7 +84,6 @@ def progress(title: str, total: int) -> Iterator[Task]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with _Bars(*columns, console=console) as bar:
         yield Task(title, total, bar)

@@ -11,8 +11,9 @@ from qdeploy import registry
 from qdeploy.bench.campaign.state import StepName, VariantState
 from qdeploy.bench.campaign.steps import StepError, Steps, fingerprint, interrupted, stamp
 from qdeploy.bench.evaluation import run_eval
-from qdeploy.bench.load import measure
-from qdeploy.bench.load.run import save
+from qdeploy.bench.load import measure, save
+from qdeploy.bench.load.assess import compare_lengths
+from qdeploy.bench.load.table import output_lengths
 from qdeploy.bench.plan import BASELINE, Plan, VariantPlan
 from qdeploy.bench.records import Engine
 from qdeploy.bench.verify import expect, judge
@@ -147,9 +148,15 @@ class Line:
 
         def action(engine: Any) -> None:
             measured = measure(spec, engine.base_url, engine.model, tokenizer=self.deploy)
+            if measured.result.interrupted:
+                raise KeyboardInterrupt
+            if self.variant:
+                lengths = output_lengths(self.steps.folder / "variants" / BASELINE / "bench")
+                compare_lengths(measured.result, measured.outcomes, lengths)
             save(measured, spec, self.folder / "bench", Engine(**engine.describe()))
 
-        depends = fingerprint(self._served, spec.model_dump(mode="json"))
+        files = [stamp(Path(name)) for name in (spec.trace, spec.dataset) if name and Path(name).is_file()]
+        depends = fingerprint(self._served, spec.model_dump(mode="json"), files)
         return [Measurement("load", depends, self.folder / "bench" / "run.json", action)]
 
     def _eval(self) -> list[Measurement]:

@@ -44,6 +44,7 @@ def look_up(endpoint: Endpoint, spec: LoadSpec, words: Vocabulary | None) -> Tar
         version=(endpoint.get_optional("/version") or {}).get("version"),
         dialect=Dialect(),
         vocabulary=words or _served_vocabulary(endpoint),
+        max_model_len=limit,
     )
 
 
@@ -54,13 +55,13 @@ async def negotiate(target: Target, api_key: str | None, spec: LoadSpec) -> Targ
         EndpointError: none is accepted, or answers lack what the measurement needs.
     """
     refusal, missing = "", set[str]()
-    for dialect in dialects(token_ids=target.vocabulary is not None):
+    for dialect in dialects(spec, token_ids=target.vocabulary is not None):
         if dialect.path in missing:
             continue
         candidate = replace(target, dialect=dialect)
-        status, outcome = await _ask(candidate, api_key, spec)
+        status, outcome = await _ask(candidate, api_key, spec, spec.prompt_tokens)
         if outcome.error is None:
-            return replace(candidate, words_per_token=spec.prompt_tokens / (outcome.prompt_tokens or 1))
+            return await _calibrate(candidate, api_key, spec, outcome.prompt_tokens or 1)
         refusal = f"{candidate.url}: {outcome.error}" + (f": {outcome.detail}" if outcome.detail else "")
         if status in NO_SUCH_ROUTE:
             missing.add(dialect.path)
@@ -74,9 +75,24 @@ def _served_vocabulary(endpoint: Endpoint) -> Vocabulary | None:
     return vocabulary(special, plain) if special and plain else None
 
 
-async def _ask(target: Target, api_key: str | None, spec: LoadSpec) -> tuple[int | None, Outcome]:
-    """Send one request for one token; the HTTP status and what came of it."""
-    [payload] = target.payloads(1, spec.prompt_tokens, 1, generator(spec.seed, spec.salt, WARMUP))
+async def _calibrate(target: Target, api_key: str | None, spec: LoadSpec, counted: int) -> Target:
+    """`target` with the words to a token and the tokens of the chat template, by the server's counts.
+
+    `counted` are the tokens of `spec.prompt_tokens` words in the template; one word more tells what it takes.
+    """
+    if target.dialect.token_ids:
+        return target
+    _, shortest = await _ask(target, api_key, spec, 1)
+    template = min(max((shortest.prompt_tokens or 1) - 1, 0), counted - 1)
+    return replace(
+        target, words_per_token=spec.prompt_tokens / (counted - template), template_tokens=template
+    )
+
+
+async def _ask(target: Target, api_key: str | None, spec: LoadSpec, units: int) -> tuple[int | None, Outcome]:
+    """Send one request of `units` ids or words for one token; the HTTP status and what came of it."""
+    plain = replace(target, template_tokens=0, words_per_token=1.0)
+    [payload] = plain.payloads(1, units, 1, generator(spec.seed, spec.salt, WARMUP))
     async with Client(target.url, api_key, spec.timeout_s) as client:
         exchange = await client.send(Exchange(0), payload)
-    return exchange.status, read_outcome(exchange, 0)
+    return exchange.status, read_outcome(exchange, 0, target.dialect.stream)

@@ -30,7 +30,7 @@ def summarize(spec: LoadSpec, outcomes: Sequence[Outcome], peak_in_flight: int) 
     metrics = latencies(spec, done)
     result = LoadResult(
         arrival=spec.mode,
-        rate=spec.rate,
+        rate=spec.mean_rate or (None if spec.concurrency else _scheduled_rate(outcomes)),
         concurrency=spec.concurrency,
         prompt_tokens_asked=spec.prompt_tokens,
         output_tokens_asked=spec.output_tokens,
@@ -47,9 +47,9 @@ def summarize(spec: LoadSpec, outcomes: Sequence[Outcome], peak_in_flight: int) 
         output_token_throughput=output_tokens / duration,
         peak_in_flight=peak_in_flight,
         schedule_lag_p99_ms=lag,
-        client_limited=lag is not None and client_limited(spec, lag, rate, metrics["ttft_ms"].mean),
+        client_limited=lag is not None and client_limited(spec, lag, rate, _first(metrics).mean),
         tokens_per_chunk=output_tokens / chunks if chunks else None,
-        tpot_undefined=len(done) - metrics["tpot_ms"].count,
+        tpot_undefined=len(done) - metrics["tpot_ms"].count if spec.stream else 0,
         metrics=metrics,
     )
     result.vllm_aliases = vllm_aliases(result)
@@ -59,14 +59,22 @@ def summarize(spec: LoadSpec, outcomes: Sequence[Outcome], peak_in_flight: int) 
 def latencies(spec: LoadSpec, done: Sequence[Outcome]) -> dict[str, Distribution]:
     """Every latency in ms. Scheduled-time ones only in an open loop: a closed loop has no schedule."""
     found = {
-        "ttft_ms": distribution([_ms(o.first_token_ns, o.sent_ns) for o in done]),
-        "tpot_ms": distribution([t for o in done if (t := time_per_output_token_ms(o)) is not None]),
         "e2e_ms": distribution([_ms(o.last_token_ns, o.sent_ns) for o in done]),
         "ntpot_ms": distribution([_ms(o.last_token_ns, o.sent_ns) / (o.output_tokens or 1) for o in done]),
     }
     if spec.mode != "closed":
-        found["ttft_sched_ms"] = distribution([_ms(o.first_token_ns, o.scheduled_ns) for o in done])
         found["e2e_sched_ms"] = distribution([_ms(o.last_token_ns, o.scheduled_ns) for o in done])
+    return found | _streamed(spec, done) if spec.stream else found
+
+
+def _streamed(spec: LoadSpec, done: Sequence[Outcome]) -> dict[str, Distribution]:
+    """The latencies that only a stream shows."""
+    found = {
+        "ttft_ms": distribution([_ms(o.first_token_ns, o.sent_ns) for o in done]),
+        "tpot_ms": distribution([t for o in done if (t := time_per_output_token_ms(o)) is not None]),
+    }
+    if spec.mode != "closed":
+        found["ttft_sched_ms"] = distribution([_ms(o.first_token_ns, o.scheduled_ns) for o in done])
     counted = all(o.chunk_tokens is not None for o in done)
     gaps = [gap for o in done for gap in (token_gaps_ms(o) if counted else chunk_gaps_ms(o))]
     found["itl_ms" if counted else "icl_ms"] = distribution(gaps, independent=False)
@@ -93,7 +101,7 @@ def token_gaps_ms(outcome: Outcome) -> list[float]:
 
 def client_limited(spec: LoadSpec, lag_p99_ms: float, achieved_rate: float, ttft_ms: float | None) -> bool:
     """Whether the client, not the server, shaped the load: late dispatches or another rate than asked."""
-    off = abs(achieved_rate / spec.rate - 1) if spec.rate else 0.0
+    off = abs(achieved_rate / spec.mean_rate - 1) if spec.mean_rate and spec.turns == 1 else 0.0
     return lag_p99_ms > max(MAX_LAG_MS, MAX_LAG_SHARE * (ttft_ms or 0.0)) or off > MAX_RATE_ERROR
 
 
@@ -135,6 +143,17 @@ def _ms(later: int | None, earlier: int | None) -> float:
 
 def _lag_p99_ms(outcomes: Sequence[Outcome]) -> float:
     return float(np.quantile([(o.dispatched_ns - o.scheduled_ns) / 1e6 for o in outcomes], 0.99))
+
+
+def _first(metrics: dict[str, Distribution]) -> Distribution:
+    """The latency until the first sign of an answer."""
+    return metrics.get("ttft_ms", metrics["e2e_ms"])
+
+
+def _scheduled_rate(outcomes: Sequence[Outcome]) -> float:
+    """Requests due per second between the first and the last one."""
+    times = [o.scheduled_ns for o in outcomes]
+    return (len(times) - 1) / max((max(times) - min(times)) / 1e9, 1e-9)
 
 
 def _dispatch_rate(outcomes: Sequence[Outcome]) -> float:

@@ -50,11 +50,12 @@ class _Stream:
     detail: str | None = None
 
 
-def read_outcome(exchange: Exchange, start_ns: int) -> Outcome:
-    """Parse the recorded stream of `exchange`; `start_ns` becomes time 0.
+def read_outcome(exchange: Exchange, start_ns: int, streamed: bool = True) -> Outcome:
+    """Parse the recorded answer to `exchange`, a stream or one JSON object; `start_ns` becomes time 0.
 
     A chunk carries tokens if its running usage count rose, or, where the server sends none, if it has text
-    (content, reasoning or tool call). Role-only and usage-only chunks carry none.
+    (content, reasoning or tool call). Role-only and usage-only chunks carry none. Of an answer that is not
+    streamed only the last token's time is known.
     """
     outcome = Outcome(
         index=exchange.index,
@@ -66,10 +67,12 @@ def read_outcome(exchange: Exchange, start_ns: int) -> Outcome:
         error=exchange.error,
         detail=exchange.detail,
     )
-    stream = _read_stream(exchange.body)
+    stream = _read_stream(exchange.body) if streamed else _read_whole(exchange.body)
     outcome.chunk_ns = [exchange.read_ns[bisect_left(exchange.read_ends, e)] - start_ns for e in stream.ends]
     outcome.chunk_tokens = stream.tokens
     _fill(outcome, stream)
+    if not streamed:
+        outcome.first_token_ns, outcome.chunk_ns = None, []
     return outcome
 
 
@@ -102,6 +105,16 @@ def _read_stream(body: bytearray) -> _Stream:
             break
         _add(stream, event, message)
     return stream
+
+
+def _read_whole(body: bytearray) -> _Stream:
+    """An answer in one piece, as a stream whose only chunk ends with the body."""
+    message = _decode(bytes(body))
+    if message is None:
+        return _Stream(error="malformed answer", detail=body[:200].decode(errors="replace"))
+    if message.get("error"):
+        return _Stream(error="error in the answer", detail=json.dumps(message)[:500])
+    return _Stream(usage=message.get("usage"), ends=[len(body)], tokens=None)
 
 
 def _decode(data: bytes) -> dict[str, Any] | None:

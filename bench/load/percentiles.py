@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from qdeploy.bench.load.early_stopping import binomial_cdf, upper_bound
 from qdeploy.bench.records import Distribution, Percentile
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
@@ -25,9 +26,7 @@ def order_ranks(n: int, q: float) -> tuple[int, int]:
     l = 0 or u = n + 1 mean that the sample has no such bound. The number of samples below the quantile is
     binomial(n, q), whatever the distribution (David & Nagaraja, Order Statistics, section 7.1).
     """
-    k = np.arange(n + 1)
-    log_choose = math.lgamma(n + 1) - np.array([math.lgamma(i + 1) + math.lgamma(n - i + 1) for i in k])
-    below = np.cumsum(np.exp(log_choose + k * math.log(q) + (n - k) * math.log1p(-q)))
+    below = binomial_cdf(n, q)
     tail = (1 - CONFIDENCE) / 2
     return int(np.searchsorted(below, tail)), int(np.searchsorted(below, 1 - tail)) + 1
 
@@ -43,6 +42,7 @@ def percentile(ordered: NDArray[np.float64], q: float, independent: bool) -> Per
         low, high = order_ranks(n, q)
         found.low = float(ordered[low - 1]) if low >= 1 else None
         found.high = float(ordered[high - 1]) if high <= n else None
+        found.bound = upper_bound(ordered, q)
     return found
 
 

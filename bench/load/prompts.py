@@ -7,17 +7,21 @@ calibrated by the usage that one request returns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from qdeploy.bench.load.dialect import Prompt
 from qdeploy.bench.load.words import WORDS
 from qdeploy.errors import UsageError
 
 TEXT = " ".join(WORDS)
-MEASURED, WARMUP = 0, 1
+MEASURED, WARMUP, BLOCKS = 0, 1, 2
 """Streams of the random generator: warm-up prompts never repeat in the measurement."""
 
 
@@ -56,18 +60,43 @@ def local_vocabulary(folder: Path) -> Vocabulary:
     return vocabulary(tokenizer.encode(TEXT).ids, tokenizer.encode(TEXT, add_special_tokens=False).ids)
 
 
-def id_prompts(vocabulary: Vocabulary, tokens: int, count: int, rng: np.random.Generator) -> list[list[int]]:
-    """`count` prompts of exactly `tokens` ids each (never fewer than the prefix and one)."""
-    ids = np.array(vocabulary.ids)
-    length = max(tokens - len(vocabulary.prefix), 1)
-    return [[*vocabulary.prefix, *row] for row in rng.choice(ids, size=(count, length)).tolist()]
+@dataclass(frozen=True)
+class Material:
+    """What prompts are made of: token ids, or words where an endpoint takes text only.
+
+    A prompt of ids has exactly the length asked, `prefix` included; one of words about that, by the words
+    `per_token` and the tokens of the chat template `around` it.
+    """
+
+    units: NDArray[Any]
+    prefix: tuple[int, ...] = ()
+    per_token: float = 1.0
+    around: int = 0
+
+    def draw(self, lengths: Sequence[int], rng: np.random.Generator) -> list[Prompt]:
+        """A prompt of each length in tokens; never of nothing but the prefix."""
+        sizes = [self._size(tokens) for tokens in lengths]
+        drawn = iter(rng.choice(self.units, size=sum(sizes)).tolist())
+        return [self._prompt(list(islice(drawn, size))) for size in sizes]
+
+    def join(self, blocks: Sequence[NDArray[Any]], tokens: int, rng: np.random.Generator) -> Prompt:
+        """A prompt of `tokens` tokens: `blocks` one after another, cut off or filled up at random."""
+        size = self._size(tokens)
+        units = [unit for block in blocks for unit in block.tolist()][:size]
+        return self._prompt([*units, *rng.choice(self.units, size=size - len(units)).tolist()])
+
+    def block(self, tokens: int, rng: np.random.Generator) -> NDArray[Any]:
+        """The units of `tokens` tokens, for `join`."""
+        return rng.choice(self.units, size=round(tokens * self.per_token))
+
+    def _size(self, tokens: int) -> int:
+        """Units of a prompt of `tokens` tokens."""
+        return max(round((tokens - len(self.prefix) - self.around) * self.per_token), 1)
+
+    def _prompt(self, units: list[Any]) -> Prompt:
+        return [*self.prefix, *units] if self.units.dtype.kind == "i" else " ".join(units)
 
 
-def text_prompts(words: int, count: int, rng: np.random.Generator) -> list[str]:
-    """`count` prompts of `words` words each."""
-    return [" ".join(row) for row in rng.choice(np.array(WORDS), size=(count, words)).tolist()]
-
-
-def generator(seed: int, salt: str, stream: int) -> np.random.Generator:
+def generator(seed: int, salt: str, *stream: int) -> np.random.Generator:
     """The random generator of one run's prompts."""
-    return np.random.default_rng([seed, int(salt, 16), stream])
+    return np.random.default_rng([seed, int(salt, 16), *stream])

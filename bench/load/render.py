@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
+from qdeploy.bench.load.findings import more_lines
 from qdeploy.bench.load.metrics import MAX_LAG_MS, MAX_LAG_SHARE, MAX_RATE_ERROR
 from qdeploy.bench.records import LoadResult, Percentile
 
@@ -26,7 +28,7 @@ def render(result: LoadResult) -> RenderableType:
     """Latencies in a table, the rest in lines below it."""
     table = Table(title=_title(result), box=SIMPLE_HEAD, title_justify="left", caption=CAPTION)
     table.add_column("")
-    for column in ("n", "mean", *(f"p{p.q * 100:g}" for p in result.metrics["ttft_ms"].percentiles)):
+    for column in ("n", "mean", *(f"p{p.q * 100:g}" for p in result.metrics["e2e_ms"].percentiles)):
         table.add_column(column, justify="right")
     for key in (k for k in TITLES if k in result.metrics):
         found = result.metrics[key]
@@ -38,7 +40,7 @@ def render(result: LoadResult) -> RenderableType:
 def _title(result: LoadResult) -> str:
     if result.concurrency:
         return f"Closed loop, {result.concurrency} concurrent"
-    return f"Open loop, {result.arrival} arrivals at {result.rate:g}/s"
+    return f"Open loop, {result.arrival} arrivals at {result.rate:.4g}/s"
 
 
 def _cell(p: Percentile) -> str:
@@ -57,12 +59,14 @@ def _lines(result: LoadResult) -> list[str]:
         f"at most {result.peak_in_flight} in flight",
         f"Tokens      {result.input_tokens / max(result.completed, 1):.1f} in and "
         f"{result.output_tokens / max(result.completed, 1):.1f} out per request, "
-        f"{result.output_token_throughput:.1f} out/s, {result.tokens_per_chunk or 0:.2f} per chunk",
+        f"{result.output_token_throughput:.1f} out/s"
+        + (f", {result.tokens_per_chunk:.2f} per chunk" if result.tokens_per_chunk else ""),
     ]
     if result.schedule_lag_p99_ms is not None:
         lines.append(
             f"Client      sent {result.achieved_rate:.2f}/s, p99 {result.schedule_lag_p99_ms:.1f} ms late"
         )
+    lines += more_lines(result)
     lines += [f"[red]Failed      {count} × {kind}[/]" for kind, count in result.errors.items()]
     if result.client_limited:
         lines.append(
@@ -70,4 +74,5 @@ def _lines(result: LoadResult) -> list[str]:
             f"{MAX_LAG_SHARE:.0%} of the mean TTFT, or the rate was off by over {MAX_RATE_ERROR:.0%}. "
             "Use a lower rate or a freer machine.[/]"
         )
+    lines += [f"[red]Invalid     {escape(reason)}.[/]" for reason in result.invalid]
     return lines

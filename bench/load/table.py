@@ -1,16 +1,18 @@
-"""`requests.parquet`: one row per measured request, in the order of the schedule."""
+"""`requests.parquet`, one row per measured request in the order of the schedule, and `telemetry.parquet`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qdeploy.bench.load.outcome import Outcome
-from qdeploy.errors import disk_errors
+from qdeploy.bench.load.telemetry import EngineSample
+from qdeploy.errors import ComparisonError, disk_errors
 
 SCHEMA = pa.schema(
     [
@@ -34,10 +36,47 @@ SCHEMA = pa.schema(
 )
 
 
+TELEMETRY_SCHEMA = pa.schema(
+    [
+        ("time_ns", pa.int64()),
+        ("running", pa.float64()),
+        ("waiting", pa.float64()),
+        ("kv_usage", pa.float64()),
+        ("preemptions", pa.float64()),
+        ("prefix_queries", pa.float64()),
+        ("prefix_hits", pa.float64()),
+    ]
+)
+
+
 def write_requests(path: Path, outcomes: Sequence[Outcome]) -> None:
     """Write all rows, atomically. Times are ns from the start of the run."""
-    rows = [{**asdict(o), "chunks": len(o.chunk_ns)} for o in outcomes]
+    _write(path, [{**asdict(o), "chunks": len(o.chunk_ns)} for o in outcomes], SCHEMA)
+
+
+def write_telemetry(path: Path, samples: Sequence[EngineSample], start_ns: int) -> None:
+    """Write what the engine said of itself, one row a sample, atomically. Times are ns from `start_ns`."""
+    _write(path, [{**asdict(s), "time_ns": s.time_ns - start_ns} for s in samples], TELEMETRY_SCHEMA)
+
+
+def output_lengths(folder: Path) -> list[int]:
+    """Output tokens of the completed requests of a run folder.
+
+    Raises:
+        ComparisonError: it is not the folder of a load run.
+    """
+    path = folder / "requests.parquet"
+    try:
+        rows = pq.read_table(path, columns=["output_tokens", "error"]).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ComparisonError(
+            f"{folder} is not a folder that `qdeploy bench -o` wrote: cannot read {path.name} ({error})."
+        ) from error
+    return [row["output_tokens"] for row in rows if row["error"] is None]
+
+
+def _write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with disk_errors(path):
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary)
+        pq.write_table(pa.Table.from_pylist(rows, schema), temporary)
         temporary.replace(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qdeploy.bench.records import Distribution, Estimate, Fidelity, TaskScore, Verdict
+from qdeploy.bench.records import Distribution, Estimate, Fidelity, LoadResult, TaskScore, Verdict
 from qdeploy.bench.report import numbers
 from qdeploy.bench.report.collect import Variant
 from qdeploy.bench.report.compare import overall, percentile, ratio, significant
@@ -125,20 +125,27 @@ def same_load(variant: Variant, baseline: Variant) -> bool:
     """Whether both were sent the same load, which is what makes their latencies comparable."""
     loads = [v.bench.load for v in (variant, baseline) if v.bench and v.bench.load]
     sent = [
-        (load.arrival, load.rate, load.concurrency, load.prompt_tokens_asked, load.output_tokens_asked)
+        (
+            (load.arrival, load.rate, load.concurrency, load.source),
+            (load.prompt_tokens_asked, load.output_tokens_asked),
+        )
         for load in loads
     ]
     return len(sent) == 2 and sent[0] == sent[1]
 
 
 def client_words(variant: Variant, baseline: Variant | None) -> list[str]:
-    """A warning for each load run in which the client, not the server, set the pace."""
+    """A warning for each load run whose figures say little of the server."""
     loads = [(v.name, v.bench.load) for v in (variant, baseline) if v and v.bench and v.bench.load]
-    return [
-        f"The load client fell behind its schedule while {name} was measured: distrust these latencies."
-        for name, load in loads
-        if load.client_limited
-    ]
+    return [_load_warning(name, load) for name, load in loads if load.invalid or load.client_limited]
+
+
+def _load_warning(name: str, load: LoadResult) -> str:
+    if load.client_limited:
+        return (
+            f"The load client fell behind its schedule while {name} was measured: distrust these latencies."
+        )
+    return f"The load run of {name} is invalid: {'; '.join(load.invalid)}."
 
 
 def change_words(change: Estimate | str) -> str:

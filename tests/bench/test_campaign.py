@@ -99,6 +99,9 @@ def test_the_whole_line_then_only_what_a_change_touches(
     assert record.engine.kernel == "TinyKernel"
     assert record.baseline == str(campaign / "variants" / "baseline" / "eval")
     assert first["baseline", "eval"] < first["w8-rtn", "load"] < first["w8-rtn", "eval"]
+    loads = [load_record(campaign / "variants" / name / "bench").load for name in ("baseline", "w8-rtn")]
+    assert loads[0] and loads[1] and loads[0].prompts_sha256 == loads[1].prompts_sha256
+    assert loads[1].output_length_ratio and loads[1].output_length_ratio.value == 1
     assert "TinyKernel" in report.read_text()
 
     run_campaign(plan(), campaign)

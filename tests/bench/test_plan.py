@@ -37,7 +37,7 @@ def write(folder: Path, text: str) -> Path:
         (f"model: m\nvariants: [{{name: a}}, {{name: a}}]\n{LOAD}", "two variants are named 'a'"),
         (f"model: m\nvariants: [{{name: baseline}}]\n{LOAD}", "name of the 16-bit model"),
         (f"model: m\nvariants: [{{name: ../a}}]\n{LOAD}", "variants.0.name"),
-        ("model: m\nvariants: [{name: a}]\nload: {rate: 1, concurrency: 2}", "load: give either rate"),
+        ("model: m\nvariants: [{name: a}]\nload: {rate: 1, concurrency: 2}", "load: give either `rate`"),
     ],
 )
 def test_a_bad_plan_is_refused_by_file_and_field(tmp_path: Path, text: str, message: str) -> None:
@@ -64,6 +64,16 @@ def test_paths_are_relative_to_the_plan(tmp_path: Path, monkeypatch: pytest.Monk
     assert plan.model == str(tmp_path / "m")
     assert plan.eval.text == str(tmp_path / "text.txt")
     assert [str(source) for source in plan.calibration.source] == [f"{plan.eval.text}@2", "builtin"]
+
+
+def test_the_files_of_a_load_are_relative_to_the_plan_too(tmp_path: Path) -> None:
+    (tmp_path / "day.csv").write_text("")
+    (tmp_path / "chats.json").write_text("")
+    for load, field in (("{trace: day.csv}", "trace"), ("{rate: 1, dataset: chats.json}", "dataset")):
+        path = write(tmp_path, GOOD.replace(LOAD, f"load: {load}"))
+        found = load_plan(path).load
+        assert found is not None
+        assert getattr(found, field) == str(tmp_path / getattr(found, field).rpartition("/")[2])
 
 
 def test_every_variant_is_sent_the_same_prompts(tmp_path: Path) -> None:

@@ -29,6 +29,13 @@ class Behaviour:
     usage: bool = True
     fail: dict[int, str] = field(default_factory=dict)
     """Number of the request (those for one token not counted) → "status", "error", "cut" or "hang"."""
+    slots: int | None = None
+    """Requests that are worked on at once; the others wait."""
+    metrics: bool = False
+    """Whether there is a Prometheus page, and a cache of prompt prefixes behind it."""
+    dev_mode: bool = False
+    length: float = 1.0
+    """Answers have this part of the tokens asked for, unless `ignore_eos`."""
     stall: tuple[int, float] | None = None
     """(n, seconds): on the n-th request the whole server stands still once."""
 
@@ -41,6 +48,9 @@ class Server:
         self.payloads: list[dict[str, Any]] = []
         self.arrivals: list[float] = []
         self.in_flight = self.peak_in_flight = 0
+        self.cached: set[tuple[int, ...]] = set()
+        self.queries = self.hits = 0
+        self._semaphore: asyncio.Semaphore | None = None
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -66,6 +76,8 @@ class Server:
         app = web.Application()
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/version", self._version)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_post("/reset_prefix_cache", self._reset)
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_post("/v1/completions", self._complete)
         app.router.add_post("/v1/chat/completions", self._complete)
@@ -84,6 +96,29 @@ class Server:
 
     async def _version(self, _: web.Request) -> web.Response:
         return web.json_response({"version": "1.2.3"})
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        if not self.behaviour.metrics:
+            raise web.HTTPNotFound
+        return web.Response(
+            text="# HELP vllm:num_requests_running Number of requests.\n"
+            f'vllm:num_requests_running{{engine="0",model_name="to}}y"}} {float(self.in_flight)}\n'
+            f'vllm:prefix_cache_queries_total{{engine="0"}} {float(self.queries)}\n'
+            f'vllm:prefix_cache_hits_total{{engine="0"}} {float(self.hits)}\n'
+        )
+
+    async def _reset(self, _: web.Request) -> web.Response:
+        if not self.behaviour.dev_mode:
+            raise web.HTTPNotFound
+        self.cached.clear()
+        return web.Response()
+
+    def _look_up(self, prompt: list[int]) -> None:
+        """Serve the prompt from the cache of blocks of 16 tokens, and put it there."""
+        openings = [tuple(prompt[: i + 16]) for i in range(0, len(prompt) - 15, 16)]
+        self.queries += len(prompt)
+        self.hits += 16 * sum(opening in self.cached for opening in openings)
+        self.cached.update(openings)
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         if not self.behaviour.tokenize:
@@ -115,10 +150,25 @@ class Server:
         self.arrivals.append(arrived)
         self.in_flight += 1
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
+        if isinstance(body.get("prompt"), list):
+            self._look_up(body["prompt"])
         try:
-            return await self._stream(request, body, self.behaviour.fail.get(number, ""), number)
+            async with self._slots():
+                return await self._answer(request, body, number)
         finally:
             self.in_flight -= 1
+
+    def _slots(self) -> asyncio.Semaphore:
+        if self._semaphore is None:
+            self._semaphore = asyncio.Semaphore(self.behaviour.slots or 10**6)
+        return self._semaphore
+
+    async def _answer(self, request: web.Request, body: dict[str, Any], number: int) -> web.StreamResponse:
+        if body["stream"]:
+            return await self._stream(request, body, self.behaviour.fail.get(number, ""), number)
+        await asyncio.sleep(self.behaviour.first_token_s)
+        *chunks, last = self._chunks(body, "messages" in body)
+        return web.json_response({"choices": [{"text": "é" * len(chunks)}], "usage": last["usage"]})
 
     async def _stream(
         self, request: web.Request, body: dict[str, Any], failure: str, number: int
@@ -141,10 +191,11 @@ class Server:
         return response
 
     def _chunks(self, body: dict[str, Any], chat: bool) -> list[dict[str, Any]]:
-        total, step = body["max_tokens"], self.behaviour.tokens_per_chunk
-        prompt = body.get("prompt") or body["messages"][0]["content"]
+        length = 1.0 if body.get("ignore_eos") else self.behaviour.length
+        total, step = round(body["max_tokens"] * length), self.behaviour.tokens_per_chunk
+        prompt = body.get("prompt") or " ".join(message["content"] for message in body["messages"])
         prompt_tokens = len(prompt if isinstance(prompt, list) else prompt.split()) + 5 * chat
-        running = self.behaviour.running_usage and "continuous_usage_stats" in body["stream_options"]
+        running = self.behaviour.running_usage and "continuous_usage_stats" in body.get("stream_options", ())
         chunks = [_chunk("", chat)]
         for done in range(min(step, total), total + step, step):
             chunk = _chunk("é" * step, chat)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qdeploy.bench.load.dialect import Dialect
-from qdeploy.bench.load.prompts import MEASURED, WARMUP, Vocabulary, generator, id_prompts, vocabulary
+from qdeploy.bench.load.prompts import MEASURED, WARMUP, Vocabulary, generator, vocabulary
 from qdeploy.bench.load.target import Target
 
 WORDS = Vocabulary(ids=tuple(range(100, 400)), prefix=(1,))
@@ -33,7 +33,8 @@ def test_runs_share_no_prompt(token_ids: bool) -> None:
 
 
 def test_id_prompts_are_exactly_as_long_as_asked_and_share_no_cache_block() -> None:
-    found = id_prompts(WORDS, 128, 100, generator(0, "7", MEASURED))
+    target = Target("http://x/v1", "m", None, Dialect(), WORDS)
+    found = target.material.draw([128] * 100, generator(0, "7", MEASURED))
     assert {len(p) for p in found} == {128}
     assert all(p[0] == 1 for p in found)
     assert len({tuple(p[:16]) for p in found}) == 100

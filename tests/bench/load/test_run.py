@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from qdeploy.bench.load import LoadSpec, Measurement, measure, save
+from qdeploy.bench.load.assess import compare_lengths
+from qdeploy.bench.load.table import output_lengths
 from qdeploy.bench.records import load_record
 from qdeploy.errors import EndpointError, UsageError
 from tests.bench.load.server import Server
@@ -106,7 +108,7 @@ def test_without_running_usage_gaps_are_between_chunks(server: Server) -> None:
 def test_engine_that_takes_less_is_asked_for_less(server: Server) -> None:
     server.behaviour.refused_fields, server.behaviour.token_ids = ("ignore_eos",), False
     found = measure(spec(rate=200), server.url)
-    assert not found.target.dialect.ignore_eos
+    assert not found.target.dialect.extensions
     assert not found.target.dialect.token_ids
     assert found.target.dialect.running_usage
     assert found.result.input_tokens == 12 * 16
@@ -116,6 +118,7 @@ def test_chat_only_endpoint(server: Server) -> None:
     server.behaviour.completions = server.behaviour.tokenize = False
     found = measure(spec(rate=200), server.url)
     assert found.target.dialect.chat
+    assert found.target.template_tokens == 5
     assert found.result.completed == 12
     assert abs(found.result.input_tokens / 12 - 16) <= 2
 
@@ -163,3 +166,46 @@ def test_nobody_there() -> None:
         with pytest.raises(EndpointError, match="Cannot reach"):
             measure(spec(rate=1), f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
         assert time.monotonic() - start < 15
+
+
+def test_whole_answers_have_no_first_token(server: Server, tmp_path: Path) -> None:
+    server.behaviour.first_token_s = 0.05
+    load = spec(rate=100, stream=False, slo="p50_e2e=1s")
+    found = measure(load, server.url)
+    assert set(found.result.metrics) == {"e2e_ms", "e2e_sched_ms", "ntpot_ms"}
+    assert mean(found, "e2e_ms") >= 49
+    assert (found.result.output_tokens, found.result.input_tokens) == (60, 12 * 16)
+    assert not any(body["stream"] for body in server.payloads)
+    assert found.result.slo is not None
+    assert found.result.slo.met
+    save(found, load, tmp_path / "run")
+
+
+def test_what_is_not_asked_for_is_pinned(server: Server) -> None:
+    measure(spec(rate=200, stop=["\n", "END"], ignore_eos=False), server.url)
+    for body in server.payloads:
+        assert (body["temperature"], body["top_p"], body["repetition_penalty"]) == (0, 1, 1)
+        assert body["stop"] == ["\n", "END"]
+        assert not body["ignore_eos"]
+
+
+def test_figures_of_cost_and_goodput(server: Server) -> None:
+    found = measure(spec(rate=100, slo="p50_ttft=5s", price_per_hour=3.6), server.url).result
+    assert found.cost is not None
+    assert found.cost.per_million_output_tokens == pytest.approx(1e3 * found.duration_s / 60)
+    assert found.slo is not None
+    assert found.vllm_aliases["request_goodput"] == pytest.approx(12 / found.duration_s)
+
+
+@pytest.mark.parametrize(("part", "valid"), [(1.0, True), (0.8, False)])
+def test_answers_of_another_length_than_the_baselines_make_the_run_invalid(
+    server: Server, tmp_path: Path, part: float, valid: bool
+) -> None:
+    load = spec(concurrency=2, output_tokens=10, ignore_eos=False)
+    save(measure(load, server.url), load, tmp_path / "baseline")
+    server.behaviour.length = part
+    found = measure(load, server.url)
+    compare_lengths(found.result, found.outcomes, output_lengths(tmp_path / "baseline"))
+    assert found.result.output_length_ratio is not None
+    assert found.result.output_length_ratio.value == pytest.approx(part)
+    assert (found.result.invalid == []) == valid

@@ -123,6 +123,17 @@ def test_a_client_that_fell_behind_is_told_first(tmp_path: Path, make_campaign: 
     assert text.index("fell behind its schedule while baseline was measured") < text.index("Size and memory")
 
 
+def test_a_load_run_that_is_invalid_is_told(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    campaign = make_campaign()
+    folder = campaign / "variants" / "baseline" / "bench"
+    hit = load_record(folder)
+    assert hit.load
+    hit.load.invalid = ["half of the prompt tokens came from the prefix cache"]
+    hit.save(folder)
+    text = Document(report(tmp_path, campaign)).text
+    assert "The load run of baseline is invalid: half of the prompt tokens" in text
+
+
 def test_the_records_of_the_load_generator_are_shown(tmp_path: Path) -> None:
     """The page looks percentiles up by the very keys that the load generator writes."""
     made = distribution_of([10.0 + i for i in range(400)])

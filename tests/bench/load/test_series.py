@@ -1,0 +1,124 @@
+"""Sweeps and searches on a server whose capacity is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qdeploy.bench.load import LoadSpec, Measurement, measure
+from qdeploy.bench.load import sweep as module
+from qdeploy.bench.load.series import Series
+from qdeploy.bench.load.sweep import capacity, search, summarize_series, sweep
+from qdeploy.errors import EndpointError, Interrupted, OutputError, UsageError
+from tests.bench.load.server import Server
+
+CAPACITY = 100.0
+"""Two requests at once, of 20 ms each."""
+
+
+@pytest.fixture
+def slow(server: Server) -> Server:
+    server.behaviour.slots, server.behaviour.first_token_s = 2, 0.02
+    return server
+
+
+def template(**options: object) -> LoadSpec:
+    defaults = {
+        "concurrency": 1,
+        "arrival": "constant",
+        "requests": 30,
+        "prompt_tokens": 16,
+        "output_tokens": 2,
+        "warmup": 0,
+    }
+    return LoadSpec.model_validate(defaults | options)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_the_fit_finds_the_capacity(noise: float) -> None:
+    rng = np.random.default_rng(0)
+    offered = [2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0]
+    completed = np.minimum(offered, 9.0) * np.exp(noise * rng.normal(size=7))
+    assert capacity(offered, completed.tolist()) == pytest.approx(9.0, rel=1e-9 + noise)
+
+
+def test_of_an_endpoint_that_keeps_up_the_capacity_is_the_highest_rate() -> None:
+    assert capacity([1, 2, 3], [1, 2, 3]) == pytest.approx(3)
+    assert capacity([3], [2]) == pytest.approx(2)
+
+
+def test_sweep_ends_beyond_the_capacity(slow: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FRACTIONS", (0.3, 0.6, 0.9))
+    series = Series(template(), lambda spec: measure(spec, slow.url))
+    sweep(series)
+    found = summarize_series(series.results)
+    assert found.saturating_rate is not None
+    assert found.kept_rate is not None
+    assert found.kept_rate < found.saturating_rate
+    # Sleeps are never shorter than programmed, and a busy machine makes them longer.
+    assert 0.4 * CAPACITY < found.capacity <= 1.05 * CAPACITY
+    assert [run.rate for run in found.runs] == sorted(series.results)
+    hashes = {run.prompts_sha256 for run in found.runs}
+    assert len(hashes) == len(found.runs), "each rate has prompts of its own"
+    assert found.best_rate is None
+
+
+def test_search_finds_a_rate_below_the_capacity(slow: Server) -> None:
+    series = Series(template(slo="p90_ttft=150ms"), lambda spec: measure(spec, slow.url))
+    search(series)
+    found = summarize_series(series.results)
+    assert found.best_rate is not None
+    assert 0.2 * CAPACITY < found.best_rate < 1.5 * CAPACITY
+    missed = [run.rate for run in found.runs if run.slo and not run.slo.met and run.rate]
+    assert missed
+    assert found.best_rate < max(missed)
+
+
+def test_an_objective_that_cannot_be_met(slow: Server) -> None:
+    series = Series(template(slo="p50_ttft=1ms", requests=6), lambda spec: measure(spec, slow.url))
+    with pytest.raises(EndpointError, match=r"one after another, 6 of 6 over p50_ttft=1ms"):
+        search(series)
+
+
+def test_an_objective_that_so_few_requests_cannot_break(slow: Server) -> None:
+    series = Series(template(slo="p50_ttft=9s", requests=6), lambda spec: measure(spec, slow.url))
+    with pytest.raises(UsageError, match=r"All 6 requests at once meet the objective.*--num-requests"):
+        search(series)
+
+
+def test_a_series_goes_on_where_it_was_interrupted(server: Server, tmp_path: Path) -> None:
+    def once(spec: LoadSpec) -> Measurement:
+        found = measure(spec, server.url)
+        found.result.interrupted = spec.rate == 60
+        return found
+
+    first = Series(template(requests=4), once, tmp_path / "s")
+    before = first.at(50)
+    with pytest.raises(Interrupted, match=r"in the run rate-60\. The same command goes on from .*s\."):
+        first.at(60)
+    sent = len(server.payloads)
+    again = Series(template(requests=4), lambda spec: measure(spec, server.url), tmp_path / "s")
+    assert again.at(50.0) == before
+    assert len(server.payloads) == sent
+    assert again.at(60).requests == 4
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"settings.json", "rate-50", "rate-60"}
+    salts = {
+        json.loads((tmp_path / "s" / f"rate-{r}" / "run.json").read_text())["settings"]["salt"]
+        for r in (50, 60)
+    }
+    assert len(salts) == 2
+
+
+def test_a_folder_of_another_series_or_of_something_else_is_refused(server: Server, tmp_path: Path) -> None:
+    def make(spec: LoadSpec) -> Measurement:
+        return measure(spec, server.url)
+
+    Series(template(), make, tmp_path / "s")
+    with pytest.raises(OutputError, match=r"other settings \(output_tokens 2 → 3, requests 30 → 41\)"):
+        Series(template(output_tokens=3, requests=41), make, tmp_path / "s")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="in use"):
+        Series(template(), make, tmp_path)
