@@ -103,6 +103,9 @@ def random_layer(scheme: Scheme, seed: int, n: int = N, k: int = K) -> Quantized
         codes = codes.clamp_min(1)  # −127 … 127, as absmax scales leave them
     shape = (n, scheme.groups(k))
     scales = portable_scales(torch.rand(shape, generator=generator) + 0.5)
+    if scheme.rows != 1:
+        rows = scheme.rows or n
+        scales = scales[::rows].repeat_interleave(rows, 0)[:n]
     divisor = None
     if scheme.steps == "e8m0":
         scales = scales.log2().floor().exp2()

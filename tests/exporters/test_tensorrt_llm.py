@@ -52,7 +52,7 @@ def export(source: Path, output: Path, gpu: str = "h100", **more: Any) -> Any:
         ("FP8", "l40s", "FP8"),
         ("FP8", "b200", "FP8"),
         ("FP8_DYNAMIC", "h100", "FP8_PER_CHANNEL_PER_TOKEN"),
-        ("FP8_BLOCK", "h200", "FP8_PB_WO"),
+        ("FP8_BLOCK", "h200", "fp8_pb_wo"),
     ],
 )
 def test_what_it_runs_is_written_in_its_format(
