@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,12 @@ def _agree(name: str, ours: Any, theirs: Any) -> bool:
     if name in ("exclude_modules", "ignore"):
         return {*(theirs or ())} - {EMBEDDING} <= {*(ours or ())}
     if name == "config_groups" and ours:
-        numbered = (sorted(json.dumps(group, sort_keys=True) for group in part.values()) for part in (ours, theirs))
-        return next(numbered) == next(numbered)
+        return _unnumbered(ours) == _unnumbered(theirs)
     return bool(ours == theirs)
+
+
+def _unnumbered(groups: Mapping[str, Any]) -> list[str]:
+    return sorted(json.dumps(group, sort_keys=True) for group in groups.values())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from benchmarks.process import ProcessError
 from benchmarks.runs import RUNNERS
 from qdeploy.files import write_json
 from qdeploy.formats.packed import FORMATS
+from qdeploy.kv_cache import KEY, VALUE
 from qdeploy.quantized import QuantizedLinear
 from qdeploy.schemes import Scheme
 
@@ -86,13 +87,15 @@ def _save_packed(
     *,
     cache: bool,
 ) -> None:
-    written = FORMATS["compressed-tensors"]
-    packed = {f"{name}.{suffix}": t for name, q in layers.items() for suffix, t in written.pack(name, q).items()}
-    attentions = [name.removesuffix(".k_proj") for name in layers if name.endswith(".k_proj")] if cache else []
-    scales = {f"{name}.{s}": torch.tensor([CACHE_SCALE]) for name in attentions for s in ("k_scale", "v_scale")}
+    written, packed = FORMATS["compressed-tensors"], {}
+    for name, q in layers.items():
+        packed |= {f"{name}.{suffix}": tensor for suffix, tensor in written.pack(name, q).items()}
+        if cache and name.endswith(".k_proj"):
+            attention = name.removesuffix(".k_proj")
+            packed |= {f"{attention}.{scale}": torch.tensor([CACHE_SCALE]) for scale in (KEY, VALUE)}
     schemes = {name: q.scheme for name, q in layers.items()}
     config.quantization_config = written.config(schemes, ["lm_head"], "fp8" if cache else None).block
-    _save(config, folder, {**kept, **packed, **scales})
+    _save(config, folder, {**kept, **packed})
 
 
 def _save(config: LlamaConfig, folder: Path, state: Mapping[str, Tensor]) -> None:
@@ -111,6 +114,8 @@ def _layer(scheme: Scheme, n: int, k: int) -> QuantizedLinear:
     if scheme.steps != "bfloat16":
         # With a largest code in each block, ModelOpt finds the block's scale again.
         q.codes[:, :: scheme.group_size] = 7 if scheme.bits == 4 else 126
+    if scheme.steps == "e8m0" and scheme.bits == 4:
+        q.codes[q.codes == 0] = 8  # of every zero in MXFP4 it makes −0
     if scheme.steps == "e4m3":
         q = replace(q, divisor=torch.tensor(DIVISOR))
     return replace(q, input_scale=torch.tensor(INPUT_SCALE)) if scheme.needs_data else q
