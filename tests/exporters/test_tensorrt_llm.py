@@ -194,6 +194,9 @@ def test_support_is_told_for_a_scheme() -> None:
     assert ask(preset("W4A16_ASYM"), 4096, 4096, gpu="h100").kind == "reference"
     assert all(ask(scheme, 4096, 4096, gpu="cpu").kind == "reference" for scheme in PRESETS.values())
     assert "groups of 64 or 128" in ask(Scheme("W4A16", 4, 32), 4096, 4096, gpu="h100").reason
+    smooth = ask(preset("W8A8_STATIC"), 4096, 4096, gpu="a100")
+    assert smooth.kind == "reference"
+    assert smooth.reason.endswith("W8A8_SQ_PER_CHANNEL; --backend tensorrt does, up to 1.2.x")
 
 
 def test_the_command(make: Callable[..., Path], tmp_path: Path) -> None:
