@@ -87,7 +87,8 @@ def _save_packed(
     *,
     cache: bool,
 ) -> None:
-    written, packed = FORMATS["compressed-tensors"], {}
+    written = FORMATS["compressed-tensors"]
+    packed: dict[str, Tensor] = {}
     for name, q in layers.items():
         packed |= {f"{name}.{suffix}": tensor for suffix, tensor in written.pack(name, q).items()}
         if cache and name.endswith(".k_proj"):

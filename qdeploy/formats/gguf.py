@@ -27,6 +27,8 @@ SCHEMES = {
     "Q8_0": Scheme("W8A16", 8, BLOCK),
 }
 """Type → what its blocks are, if they are."""
+BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
+"""Of a block."""
 OF_ZEROS = 2.0**-14
 """The scale of a block of zeros, whose d is 0: float16's least that is not denormal."""
 
@@ -38,11 +40,11 @@ def inexact(kind: str, blocks: Tensor) -> int:
         kind: one of SCHEMES.
         blocks: uint8 [N, bytes of a row], as they lie in the file.
     """
-    d, zeros, _ = _fields(kind, blocks)
+    d, minima, _ = _fields(kind, blocks)
     wrong = ~d.isfinite()
-    if zeros is not None:
-        m = _halves(_split(kind, blocks)[..., 2:4]).float()
-        wrong |= ~((zeros >= 0) & (zeros <= 15) & (zeros == zeros.round())) | (zeros * d.float() != -m)
+    if minima is not None:
+        zeros = _zeros(d, minima)
+        wrong |= (zeros != zeros.round().clamp(0, 15)) | (zeros * d.float() != -minima)
     return int(wrong.sum())
 
 
@@ -53,21 +55,24 @@ def unpack(kind: str, blocks: Tensor) -> QuantizedLinear:
         kind: one of SCHEMES.
         blocks: as above, none of them `inexact`.
     """
-    d, zeros, codes = _fields(kind, blocks)
+    d, minima, codes = _fields(kind, blocks)
     scheme, empty = SCHEMES[kind], d == 0
-    if zeros is not None:
-        zeros = zeros.where(~empty, 0)
-    nothing = scheme.zero if zeros is None else zeros.to(torch.uint8)[..., None]
-    codes = torch.where(empty[..., None], nothing, codes).to(torch.uint8)
-    scales = d.where(~empty, torch.tensor(OF_ZEROS, dtype=d.dtype))
-    kept = None if zeros is None else zeros.to(torch.uint8)
-    return QuantizedLinear(codes.flatten(1), scales, kept, scheme)
+    zeros = torch.full(d.shape, scheme.zero) if minima is None else _zeros(d, minima)
+    zeros = zeros.to(torch.uint8)
+    codes = torch.where(empty[..., None], zeros[..., None], codes)
+    scales = d.masked_fill(empty, OF_ZEROS)
+    return QuantizedLinear(codes.flatten(1), scales, None if scheme.symmetric else zeros, scheme)
 
 
-def _split(kind: str, blocks: Tensor) -> Tensor:
-    """uint8 [N, G, bytes of a block]."""
-    size = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[kind]
-    return blocks.unflatten(1, (-1, size))
+def _fields(kind: str, blocks: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """d float16 [N, G], m float32 [N, G] where there is one, and unsigned codes uint8 [N, G, 32]."""
+    parts = blocks.reshape(len(blocks), -1, BYTES[kind])
+    d = _halves(parts[..., :2])
+    if kind == "Q8_0":
+        return d, None, parts[..., 2:] ^ 128
+    packed = parts[..., -16:]
+    codes = torch.cat([packed & 15, packed >> 4], -1)
+    return d, _halves(parts[..., 2:4]).float() if kind == "Q4_1" else None, codes
 
 
 def _halves(pairs: Tensor) -> Tensor:
@@ -75,17 +80,6 @@ def _halves(pairs: Tensor) -> Tensor:
     return pairs.contiguous().view(torch.float16)[..., 0]
 
 
-def _fields(kind: str, blocks: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """d [N, G], what zero points would be, float32 [N, G] or None, and unsigned codes uint8 [N, G, 32]."""
-    parts = _split(kind, blocks)
-    d = _halves(parts[..., :2])
-    if kind == "Q8_0":
-        return d, None, parts[..., 2:] ^ 128
-    packed = parts[..., -16:]
-    codes = torch.cat([packed & 15, packed >> 4], -1)
-    if kind == "Q4_0":
-        return d, None, codes
-    m = _halves(parts[..., 2:4]).float()
-    # Of a block of zeros d and m are 0; of one in which all weights are alike d alone is.
-    zeros = torch.where(m == 0, 0.0, -m / d.float())
-    return d, zeros, codes
+def _zeros(d: Tensor, minima: Tensor) -> Tensor:
+    """z of m = −z · d, float32: whole or not, and of a block that is alike, whose d is 0, infinite."""
+    return torch.where(minima == 0, 0.0, -minima / d.float())

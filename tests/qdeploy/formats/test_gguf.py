@@ -9,16 +9,15 @@ import torch
 from gguf import GGMLQuantizationType as BlockType
 from torch import Tensor
 
-from qdeploy.formats.gguf import OF_ZEROS, SCHEMES, inexact, unpack
+from qdeploy.formats.gguf import BYTES, OF_ZEROS, SCHEMES, inexact, unpack
 
-SIZES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 N, GROUPS = 48, 5
 
 
 def random_blocks(kind: str) -> Tensor:
     """Any bytes, with scales of either sign, small, denormal and zero; minima are multiples of them."""
-    generator = torch.Generator().manual_seed(len(kind) + SIZES[kind])
-    blocks = torch.randint(0, 256, (N, GROUPS, SIZES[kind]), dtype=torch.uint8, generator=generator)
+    generator = torch.Generator().manual_seed(len(kind) + BYTES[kind])
+    blocks = torch.randint(0, 256, (N, GROUPS, BYTES[kind]), dtype=torch.uint8, generator=generator)
     d = (torch.randn(N, GROUPS, generator=generator) * 0.01).bfloat16().half()
     d[0], d[1] = 0.0, 2.0**-20
     blocks[..., :2] = d[..., None].view(torch.uint8)
