@@ -3,7 +3,7 @@
     python -m benchmarks.parity
 
 Each tool packs, in its own environment, the weights that random codes, scales and zero points stand for; what
-it makes is compared with what we make of the codes.
+it makes is compared with what we make of the codes. ModelOpt's whole folders are in `folder_parity`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.peer import GPTQMODEL, INSTALL_COMMAND, LLM_COMPRESSOR, MODELOPT, Peer
+from benchmarks.peer import GPTQMODEL, INSTALL_COMMAND, LLM_COMPRESSOR, Peer
 from benchmarks.process import ProcessError
 from benchmarks.runs import RUNNERS
 from benchmarks.table import table
 from qdeploy.files import write_json
+from qdeploy.formats.ct_config import quantization_config
 from qdeploy.formats.packed import FORMATS
 from qdeploy.quantized import QuantizedLinear, portable_scales
 from qdeploy.schemes import PRESETS, Scheme
 
 N, K, GROUP = 128, 256, 64
-INTEGERS = tuple(Scheme("", bits, GROUP, symmetric) for bits in (2, 3, 4, 8) for symmetric in (True, False))
+INTEGERS = (
+    *(Scheme("", bits, GROUP, symmetric) for bits in (2, 3, 4, 8) for symmetric in (True, False)),
+    Scheme("", 4, None),
+    Scheme("", 8, None),
+)
+FLOATS = ("FP8_DYNAMIC", "FP8", "FP8_BLOCK", "FP8A16", "NVFP4A16", "NVFP4", "MXFP4", "MXFP8")
 
 
 @dataclass(frozen=True)
@@ -43,26 +49,24 @@ class Packer:
     compared: tuple[str, ...]
 
 
+GPTQ = ("qweight", "qzeros", "scales", "g_idx")
 PACKERS = (
     Packer(
         LLM_COMPRESSOR,
         "pack_compressed_tensors.py",
         "compressed-tensors",
-        (*INTEGERS, PRESETS["W8A8"], PRESETS["FP8_DYNAMIC"], PRESETS["NVFP4A16"]),
-        ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"),
-    ),
-    Packer(GPTQMODEL, "pack_gptqmodel.py", "gptq_v2", INTEGERS, ("qweight", "qzeros", "scales", "g_idx")),
-    Packer(
-        MODELOPT,
-        "pack_modelopt.py",
-        "modelopt",
+        (*INTEGERS, *(PRESETS[name] for name in ("W8A8", "W8A8_STATIC", "W4A8", *FLOATS))),
         (
-            Scheme("W4A16", 4, GROUP),
-            Scheme("W8A16", 8, None),
-            *(PRESETS[name] for name in ("W8A8_STATIC", "FP8_DYNAMIC", "NVFP4A16", "MXFP4")),
+            "weight",
+            "weight_packed",
+            "weight_scale",
+            "weight_zero_point",
+            "weight_shape",
+            "weight_global_scale",
         ),
-        ("weight",),
     ),
+    Packer(GPTQMODEL, "pack_gptqmodel.py", "gptq", INTEGERS, GPTQ),
+    Packer(GPTQMODEL, "pack_gptqmodel.py", "gptq_v2", INTEGERS, GPTQ),
 )
 
 
@@ -84,12 +88,14 @@ def _compared(packer: Packer) -> Iterator[list[str]]:
         names = [name for name in packer.compared if name in ours]
         wrong = [name for name in names if not _equal(ours[name], theirs.get(f"{key}.{name}"))]
         told = "no: " + ", ".join(wrong) if wrong else "yes"
-        scheme = q.scheme.describe() if q.scheme.name else f"{q.scheme.bits} bits{_grid(q.scheme)}"
-        yield [packer.peer.name, packer.format, scheme, ", ".join(names), told]
+        yield [packer.peer.name, packer.format, _told(q.scheme), ", ".join(names), told]
 
 
-def _grid(scheme: Scheme) -> str:
-    return ", symmetric" if scheme.symmetric else ", with zero points"
+def _told(scheme: Scheme) -> str:
+    if scheme.name:
+        return scheme.describe()
+    size = "per channel" if scheme.group_size is None else f"group {scheme.group_size}"
+    return f"{scheme.bits} bits, {'symmetric' if scheme.symmetric else 'with zero points'}, {size}"
 
 
 def random_layer(scheme: Scheme, seed: int, n: int = N, k: int = K) -> QuantizedLinear:
@@ -103,13 +109,16 @@ def random_layer(scheme: Scheme, seed: int, n: int = N, k: int = K) -> Quantized
         codes = codes.clamp_min(1)  # −127 … 127, as absmax scales leave them
     shape = (n, scheme.groups(k))
     scales = portable_scales(torch.rand(shape, generator=generator) + 0.5)
+    if scheme.rows != 1:
+        rows = scheme.rows or n
+        scales = scales[::rows].repeat_interleave(rows, 0)[:n]
     divisor = None
     if scheme.steps == "e8m0":
         scales = scales.log2().floor().exp2()
-        codes[codes == 0] = 8  # ModelOpt makes −0 of every zero in MXFP4
     if scheme.steps == "e4m3":
         scales, divisor = scales.to(torch.float8_e4m3fn).bfloat16(), torch.tensor(2.0)
-    zeros = torch.randint(0, 2**scheme.bits, shape, generator=generator).to(torch.uint8)
+    # From 1 on, which both versions of GPTQ's format hold.
+    zeros = torch.randint(1, 2**scheme.bits, shape, generator=generator).to(torch.uint8)
     return QuantizedLinear(codes, scales, None if scheme.symmetric else zeros, scheme, divisor)
 
 
@@ -121,19 +130,16 @@ def _packed_by(packer: Packer, layers: dict[str, QuantizedLinear]) -> dict[str, 
         cases: list[dict[str, object]] = []
         for key, q in layers.items():
             zeros = q.zeros if q.zeros is not None else torch.full(q.scales.shape, q.scheme.zero)
-            tensors |= {f"{key}.weight": q.dequantize(), f"{key}.scales": q.scales.float()}
-            tensors |= {f"{key}.zeros": zeros.to(torch.uint8)}
+            stored = q.scales[0] if q.scheme.rows is None else q.scales[:: q.scheme.rows]
+            tensors |= {
+                f"{key}.weight": q.dequantize(),
+                f"{key}.scales": q.scales.float(),
+                f"{key}.stored": stored.float().contiguous(),
+                f"{key}.zeros": zeros.to(torch.uint8),
+            }
             if q.divisor is not None:
                 tensors[f"{key}.divisor"] = q.divisor.reshape(1)
-            cases.append(
-                {
-                    "key": key,
-                    "name": q.scheme.name,
-                    "bits": q.scheme.bits,
-                    "symmetric": q.scheme.symmetric,
-                    "group_size": q.scheme.group_size,
-                }
-            )
+            cases.append({"key": key, "format": packer.format, **_case(q.scheme)})
         save_file(tensors, folder / "in.safetensors")
         job = {"input": "in.safetensors", "output": "out.safetensors", "cases": cases}
         write_json(folder / "job.json", job)
@@ -144,6 +150,15 @@ def _packed_by(packer: Packer, layers: dict[str, QuantizedLinear]) -> dict[str, 
         if done.returncode:
             raise ProcessError(f"{packer.runner} failed:\n{log.read_text()[-2000:]}")
         return load_file(folder / "out.safetensors")
+
+
+def _case(scheme: Scheme) -> dict[str, object]:
+    return {
+        "bits": scheme.bits,
+        "symmetric": scheme.symmetric,
+        "group_size": scheme.group_size,
+        "group": quantization_config({"": scheme}, [])["config_groups"]["group_0"],
+    }
 
 
 def _equal(ours: Tensor, theirs: Tensor | None) -> bool:

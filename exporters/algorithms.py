@@ -42,7 +42,7 @@ ALGORITHMS: Mapping[str, Runs] = {
     "W8A16": Runs((80, 90)),
     "FP8": Runs((89, ANY)),
     "FP8_PER_CHANNEL_PER_TOKEN": Runs((90, 90)),
-    "FP8_PB_WO": Runs((90, 109)),
+    "fp8_pb_wo": Runs((90, 109)),
     "NVFP4": Runs((100, ANY)),
     "W4A16_NVFP4": Runs((100, ANY), released=False),
     "MXFP8": Runs((100, ANY), released=False),

@@ -26,7 +26,16 @@ def export(
             "cpu-avx2, cpu for this machine's CPU, or auto for its GPU or else CPU. a100 and h100 have 80 GB."
         ),
     ] = "auto",
-    tensor_parallel: Annotated[int, typer.Option(help="Devices that the model is split over.")] = 1,
+    tensor_parallel: Annotated[
+        int,
+        typer.Option(
+            "--tensor-parallel",
+            "--tensor-parallel-size",
+            "--tp-size",
+            "--tp",
+            help="Devices that each layer is split over.",
+        ),
+    ] = 1,
     backend: Annotated[
         str | None,
         typer.Option(
@@ -34,7 +43,14 @@ def export(
         ),
     ] = None,
     pipeline_parallel: Annotated[
-        int, typer.Option(help="Stages that the model is split into, for --backend tensorrt.")
+        int,
+        typer.Option(
+            "--pipeline-parallel",
+            "--pipeline-parallel-size",
+            "--pp-size",
+            "--pp",
+            help="Stages that the model is split into, for --backend tensorrt.",
+        ),
     ] = 1,
     reference: Annotated[
         bool,

@@ -122,15 +122,19 @@ class TensorRTLLMExporter:
             yield from fitting.findings
 
     def support(self, scheme: Scheme, n: int, k: int, *, gpu: str = "auto", experts: bool = False) -> Support:
-        """How TensorRT-LLM runs a layer [n, k] of that scheme on the device.
+        """How TensorRT-LLM's PyTorch backend runs a layer [n, k] of that scheme on the device.
+
+        Where it does not and the engine builder does, the reason says so.
 
         Raises:
             UnknownNameError: no such GPU.
         """
         reason = objection(scheme, n, k, find_target(gpu))
-        if reason is not None:
-            return Support("reference", reason)
-        return Support("converted", f"ModelOpt's {algorithm(scheme)}; not run")
+        if reason is None:
+            return Support("converted", f"ModelOpt's {algorithm(scheme)}; not run")
+        built = EngineBuilderExporter().support(scheme, n, k, gpu=gpu, experts=experts)
+        other = "; --backend tensorrt does, up to 1.2.x" if built.kind == "converted" else ""
+        return Support("reference", reason + other)
 
 
 def _reason(target: Target, layer: FusedLayer) -> str | None:

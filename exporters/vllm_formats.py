@@ -18,7 +18,7 @@ from qdeploy.formats.modelopt import algorithm
 from qdeploy.schemes import Scheme
 
 GPTQ_BITS, GPTQ_GROUPS = (4, 8), (None, 32, 64, 128)
-LEAST_CAPABILITY = {"FP8": 80, "FP8_PER_CHANNEL_PER_TOKEN": 80, "FP8_PB_WO": 80, "MXFP8": 80}
+LEAST_CAPABILITY = {"FP8": 80, "FP8_PER_CHANNEL_PER_TOKEN": 80, "fp8_pb_wo": 80, "MXFP8": 80}
 """ModelOpt's algorithm → compute capability times ten that its loader asks for, above the kernels' own."""
 
 

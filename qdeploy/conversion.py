@@ -253,6 +253,4 @@ class _Conversion:
             sha256=self._reader.sha256_from({file: self._sha256(file) for file in self._reader.files}),
             rounded_scales=self.rounded,
         )
-        return manifest.model_copy(update={"conversions": [*manifest.conversions, done]}).model_dump(
-            mode="json"
-        )
+        return manifest.converted(done)

@@ -1,4 +1,4 @@
-"""GGUF files as a source: block-quantized tensors of llama.cpp, decoded to a bfloat16 Hugging Face folder.
+"""GGUF files as a source: block-quantized tensors of llama.cpp, decoded to a 16-bit Hugging Face folder.
 
 transformers decodes the blocks, undoes llama.cpp's permutation of the attention rows and rebuilds config and
 tokenizer; this module refuses early what would fail late, and writes the folder whole or not at all.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,16 @@ READABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q6_K"
 
 @dataclass(frozen=True, slots=True)
 class GgufSummary:
-    """What a GGUF file says of itself; `types` counts its tensors by ggml type."""
+    """What a GGUF file says of itself, and what became of it.
+
+    Attributes:
+        types: how many tensors are of which ggml type.
+        kept: of the layers whose codes were kept, the same.
+    """
 
     architecture: str
     types: dict[str, int]
+    kept: dict[str, int] = field(default_factory=dict)
 
 
 def import_gguf(path: Path, output: Path) -> GgufSummary:
@@ -51,7 +57,7 @@ def import_gguf(path: Path, output: Path) -> GgufSummary:
     with OutputFolder(output) as folder:
         folder.clear()
         try:
-            _convert(path, folder.contents)
+            decode(path, folder.contents)
             folder.publish()
         except BaseException:
             folder.discard()
@@ -59,9 +65,15 @@ def import_gguf(path: Path, output: Path) -> GgufSummary:
     return summary
 
 
-def _convert(path: Path, folder: Path) -> None:
+def decode(path: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write the model and its tokenizer into a folder that is there.
+
+    Raises:
+        CheckpointError: transformers cannot read the model or the tokenizer.
+        OutputError: the disk is full or read-only.
+    """
     console.print(f"Decoding the weights of {path.name} …", highlight=False)
-    model = _load_model(path)
+    model = _load_model(path, dtype)
     console.print("Writing weights and tokenizer …")
     with disk_errors(folder), system_errors():
         model.save_pretrained(folder)
@@ -125,14 +137,14 @@ def _check_types(path: Path, types: Counter[str]) -> None:
         raise CheckpointError(f"{path} holds {found}. Types that can be imported: {', '.join(READABLE)}.")
 
 
-def _load_model(path: Path) -> Any:
+def _load_model(path: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
-            dtype=torch.bfloat16,
+            dtype=dtype,
             quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True,
         )

@@ -38,7 +38,14 @@ def lint(
         str, typer.Option("--gpu", "--device", help="Device to ask for, as for qdeploy export.")
     ] = "auto",
     tensor_parallel: Annotated[
-        int, typer.Option("--tensor-parallel", "--tp", help="Devices that the model is split over.")
+        int,
+        typer.Option(
+            "--tensor-parallel",
+            "--tensor-parallel-size",
+            "--tp-size",
+            "--tp",
+            help="Devices that the model is split over.",
+        ),
     ] = 1,
     deep: Annotated[bool, typer.Option("--deep", help="Read scales, and decode every layer.")] = False,
     against: Annotated[

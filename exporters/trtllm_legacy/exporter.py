@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from qdeploy.checkpoint.checksums import recorded_hashes, write_checksums
 from qdeploy.checkpoint.companions import copy_companions
 from qdeploy.checkpoint.folder import refuse_used
+from qdeploy.checkpoint.manifest import MANIFEST, Conversion, load_manifest
 from qdeploy.checkpoint.tensor_file import write_tensors
 from qdeploy.errors import UsageError
 from qdeploy.exporters import parallel
@@ -41,13 +43,16 @@ from qdeploy.exporters.trtllm_legacy.config import (
 from qdeploy.exporters.trtllm_legacy.launch import serve_arguments, write_launch_files
 from qdeploy.exporters.trtllm_legacy.rank import Model, rank_tensors
 from qdeploy.exporters.trtllm_legacy.split import Split
-from qdeploy.files import write_json
+from qdeploy.files import sha256_file, write_json
 from qdeploy.formats.packed import Packed
 from qdeploy.kv_cache import stored_scales
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.progress import progress
 from qdeploy.schemes import Scheme
 from qdeploy.support import Support
+
+TARGET = "trtllm-build"
+"""What the lineage calls the format."""
 
 
 class EngineBuilderExporter:
@@ -162,16 +167,18 @@ class _Export:
         scheme = next(iter(self.packed.schemes.values()), None)
         with staged(output) as folder:
             folder.mkdir(parents=True)
-            self._write_ranks(folder, config)
+            hashes = self._write_ranks(folder, config)
             write_json(folder / "config.json", self._config(config, layers, scheme))
             _write_tokenizer(self.packed.reader.folder, folder / "tokenizer")
             report = self._report(source, folder, output, scheme)
             longest = min(config["max_position_embeddings"], window(config) or 2**31)
             name = algorithm(scheme) if scheme else None
             write_launch_files(folder, report, self.split, algorithm=name, longest=longest)
+            self._write_lineage(folder, hashes)
         return report
 
-    def _write_ranks(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def _write_ranks(self, folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+        """One file for each device; returns the hex SHA-256 of each."""
         model = Model(
             self.packed,
             config["num_hidden_layers"],
@@ -180,12 +187,25 @@ class _Export:
             config["tie_word_embeddings"],
             stored_scales(self.packed.reader),
         )
+        hashes = {}
         with progress("Exporting", self.split.devices) as shown:
             for rank in self.split.ranks():
                 file = folder / f"rank{rank.index}.safetensors"
                 shown.note(file.name)
-                write_tensors(file, dict(rank_tensors(model, rank)))
+                hashes[file.name] = write_tensors(file, dict(rank_tensors(model, rank)))
                 shown.advance()
+        return hashes
+
+    def _write_lineage(self, folder: Path, hashes: Mapping[str, str]) -> None:
+        """qdeploy.json, where the source has one, and SHA256SUMS; last, over all that is there."""
+        reader, known = self.packed.reader, recorded_hashes(self.packed.reader.folder)
+        manifest = load_manifest(reader.folder)
+        if manifest is not None:
+            files = {file: known.get(file.name) or sha256_file(file) for file in reader.files}
+            source = self.packed.format.name if self.packed.format else "16 bits"
+            done = Conversion(source=source, target=TARGET, sha256=reader.sha256_from(files))
+            write_json(folder / MANIFEST, {**manifest.converted(done), "files": dict(hashes)})
+        write_checksums(folder, hashes)
 
     def _config(
         self, config: Mapping[str, Any], layers: Sequence[Layer], scheme: Scheme | None

@@ -123,7 +123,7 @@ class Manifest(_Part):
             is stored in another format, reference if it can only be dequantized to 16 bit.
         warnings: what speaks against the calibration, as it was told.
         kv_cache: attention module → "q_scale", "k_scale" and "v_scale" → scale in FP8; empty for 16 bits.
-        conversions: what `qdeploy convert` has done since, in order.
+        conversions: what `qdeploy convert` and `qdeploy export` have made of the layers since, in order.
         files: weight file → hex SHA-256, added when the folder is finished.
     """
 
@@ -141,6 +141,11 @@ class Manifest(_Part):
     files: dict[str, str] = Field(default_factory=dict)
     conversions: list[Conversion] = Field(default_factory=list)
     totals: Totals
+
+    def converted(self, step: Conversion) -> dict[str, Any]:
+        """The content of qdeploy.json after another conversion."""
+        after = self.model_copy(update={"conversions": [*self.conversions, step]})
+        return after.model_dump(mode="json")
 
 
 def load_manifest(folder: Path) -> Manifest | None:

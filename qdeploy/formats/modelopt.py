@@ -5,10 +5,10 @@ By the algorithm that its config names, for a layer of N × K:
     W4A16_AWQ                   weight uint8 [N/2, K]: signed 4-bit codes of rows 2r (low) and 2r + 1 (high);
                                 weight_scale [N, G]; pre_quant_scale [K] where the layer reads alone
     W8A16                       weight int8 [N, K]; weight_scale [N]
-    W8A8_SQ_PER_CHANNEL         weight int8 [N, K]; weight_scale [N]; input_scale []; pre_quant_scale as above
+    W8A8_SQ_PER_CHANNEL         weight int8 [N, K]; weight_scale [N]; input_scale []; pre_quant_scale [K]
     FP8                         weight E4M3 [N, K]; weight_scale [], input_scale []
     FP8_PER_CHANNEL_PER_TOKEN   weight E4M3 [N, K]; weight_scale [N]
-    FP8_PB_WO                   weight E4M3 [N, K]; weight_scale [N/128, 1, K/128, 1]
+    fp8_pb_wo                   weight E4M3 [N, K]; weight_scale [N/128, 1, K/128, 1]
     NVFP4, W4A16_NVFP4          weight uint8 [N, K/2]; weight_scale E4M3 [N, K/16]; weight_scale_2 [], and
                                 input_scale [] where inputs are rounded: factors, not divisors
     MXFP8                       weight E4M3 [N, K]; weight_scale uint8 [N, K/32], exponents plus 127
@@ -42,13 +42,14 @@ INTEGERS = (INT4, INT8, SQ)
 FLOATS = {
     "FP8": "FP8",
     "FP8_DYNAMIC": "FP8_PER_CHANNEL_PER_TOKEN",
-    "FP8_BLOCK": "FP8_PB_WO",
+    "FP8_BLOCK": "fp8_pb_wo",
     "NVFP4": "NVFP4",
     "NVFP4A16": "W4A16_NVFP4",
     "MXFP8": "MXFP8",
     "MXFP4": "mxfp4",
 }
-"""Preset → algorithm, where a scheme is nothing but its preset."""
+"""Preset → algorithm, where a scheme is nothing but its preset; in the case that ModelOpt writes, which
+TensorRT-LLM asks of fp8_pb_wo."""
 
 NO_SCHEME = {
     "W4A8_AWQ": "integer weights with two scales beside inputs in E4M3",
@@ -100,9 +101,14 @@ def layout(module: str, scheme: Scheme, n: int, k: int) -> Layout:
         tensors["weight_scale_2"] = (FLOATING, ())
     if scheme.needs_data:
         tensors["input_scale"] = (FLOATING, ())
-    if name in (INT4, SQ) and module.rpartition(".")[2] in ALONE:
+    if _scaled_before(name, module):
         tensors["pre_quant_scale"] = (FLOATING, (k,))
     return tensors
+
+
+def _scaled_before(name: str | None, module: str) -> bool:
+    """Whether a layer has a pre_quant_scale: of int4 those that norms do not take it from, of INT8 all."""
+    return name == SQ or (name == INT4 and module.rpartition(".")[2] in ALONE)
 
 
 def _weights(scheme: Scheme, n: int, k: int) -> Layout:
@@ -175,7 +181,7 @@ def pack(module: str, q: QuantizedLinear) -> dict[str, Tensor]:
     if q.input_scale is not None:
         scale = q.input_scale.float().reshape(())
         tensors["input_scale"] = scale if q.divisor is None else 1 / scale
-    if name in (INT4, SQ) and module.rpartition(".")[2] in ALONE:
+    if _scaled_before(name, module):
         tensors["pre_quant_scale"] = torch.ones(q.shape[1], dtype=torch.bfloat16)
     return tensors
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from qdeploy import __version__
 from qdeploy.errors import CheckpointError
-from qdeploy.formats.modelopt import INT4, algorithm, scheme_of
+from qdeploy.formats.modelopt import INT4, INT8, SQ, algorithm, scheme_of
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import Scheme
 
@@ -19,14 +19,25 @@ MIXED = "MIXED_PRECISION"
 PRODUCER = {"name": "modelopt", "version": f"qdeploy {__version__}"}
 """TensorRT-LLM knows the format by the name."""
 
-_EIGHT = {"dynamic": False, "num_bits": 8, "type": "float"}
-_FOUR = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
+_EIGHT: dict[str, Any] = {"dynamic": False, "num_bits": 8, "type": "float"}
+_INTEGER: dict[str, Any] = {"dynamic": False, "num_bits": 8, "type": "int"}
+_CHANNEL = {"strategy": "channel"}
+_NVFP4: dict[str, Any] = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
+_MXFP8 = {**_EIGHT, "group_size": 32}
 GROUPS: Mapping[str, dict[str, Any]] = {
     "FP8": {"weights": _EIGHT, "input_activations": _EIGHT},
-    "NVFP4": {"weights": _FOUR, "input_activations": _FOUR},
-    "W4A16_NVFP4": {"weights": _FOUR, "input_activations": None},
+    "NVFP4": {"weights": _NVFP4, "input_activations": _NVFP4},
+    "W4A16_NVFP4": {"weights": _NVFP4},
 }
-"""Algorithms for which the block has groups, as ModelOpt writes them."""
+"""Algorithms for which the block has a group, as ModelOpt writes it."""
+MIXED_GROUPS: Mapping[str, dict[str, Any]] = {
+    **GROUPS,
+    "FP8_PER_CHANNEL_PER_TOKEN": {"weights": _EIGHT | _CHANNEL, "input_activations": _EIGHT},
+    "MXFP8": {"weights": _MXFP8, "input_activations": _MXFP8},
+    INT8: {"weights": _INTEGER},
+    SQ: {"weights": _INTEGER | _CHANNEL, "input_activations": _INTEGER},
+}
+"""The same beside others, where more of them have one."""
 
 
 def schemes(block: Mapping[str, Any], reader: CheckpointReader) -> dict[str, Scheme]:
@@ -96,8 +107,26 @@ def block(found: Mapping[str, Any]) -> dict[str, Any]:
         written["kv_cache_scheme"] = _EIGHT
     if "quantized_layers" in found:
         written["quantized_layers"] = found["quantized_layers"]
+        written["config_groups"] = _mixed_groups(found["quantized_layers"])
     if found["quant_algo"] in GROUPS:
         written["config_groups"] = {"group_0": {"targets": ["Linear"], **GROUPS[found["quant_algo"]]}}
     elif "group_size" in found:
         written["group_size"] = found["group_size"]  # where TensorRT-LLM's reader of the block looks for it
     return written
+
+
+def _mixed_groups(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A group for each kind of layer."""
+    kinds: dict[tuple[str, int | None], list[str]] = {}
+    for module, layer in layers.items():
+        kinds.setdefault((layer["quant_algo"], layer.get("group_size")), []).append(module)
+    return {
+        f"group_{i}": {**_mixed_group(*kind), "targets": sorted(modules)}
+        for i, (kind, modules) in enumerate(kinds.items())
+    }
+
+
+def _mixed_group(name: str, size: int | None) -> dict[str, Any]:
+    if name == INT4:
+        return {"weights": {"dynamic": False, "num_bits": 4, "type": "int", "group_size": size}}
+    return MIXED_GROUPS.get(name, {"quant_algo": name})

@@ -52,7 +52,7 @@ def export(source: Path, output: Path, gpu: str = "h100", **more: Any) -> Any:
         ("FP8", "l40s", "FP8"),
         ("FP8", "b200", "FP8"),
         ("FP8_DYNAMIC", "h100", "FP8_PER_CHANNEL_PER_TOKEN"),
-        ("FP8_BLOCK", "h200", "FP8_PB_WO"),
+        ("FP8_BLOCK", "h200", "fp8_pb_wo"),
     ],
 )
 def test_what_it_runs_is_written_in_its_format(
@@ -194,6 +194,9 @@ def test_support_is_told_for_a_scheme() -> None:
     assert ask(preset("W4A16_ASYM"), 4096, 4096, gpu="h100").kind == "reference"
     assert all(ask(scheme, 4096, 4096, gpu="cpu").kind == "reference" for scheme in PRESETS.values())
     assert "groups of 64 or 128" in ask(Scheme("W4A16", 4, 32), 4096, 4096, gpu="h100").reason
+    smooth = ask(preset("W8A8_STATIC"), 4096, 4096, gpu="a100")
+    assert smooth.kind == "reference"
+    assert smooth.reason.endswith("W8A8_SQ_PER_CHANNEL; --backend tensorrt does, up to 1.2.x")
 
 
 def test_the_command(make: Callable[..., Path], tmp_path: Path) -> None:

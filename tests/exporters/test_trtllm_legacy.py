@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.conversion import convert
 from qdeploy.errors import ExportError, OutputError, UsageError
 from qdeploy.exporters.base import ExportReport
 from qdeploy.exporters.reference import write_dequantized
 from qdeploy.exporters.trtllm_legacy.exporter import EngineBuilderExporter
+from qdeploy.files import sha256_file
 from qdeploy.formats.dequantize import dequantized_state
 from qdeploy.formats.packed import Packed
 from qdeploy.kv_cache import stored_scales
@@ -346,6 +349,30 @@ def test_a_used_folder_is_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "deploy" / "mine").touch()
     with pytest.raises(OutputError, match="not empty"):
         export(model, tmp_path / "deploy")
+
+
+def test_the_lineage_goes_on(quantized: Callable[..., Path], tmp_path: Path) -> None:
+    source, folder = quantized("W4A16"), tmp_path / "deploy"
+    export(source, folder, devices=2)
+    before, after = load_manifest(source), load_manifest(folder)
+    assert before is not None and after is not None
+    (step,) = after.conversions
+    assert (step.source, step.target) == ("compressed-tensors", "trtllm-build")
+    assert step.sha256 == CheckpointReader(source).sha256
+    assert after.modules == before.modules
+    assert after.files == {
+        name: sha256_file(folder / name) for name in ("rank0.safetensors", "rank1.safetensors")
+    }
+    done = subprocess.run(
+        ["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert "qdeploy.json: OK" in done.stdout and "tokenizer/config.json: OK" in done.stdout
+
+
+def test_sixteen_bits_have_no_lineage(model: Path, tmp_path: Path) -> None:
+    export(model, tmp_path / "deploy")
+    assert not (tmp_path / "deploy" / "qdeploy.json").exists()
+    assert (tmp_path / "deploy" / "SHA256SUMS").is_file()
 
 
 def test_layers_without_a_kernel_can_be_dequantized(quantized: Callable[..., Path], tmp_path: Path) -> None:

@@ -309,6 +309,16 @@ def scripts(tiny_llama: Path, folder: Path, *arguments: str) -> None:
     assert f"Build its engine on the GPU first: {folder}/build.sh" in result.output
 
 
+@pytest.mark.parametrize("names", [("--tp-size", "--pp-size"), ("--tensor-parallel-size", "--pp")])
+def test_sizes_go_by_the_names_of_either_engine(
+    names: tuple[str, str], tiny_llama: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "deploy"
+    scripts(tiny_llama, folder, names[0], "1", names[1], "2")
+    mapping = json.loads((folder / "config.json").read_text())["mapping"]
+    assert mapping == {"world_size": 2, "tp_size": 1, "pp_size": 2}
+
+
 def test_the_scripts_build_and_serve(tiny_llama: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     scripts(tiny_llama, folder, "--pipeline-parallel", "2", "--tensor-parallel", "2")

@@ -84,6 +84,14 @@ def test_modelopt_holds_several_schemes(wide: Path, tmp_path: Path) -> None:
     int4 = {"quant_algo": "W4A16_AWQ", "has_zero_point": False, "pre_quant_scale": True}
     assert layers["self_attn.o_proj"] == int4 | {"group_size": 64}
     assert layers["self_attn.q_proj"] == int4 | {"group_size": 32}
+    groups = {group["targets"][0]: group for group in block["config_groups"].values()}
+    targets = [module for group in groups.values() for module in group["targets"]]
+    assert sorted(targets) == sorted(found["quantized_layers"])
+    four = {"dynamic": False, "num_bits": 4, "type": "int", "group_size": 64}
+    assert groups["model.layers.0.self_attn.o_proj"]["weights"] == four
+    eight = {"dynamic": False, "num_bits": 8, "type": "float"}
+    assert groups["model.layers.0.mlp.down_proj"]["weights"] == eight | {"strategy": "channel"}
+    assert groups["model.layers.0.mlp.down_proj"]["input_activations"] == eight
     schemes = Packed(CheckpointReader(tmp_path / "source")).schemes
     for kept in ("both", "the file"):
         assert Packed(CheckpointReader(there)).schemes == schemes

@@ -105,15 +105,15 @@ BLOCKS: dict[BlockType, tuple[int, Callable[[Array], Array]]] = {
 }
 
 
-def expected(name: str, raw: Array, kind: BlockType) -> torch.Tensor:
-    """The bfloat16 weight, llama.cpp's interleaving of rotary rows undone."""
+def decoded(name: str, raw: Array, kind: BlockType) -> torch.Tensor:
+    """The float32 weight, llama.cpp's interleaving of rotary rows undone."""
     size, decode = BLOCKS[kind]
     n, k = LINEARS[name]
     weight = decode(np.ascontiguousarray(raw).view(np.uint8).reshape(-1, size)).reshape(n, k)
     heads = {"attn_q": HEADS, "attn_k": KV_HEADS}.get(name)
     if heads:
         weight = weight.reshape(heads, n // heads // 2, 2, k).swapaxes(1, 2).reshape(n, k)
-    return torch.from_numpy(weight.copy()).bfloat16()
+    return torch.from_numpy(weight.copy())
 
 
 @pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.name)
@@ -126,7 +126,8 @@ def test_weights_are_the_values_of_the_blocks(kind: BlockType, tmp_path: Path) -
     for name, module in NAMES.items():
         weight = reader.get(f"model.layers.0.{module}.weight")
         assert weight.dtype == torch.bfloat16
-        assert torch.equal(weight, expected(name, stored[f"blk.0.{name}.weight"], kind)), name
+        expected = decoded(name, stored[f"blk.0.{name}.weight"], kind).bfloat16()
+        assert torch.equal(weight, expected), name
     embeddings = torch.from_numpy(stored["token_embd.weight"]).bfloat16()
     assert torch.equal(reader.get("model.embed_tokens.weight"), embeddings)
 

@@ -102,6 +102,12 @@ def test_algorithms_that_no_scheme_says() -> None:
         modelopt.scheme_of("W4A8_AWQ", 128)
 
 
+def test_fp8_in_blocks_is_spelled_as_modelopt_spells_it() -> None:
+    """TensorRT-LLM knows the algorithm by this name alone, vLLM in either case."""
+    assert modelopt.algorithm(PRESETS["FP8_BLOCK"]) == "fp8_pb_wo"
+    assert modelopt.scheme_of("FP8_PB_WO", None) == PRESETS["FP8_BLOCK"]
+
+
 @pytest.mark.parametrize("name", ["mxfp4", "MXFP4"])
 def test_mxfp4_is_known_in_either_case(name: str) -> None:
     assert modelopt.scheme_of(name, None) == PRESETS["MXFP4"]
@@ -125,4 +131,5 @@ def test_int8_with_static_inputs_has_the_tensors_of_smoothquant() -> None:
         "input_scale": (torch.float32, ()),
         "pre_quant_scale": (torch.bfloat16, (128,)),
     }
-    assert "pre_quant_scale" not in modelopt.pack("mlp.up_proj", random_linear(PRESETS["W8A8_STATIC"]))
+    fused = modelopt.pack("mlp.up_proj", random_linear(PRESETS["W8A8_STATIC"]))
+    assert fused.keys() == tensors.keys()
