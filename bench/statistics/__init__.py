@@ -23,10 +23,12 @@ from qdeploy.bench.statistics.paired import (
     paired_difference,
     recovery,
     suite_difference,
+    suite_mean,
     suite_recovery,
 )
 from qdeploy.bench.statistics.power import detectable_difference, items_for_difference, items_for_verdict
 from qdeploy.bench.statistics.quantiles import normal_quantile, student_cdf, student_quantile
+from qdeploy.bench.statistics.sequential import nominal_levels, repeated_p
 from qdeploy.bench.statistics.verdicts import (
     LEVEL,
     MARGINS,
@@ -60,16 +62,19 @@ __all__ = [
     "mcnemar",
     "mean_interval",
     "newcombe",
+    "nominal_levels",
     "normal_quantile",
     "overall",
     "paired_difference",
     "ratio_of_runs",
     "recovery",
     "recovery_bounds",
+    "repeated_p",
     "share",
     "student_cdf",
     "student_quantile",
     "suite_difference",
+    "suite_mean",
     "suite_recovery",
     "verdict",
     "wilson",

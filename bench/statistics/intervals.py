@@ -95,22 +95,25 @@ def bootstrap_mean(values: Array, clusters: Sequence[str], seed: int = 0) -> Est
     plain = mean_interval(values, clusters)
     if groups < FEW_CLUSTERS:
         return plain
-    sums, counts = np.bincount(codes, weights=values), np.bincount(codes)
+    sums, counts = np.bincount(codes, weights=values), np.bincount(codes).astype(np.float64)
     rng, error = np.random.default_rng(seed), clustered_error(values, clusters)[0]
     size = max(DRAWN_AT_ONCE // groups, 1)
     blocks = (rng.integers(groups, size=(size, groups)) for _ in range(math.ceil(RESAMPLES / size)))
     t = np.concatenate([_studentized(sums[drawn], counts[drawn], plain.value) for drawn in blocks])
     low, high = np.quantile(t, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(value=plain.value, low=plain.value - float(high) * error, high=plain.value - float(low) * error)
+    return Estimate(
+        value=plain.value, low=plain.value - float(high) * error, high=plain.value - float(low) * error
+    )
 
 
-def _studentized(sums: Array, counts: NDArray[np.int64], mean: float) -> Array:
+def _studentized(sums: Array, counts: Array, mean: float) -> Array:
     """(m* - m)/SE* of resamples [R, G] of cluster sums and sizes; 0 where all of a resample is alike."""
     groups, sizes = sums.shape[1], counts.sum(1)
     means = sums.sum(1) / sizes
     spread = ((sums - means[:, None] * counts) ** 2).sum(1)
     errors = np.sqrt(groups / (groups - 1) * spread) / sizes
-    return np.divide(means - mean, errors, out=np.zeros(len(means)), where=errors > 0)
+    t: Array = np.divide(means - mean, errors, out=np.zeros(len(means)), where=errors > 0)
+    return t
 
 
 def low_of(estimate: Estimate) -> float:

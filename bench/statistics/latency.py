@@ -15,8 +15,8 @@ from qdeploy.bench.statistics.quantiles import student_quantile
 def ratio_of_runs(baseline: Sequence[float], variant: Sequence[float]) -> Estimate | None:
     """The ratio of the typical run of the variant to that of the baseline, from one figure a run.
 
-    Welch's t interval on logarithms (Welch 1947; degrees of freedom rounded down), so it is a ratio of geometric
-    means and covers what differs from run to run.
+    Welch's t interval on logarithms (Welch 1947; degrees of freedom rounded down), so it is a ratio of
+    geometric means and covers what differs from run to run.
 
     Returns:
         None with fewer than two runs of either, or where a figure is not positive.

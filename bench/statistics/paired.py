@@ -45,7 +45,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Moments:
-    """Two mean scores, their covariance over clusters, float64 [2, 2], and its degrees of freedom (0: none)."""
+    """Two mean scores, their covariance over clusters [2, 2] and its degrees of freedom (0: none)."""
 
     baseline: float
     variant: float
@@ -70,13 +70,14 @@ class Moments:
 def moments(tasks: Sequence[Pairs]) -> Moments:
     """Moments of the mean over tasks; without covariance where a task has a single cluster.
 
-    Each item weighs 1/(tasks · n_t); residuals are from the task's own means and summed by cluster. The degrees
-    of freedom are Welch and Satterthwaite's over the tasks' variances of the difference.
+    Each item weighs 1/(tasks · n_t); residuals are from the task's own means and summed by cluster. The
+    degrees of freedom are Welch and Satterthwaite's over the tasks' variances of the difference.
     """
     groups = [len(set(task.clusters)) for task in tasks]
     means = np.array([(task.baseline.mean(), task.variant.mean()) for task in tasks])
+    baseline, variant = means.mean(0).tolist()
     if min(groups) < 2:
-        return Moments(*means.mean(0), covariance=np.full((2, 2), math.nan), df=0)
+        return Moments(baseline, variant, covariance=np.full((2, 2), math.nan), df=0)
     parts = []
     for task, mean, count in zip(tasks, means, groups, strict=True):
         scores = np.stack([task.baseline, task.variant])
@@ -84,9 +85,9 @@ def moments(tasks: Sequence[Pairs]) -> Moments:
         parts.append((scores - mean[:, None]) * weight)
     residuals = np.concatenate(parts, axis=1)
     codes, total = cluster_codes([label for task in tasks for label in task.clusters])
-    sums = np.stack([np.bincount(codes, row, minlength=total) for row in residuals])
+    sums: Array = np.stack([np.bincount(codes, row, minlength=total) for row in residuals])
     df = sum(groups) - len(groups) if len(tasks) == 1 else _satterthwaite(parts, tasks, groups)
-    return Moments(*means.mean(0), covariance=sums @ sums.T, df=df)
+    return Moments(baseline, variant, covariance=sums @ sums.T, df=df)
 
 
 def _satterthwaite(parts: Sequence[Array], tasks: Sequence[Pairs], groups: Sequence[int]) -> int:
@@ -99,18 +100,26 @@ def _satterthwaite(parts: Sequence[Array], tasks: Sequence[Pairs], groups: Seque
     return max(int(sum(variances) ** 2 / shares), 1) if shares else sum(groups) - len(groups)
 
 
-def suite_difference(tasks: Sequence[Pairs], confidence: float = CONFIDENCE) -> Estimate:
-    """Mean score of the variant minus the baseline's."""
+def suite_mean(tasks: Sequence[Pairs], confidence: float = CONFIDENCE) -> Estimate:
+    """The variant's mean score alone, over clusters."""
     found = moments(tasks)
     if found.df == 0:
-        return _changes_only(tasks, confidence) or Estimate(value=found.difference)
+        return Estimate(value=found.variant)
+    half = found.quantile(confidence) * found.error(0.0)
+    return Estimate(value=found.variant, low=found.variant - half, high=found.variant + half)
+
+
+def suite_difference(tasks: Sequence[Pairs], confidence: float = CONFIDENCE) -> Estimate:
+    """Mean score of the variant minus the baseline's."""
+    found, paired = moments(tasks), changes_only(tasks, confidence)
+    if found.df == 0:
+        return paired or Estimate(value=found.difference)
     half = found.quantile(confidence) * found.error(1.0)
     by_cluster = Estimate(value=found.difference, low=found.difference - half, high=found.difference + half)
-    paired = _changes_only(tasks, confidence)
     return widest(by_cluster, paired) if paired else by_cluster
 
 
-def _changes_only(tasks: Sequence[Pairs], confidence: float) -> Estimate | None:
+def changes_only(tasks: Sequence[Pairs], confidence: float) -> Estimate | None:
     """Newcombe's intervals of the tasks, joined by MOVER (Zou & Donner 2008); None unless all are 0 and 1."""
     if not all(task.is_binary for task in tasks):
         return None
@@ -129,21 +138,19 @@ def suite_recovery(tasks: Sequence[Pairs], confidence: float = CONFIDENCE) -> Es
     1 + (its bounds of the difference)/b̄.
 
     Returns:
-        None where the baseline scored 0; no bounds where a task has one cluster or the baseline's score is not
-        told from 0.
+        None where the baseline scored 0; no bounds where a task has one cluster or the baseline's score is
+        not told from 0.
     """
-    found = moments(tasks)
+    found, paired = moments(tasks), changes_only(tasks, confidence)
     if found.baseline <= 0:
         return None
-    value = found.variant / found.baseline
     by_cluster = _fieller(found, confidence) if found.df else None
     if by_cluster is None:
-        return Estimate(value=value)
-    paired = _changes_only(tasks, confidence)
+        return Estimate(value=found.variant / found.baseline)
     if paired is None:
         return by_cluster
-    scaled = (1 + bound / found.baseline for bound in (low_of(paired), high_of(paired)))
-    return widest(by_cluster, Estimate(value=value, low=next(scaled), high=next(scaled)))
+    low, high = (1 + bound / found.baseline for bound in (low_of(paired), high_of(paired)))
+    return widest(by_cluster, Estimate(value=by_cluster.value, low=low, high=high))
 
 
 def _fieller(found: Moments, confidence: float) -> Estimate | None:
@@ -155,9 +162,7 @@ def _fieller(found: Moments, confidence: float) -> Estimate | None:
         return None
     half_b, c = found.baseline * found.variant - bv, found.variant**2 - vv
     root = math.sqrt(max(half_b * half_b - a * c, 0.0))
-    return Estimate(
-        value=found.variant / found.baseline, low=(half_b - root) / a, high=(half_b + root) / a
-    )
+    return Estimate(value=found.variant / found.baseline, low=(half_b - root) / a, high=(half_b + root) / a)
 
 
 def paired_difference(

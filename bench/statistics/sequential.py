@@ -2,8 +2,8 @@
 
 Group-sequential bounds with the error spent over the looks by Lan & DeMets' (Biometrika 70, 1983) function of
 O'Brien-Fleming type, α(t) = 2 - 2Φ(z_{α/2}/√t) with t the share of all planned items seen: early looks decide
-only what is plain, and the last one has nearly the whole level left. Levels are made into bounds of small samples
-as Jennison & Turnbull (2000, §3.8 and ch. 19) do: by Student's quantile at the nominal level of the look.
+only what is plain, and the last one has nearly the whole level left. Levels are made into bounds of small
+samples as Jennison & Turnbull (2000, §3.8 and ch. 19) do: by Student's quantile at the look's nominal level.
 """
 
 from __future__ import annotations
@@ -66,13 +66,18 @@ class _Walk:
         return normal_cdf(-high)
 
     def _advance(self, share: float, scale: float, bound: float) -> None:
-        places, weights = np.polynomial.legendre.leggauss(NODES)
+        places, weights = _quadrature()
         start = -REACH * share**0.5
         half = (bound - start) / 2
         nodes = start + half * (places + 1)
         steps = (nodes[:, None] - self.nodes) / scale
         density = np.exp(-0.5 * steps * steps) @ self.mass / (scale * np.sqrt(2 * np.pi))
         self.share, self.nodes, self.mass = share, nodes, density * weights * half
+
+
+@cache
+def _quadrature() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return np.polynomial.legendre.leggauss(NODES)
 
 
 def _normal_tail(z: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -90,8 +95,8 @@ def _tail_table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 def repeated_p(p: float, shares: Sequence[float]) -> float:
     """What a nominal one-sided `p` at the last of several looks is worth.
 
-    The least overall level at which that look decides (repeated p-value, Posch, Wassmer & Brannath 2008): it may
-    be compared with any level and adjusted over tasks like an ordinary one.
+    The least overall level at which that look decides (repeated p-value, Posch, Wassmer & Brannath 2008): it
+    may be compared with any level and adjusted over tasks like an ordinary one.
     """
     if len(shares) <= 1 and (not shares or shares[-1] >= 1):
         return p

@@ -6,12 +6,13 @@ here the same is asked with the uncertainty of the items.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from qdeploy.bench.records import Estimate, Verdict
-from qdeploy.bench.statistics.contingency import changes, contingency, mcnemar, newcombe
-from qdeploy.bench.statistics.intervals import Array, high_of, low_of
-from qdeploy.bench.statistics.paired import Pairs, moments, suite_recovery
+from qdeploy.bench.statistics.contingency import changes, mcnemar
+from qdeploy.bench.statistics.intervals import Array, high_of
+from qdeploy.bench.statistics.paired import Pairs, changes_only, moments, suite_recovery
 from qdeploy.bench.statistics.quantiles import student_cdf
 
 LEVEL = 0.05
@@ -37,42 +38,46 @@ def judge(bounds: Estimate | None, margin: float) -> Verdict:
 def verdict(
     baseline: Array, variant: Array, clusters: Sequence[str], margin: float, level: float = LEVEL
 ) -> Verdict | None:
-    """Is the variant's score no worse than (1 - margin) of the baseline's? None where there is one cluster."""
+    """Is at least 1 - margin of the baseline's score left? None where there is one cluster."""
     if len(set(clusters)) < 2:
         return None
     return judge(recovery_bounds([Pairs(baseline, variant, clusters)], level), margin)
 
 
-def inferiority_p(pairs: Pairs, margin: float) -> float:
-    """One-sided p that the variant keeps 1 - margin: below `level` exactly where `verdict` fails it."""
-    found = moments([pairs])
+def inferiority_p(tasks: Sequence[Pairs], margin: float) -> float:
+    """One-sided p that the variant keeps 1 - margin: below a level exactly where `judge` fails it there."""
+    found = moments(tasks)
     excess, slack = found.variant - (1 - margin) * found.baseline, margin * found.baseline
     if found.df == 0 or excess >= 0:
         return 1.0
     error = found.error(1 - margin)
     by_cluster = student_cdf(excess / error, found.df) if error else 0.0
-    return max(by_cluster, _newcombe_p(pairs, slack)) if pairs.is_binary else by_cluster
+    return max(by_cluster, _changes_p(tasks, slack))
 
 
-def _newcombe_p(pairs: Pairs, slack: float) -> float:
-    """The least level at which Newcombe's upper bound of the difference is below -slack, by bisection."""
-    counts = contingency(pairs.baseline, pairs.variant)
+def _changes_p(tasks: Sequence[Pairs], slack: float) -> float:
+    """The least level at which Newcombe's upper bound is below -slack, by bisection; 0 where it has none."""
     low, high = 0.0, 0.5
     for _ in range(40):
         middle = (low + high) / 2
-        excluded = middle > 0 and high_of(newcombe(*counts, confidence=1 - 2 * middle)) < -slack
-        low, high = (low, middle) if excluded else (middle, high)
+        bounds = changes_only(tasks, confidence=1 - 2 * middle)
+        if bounds is None:
+            return 0.0
+        low, high = (low, middle) if high_of(bounds) < -slack else (middle, high)
     return high
 
 
 def difference_p(pairs: Pairs) -> float:
-    """Two-sided p that the models score alike: the larger of the t-test's over clusters and mid-p McNemar's."""
+    """Two-sided p that the models score alike: the larger of a t-test's over clusters and McNemar's mid-p."""
     found = moments([pairs])
     if found.df == 0:
         return 1.0
     error = found.error(1.0)
-    by_cluster = 2 * student_cdf(-abs(found.difference) / error, found.df) if error else float(not found.difference)
-    return max(by_cluster, mcnemar(*changes(pairs.baseline, pairs.variant))) if pairs.is_binary else by_cluster
+    t = abs(found.difference) / error if error else math.inf if found.difference else 0.0
+    by_cluster = 2 * student_cdf(-t, found.df)
+    if not pairs.is_binary:
+        return by_cluster
+    return max(by_cluster, mcnemar(*changes(pairs.baseline, pairs.variant)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -88,14 +93,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def overall(verdicts: Sequence[Verdict], failing: Sequence[float], level: float = LEVEL) -> Verdict | None:
-    """One verdict over tasks, wrong in at most a share `level` of runs either way.
+def overall(
+    verdicts: Sequence[Verdict], failing: Sequence[float], pooled: Verdict | None = None
+) -> Verdict | None:
+    """One verdict over tasks that is wrong in at most a share LEVEL of runs either way.
 
-    pass: every task passes, which needs no adjustment (Berger 1982); fail: a task's `failing` p (that of
-    `inferiority_p`) is below the level after Holm; else inconclusive. None without tasks.
+    fail: a p of `inferiority_p` is below LEVEL after Holm. Else pass: the suite's mean passes or, where there is
+    no suite, every task, which needs no adjustment (Berger 1982). Else inconclusive; None without tasks.
+
+    Args:
+        failing: the p of every task and, where there is one, of the suite.
+        pooled: the suite's verdict.
     """
     if not verdicts:
         return None
-    if all(verdict == "pass" for verdict in verdicts):
-        return "pass"
-    return "fail" if min(holm(failing)) < level else "inconclusive"
+    if min(holm(failing)) < LEVEL:
+        return "fail"
+    passed = pooled == "pass" if pooled else all(verdict == "pass" for verdict in verdicts)
+    return "pass" if passed else "inconclusive"

@@ -54,7 +54,7 @@ def test_newcombe_has_width_where_nothing_changed() -> None:
 
 @pytest.mark.parametrize(
     ("lost", "gained", "expected"),
-    [(60, 40, 0.0569), (0, 0, 1.0), (5, 5, 1.0), (9, 1, 0.01172), (0, 5, 0.03125)],
+    [(60, 40, 0.0461), (0, 0, 1.0), (5, 5, 1.0), (9, 1, 0.01172), (0, 5, 0.03125)],
 )
 def test_mcnemar_known_answers(lost: int, gained: int, expected: float) -> None:
     assert s.mcnemar(lost, gained) == pytest.approx(expected, abs=1e-4)

@@ -1,0 +1,50 @@
+"""The noise floor: what a model differs from itself by, when it is asked the same in another order.
+
+An engine's sums depend on which requests share a batch, so that even 16 bits against the same 16 bits flip some
+answers. A figure of a variant that is not beyond the baseline's own is not called a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qdeploy.bench.records import Fidelity, Noise, TaskScore
+
+
+def with_floor(scores: Sequence[TaskScore], noise: Noise | None) -> list[TaskScore]:
+    """The scores with the floor of each task; no task fails by a difference that is not beyond it."""
+    floors = {(floor.task, floor.metric): floor for floor in (noise.tasks if noise else [])}
+    return [_settled(score, floors.get((score.task, score.metric))) for score in scores]
+
+
+def _settled(score: TaskScore, floor: TaskScore | None) -> TaskScore:
+    if floor is None or floor.difference is None or score.difference is None:
+        return score
+    found = score.model_copy(
+        update={"noise_difference": abs(floor.difference.value), "noise_flips": floor.flips}
+    )
+    if found.verdict == "fail" and not beyond_floor(found):
+        return found.model_copy(update={"verdict": "inconclusive", "inferiority_p": 1.0})
+    return found
+
+
+def beyond_floor(score: TaskScore) -> bool:
+    """Whether the difference is larger than the baseline's to itself; true where that was not measured."""
+    return score.difference is not None and abs(score.difference.value) > (score.noise_difference or 0.0)
+
+
+def is_difference(score: TaskScore) -> bool:
+    """Whether the task's score may be called different: zero is outside its interval, and it is beyond the floor."""
+    found = score.difference
+    if found is None or found.low is None or found.high is None:
+        return False
+    return not found.low <= 0 <= found.high and beyond_floor(score)
+
+
+def is_divergence(fidelity: Fidelity, noise: Noise | None) -> bool:
+    """Whether the divergence from the baseline is beyond the floor: interval above interval."""
+    found = fidelity.kl_lower_bound
+    floor = noise.fidelity.kl_lower_bound if noise and noise.fidelity else None
+    if found is None or found.low is None:
+        return False
+    return found.low > (0.0 if floor is None else floor.value if floor.high is None else floor.high)
