@@ -110,16 +110,21 @@ def summarize(windows: Windows, table: TokenTable, baseline: TokenTable | None) 
         method="none",
         perplexity=_exponential(own),
     )
-    return fidelity if baseline is None else _compared(fidelity, table, baseline, own)
+    return fidelity if baseline is None else compare_tables(fidelity, table, baseline)
 
 
-def _compared(fidelity: Fidelity, table: TokenTable, baseline: TokenTable, own: statistics.Array) -> Fidelity:
+def compare_tables(fidelity: Fidelity, table: TokenTable, baseline: TokenTable) -> Fidelity:
+    """`fidelity`, whose table is `table`, with all that follows from the baseline's.
+
+    Raises:
+        ComparisonError: the baseline scored other tokens.
+    """
     if not np.array_equal(table.token, baseline.token) or not np.array_equal(table.window, baseline.window):
         raise ComparisonError(
             f"The baseline's tokens.parquet holds other tokens than this run's {fidelity.positions}. "
             "Run the baseline again on the same text."
         )
-    theirs = _window_means(baseline, -baseline.logprob.astype(np.float64))
+    own, theirs = (_window_means(t, -t.logprob.astype(np.float64)) for t in (table, baseline))
     found = divergence(baseline, table)
     same = (table.top_ids[:, 0] == baseline.top_ids[:, 0]).astype(np.float64)
     return fidelity.model_copy(

@@ -1,7 +1,7 @@
 """The noise floor: what a model differs from itself by, when it is asked the same in another order.
 
-An engine's sums depend on which requests share a batch, so that even 16 bits against the same 16 bits flip some
-answers. A figure of a variant that is not beyond the baseline's own is not called a difference.
+An engine's sums depend on which requests share a batch, so that even 16 bits against the same 16 bits flip
+some answers. A figure of a variant that is not beyond the baseline's own is not called a difference.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def beyond_floor(score: TaskScore) -> bool:
 
 
 def is_difference(score: TaskScore) -> bool:
-    """Whether the task's score may be called different: zero is outside its interval, and it is beyond the floor."""
+    """Whether the score may be called different: zero is outside the interval, and it is beyond the floor."""
     found = score.difference
     if found is None or found.low is None or found.high is None:
         return False

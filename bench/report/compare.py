@@ -45,7 +45,7 @@ def significant(estimate: Estimate, null: float) -> bool:
 
 
 def overall(tasks: Iterable[TaskScore], suite: TaskScore | None = None) -> Verdict | None:
-    """One verdict over the tasks (`statistics.overall`); records older than its p-values count as they stand."""
+    """One verdict over the tasks (`statistics.overall`); verdicts without a p count as they stand."""
     judged = [task for task in tasks if task.verdict]
     pooled = suite.verdict if suite else None
     failing = [_failing(task) for task in (*judged, *([suite] if suite and pooled else []))]

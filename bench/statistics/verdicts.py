@@ -98,8 +98,8 @@ def overall(
 ) -> Verdict | None:
     """One verdict over tasks that is wrong in at most a share LEVEL of runs either way.
 
-    fail: a p of `inferiority_p` is below LEVEL after Holm. Else pass: the suite's mean passes or, where there is
-    no suite, every task, which needs no adjustment (Berger 1982). Else inconclusive; None without tasks.
+    fail: a p of `inferiority_p` is below LEVEL after Holm. Else pass: the suite's mean passes or, where there
+    is no suite, every task, which needs no adjustment (Berger 1982). Else inconclusive; None without tasks.
 
     Args:
         failing: the p of every task and, where there is one, of the suite.

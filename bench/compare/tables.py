@@ -1,0 +1,142 @@
+"""A comparison as plain tables, which the terminal and a pull request show alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qdeploy.bench.compare.comparison import Candidate, Comparison
+from qdeploy.bench.compare.gate import further_items
+from qdeploy.bench.noise import beyond_floor, is_difference, is_divergence
+from qdeploy.bench.records import Noise, TaskScore, Verdict
+from qdeploy.bench.report import numbers
+from qdeploy.bench.report.metrics import METRICS
+from qdeploy.bench.statistics import MARGINS, holm, judge
+
+SHOWN_QUANTILES = (0.5, 0.99)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, the heads of the columns, and text cells by row."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def tables(comparison: Comparison, candidate: Candidate) -> list[Table]:
+    """What was compared of one candidate: accuracy, fidelity, latency."""
+    found = []
+    if candidate.tasks:
+        found.append(_accuracy(candidate, comparison.margin))
+    if candidate.fidelity:
+        found.append(_fidelity(candidate, comparison.noise))
+    if candidate.latencies:
+        found.append(_latency(candidate))
+    return found
+
+
+def floor_words(noise: Noise | None) -> list[str]:
+    """The noise floor in a line a task."""
+    lines = [
+        f"Noise floor, {score.title} ({score.metric}): the baseline against itself differs by "
+        f"{numbers.points(score.difference.value)} and flips {numbers.estimate_percent(score.flips)}."
+        for score in (noise.tasks if noise else [])
+        if score.difference and score.part_of is None
+    ]
+    if noise and noise.fidelity and noise.fidelity.kl_lower_bound:
+        lines.append(f"Noise floor, KL: {numbers.estimate(noise.fidelity.kl_lower_bound)} nats a token.")
+    return lines
+
+
+def _accuracy(candidate: Candidate, margin: float) -> Table:
+    scores = [*candidate.whole_tasks, *([candidate.suite] if candidate.suite else [])]
+    margins = tuple(sorted({margin, *MARGINS}, reverse=True))
+    return Table(
+        f"Accuracy, {candidate.name}",
+        (
+            "task",
+            "items",
+            "baseline",
+            "difference [95 %]",
+            "p (Holm)",
+            "recovery [5 % each side]",
+            "flips",
+            *(f"keeps {1 - m:.4g}" for m in margins),
+            "further items",
+        ),
+        [_row(score, p, margins) for score, p in zip(scores, _adjusted(scores), strict=True)],
+    )
+
+
+def _adjusted(scores: Sequence[TaskScore]) -> list[float | None]:
+    """Two-sided p of each difference after Holm over the tasks; None of the suite."""
+    known = [score.difference_p for score in scores if score.difference_p is not None]
+    adjusted = iter(holm(known))
+    return [None if score.difference_p is None else next(adjusted) for score in scores]
+
+
+def _row(score: TaskScore, p: float | None, margins: Sequence[float]) -> tuple[str, ...]:
+    further = further_items(score)
+    return (
+        f"{score.title} ({score.metric})",
+        f"{score.items:,}",
+        numbers.percent(score.baseline_accuracy.value if score.baseline_accuracy else None),
+        f"{numbers.estimate_points(score.difference)}{_doubt(score)}",
+        "" if p is None else f"{p:.3f}",
+        numbers.estimate_percent(score.recovery_bounds),
+        numbers.estimate_percent(score.flips),
+        *(_verdict(score, margin) for margin in margins),
+        "" if further is None else f"{further:,}",
+    )
+
+
+def _doubt(score: TaskScore) -> str:
+    if not beyond_floor(score):
+        return ", within noise"
+    return "" if is_difference(score) else ", not significant"
+
+
+def _verdict(score: TaskScore, margin: float) -> Verdict:
+    found = judge(score.recovery_bounds, margin)
+    return "inconclusive" if found == "fail" and not beyond_floor(score) else found
+
+
+def _fidelity(candidate: Candidate, noise: Noise | None) -> Table:
+    found = candidate.fidelity
+    assert found is not None
+    kl = numbers.estimate(found.kl_lower_bound)
+    within = "" if is_divergence(found, noise) else ", within noise"
+    return Table(
+        f"Fidelity, {candidate.name}: {found.text}",
+        ("figure", "value [95 %]"),
+        [
+            ("perplexity", numbers.estimate(found.perplexity)),
+            ("perplexity / baseline's", numbers.estimate(found.perplexity_ratio)),
+            (f"KL at least (nats, {found.method})", f"{kl}{within}"),
+            ("same most likely token", numbers.estimate_percent(found.same_top_token)),
+        ],
+    )
+
+
+def _latency(candidate: Candidate) -> Table:
+    names = {metric.key: metric.short for metric in METRICS}
+    rows: list[tuple[str, ...]] = [
+        (
+            f"{names[change.metric]}, p{change.q * 100:g}",
+            numbers.milliseconds(change.baseline),
+            numbers.milliseconds(change.value)
+            if change.value is not None
+            else f"needs {change.needed} requests",
+            "not known" if change.ratio is None else numbers.times(change.ratio),
+            change.unit,
+        )
+        for change in candidate.latencies
+        if change.metric in names and any(abs(change.q - q) < 1e-9 for q in SHOWN_QUANTILES)
+    ]
+    return Table(
+        f"Latency, {candidate.name}",
+        ("figure", "baseline", "candidate", "ratio [95 %]", "interval over"),
+        rows,
+    )
