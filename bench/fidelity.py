@@ -29,23 +29,29 @@ RESOLUTION = 1e-6
 it can only lower the bound."""
 
 
-def score_windows(endpoint: Endpoint, windows: Windows, top_k: int, concurrency: int) -> TokenTable:
+def score_windows(
+    endpoint: Endpoint, windows: Windows, top_k: int, concurrency: int, order: Sequence[int] | None = None
+) -> TokenTable:
     """Score every window; each answer becomes arrays as it arrives, so that few are held as JSON.
+
+    Args:
+        order: in which windows are sent; the table is in the text's order all the same.
 
     Raises:
         EndpointError: the endpoint fails, or returns no `top_k` prompt log-probabilities.
     """
-    tables: list[TokenTable] = []
+    tables: dict[int, TokenTable] = {}
+    order = range(len(windows.tokens)) if order is None else order
     with progress("Scoring text", len(windows.tokens)) as bar:
 
         def advance(_index: int, _scores: Scores) -> None:
             bar.advance()
 
-        for first in range(0, len(windows.tokens), concurrency):
-            block = windows.tokens[first : first + concurrency]
-            answers = endpoint.score_many(block, top_k, concurrency, advance)
-            tables += [window_table(first + i, scores) for i, scores in enumerate(answers)]
-    return concatenate(tables)
+        for first in range(0, len(order), concurrency):
+            block = order[first : first + concurrency]
+            answers = endpoint.score_many([windows.tokens[i] for i in block], top_k, concurrency, advance)
+            tables |= {i: window_table(i, scores) for i, scores in zip(block, answers, strict=True)}
+    return concatenate([tables[i] for i in sorted(tables)])
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,19 @@ some answers. A figure of a variant that is not beyond the baseline's own is not
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from typing import TypeVar
 
 from qdeploy.bench.records import Fidelity, Noise, TaskScore
+
+SEED = 1
+T = TypeVar("T")
+
+
+def shuffled(values: Sequence[T]) -> list[T]:
+    """The values in the order in which a second measurement asks for them."""
+    return random.Random(SEED).sample(values, len(values))
 
 
 def with_floor(scores: Sequence[TaskScore], noise: Noise | None) -> list[TaskScore]:
@@ -26,6 +36,11 @@ def _settled(score: TaskScore, floor: TaskScore | None) -> TaskScore:
     if found.verdict == "fail" and not beyond_floor(found):
         return found.model_copy(update={"verdict": "inconclusive", "inferiority_p": 1.0})
     return found
+
+
+def under_floor(suite: TaskScore | None, noise: Noise | None) -> TaskScore | None:
+    """The same of a suite's score."""
+    return with_floor([suite], noise)[0] if suite else None
 
 
 def beyond_floor(score: TaskScore) -> bool:

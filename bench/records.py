@@ -155,7 +155,10 @@ class TaskScore(Record):
 
 
 class Noise(Record):
-    """The baseline against itself: the same requests once more, in another order."""
+    """The baseline against itself: the same requests once more, in another order.
+
+    `tasks` are without parts; the suite is among them.
+    """
 
     tasks: list[TaskScore] = Field(default_factory=list)
     fidelity: Fidelity | None = None

@@ -18,7 +18,7 @@ def render_eval(record: RunRecord) -> RenderableType:
     if record.fidelity is not None:
         parts.append(_fidelity(record.fidelity))
     if record.tasks:
-        parts.append(_tasks(record.tasks))
+        parts.append(_tasks([*record.tasks, *([record.suite] if record.suite else [])]))
         parts += [_power(score) for score in record.tasks if score.part_of is None]
     return Group(*parts)
 

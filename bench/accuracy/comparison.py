@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qdeploy.bench import statistics
 from qdeploy.bench.accuracy.encoding import EncodedItem
@@ -14,6 +15,8 @@ from qdeploy.bench.records import Estimate, TaskScore
 from qdeploy.errors import ComparisonError
 
 Pairs = Sequence[tuple[ItemScore, ItemScore | None]]
+Baseline = Mapping[tuple[str, str], ItemScore]
+"""(task, doc_id) → the baseline's score."""
 Looks = tuple[float, ...]
 
 
@@ -88,18 +91,22 @@ def answers(metric: str, pairs: Sequence[tuple[ItemScore, ItemScore]]) -> statis
     )
 
 
+def answer_changed(pairs: Sequence[tuple[ItemScore, ItemScore]]) -> NDArray[np.bool_]:
+    """Of which items the two models chose another answer."""
+    return np.array([own.predicted != other.predicted for own, other in pairs])
+
+
 def compare(score: TaskScore, pairs: Sequence[tuple[ItemScore, ItemScore]]) -> TaskScore:
     """`score` with all that follows from (variant's, baseline's) scores of the same items."""
     found = answers(score.metric, pairs)
     flips = statistics.share(found.baseline != found.variant, found.clusters)
-    changed = np.array([own.predicted != other.predicted for own, other in pairs])
     compared = score.model_copy(
         update={
             "baseline_accuracy": statistics.accuracy_interval(found.baseline, found.clusters),
             "difference": statistics.suite_difference([found]),
             "recovery": statistics.suite_recovery([found]),
             "flips": flips,
-            "answer_changes": statistics.share(changed, found.clusters),
+            "answer_changes": statistics.share(answer_changed(pairs), found.clusters),
             "mcnemar_p": statistics.mcnemar(*statistics.changes(found.baseline, found.variant)),
             "difference_p": statistics.difference_p(found),
             "detectable": statistics.detectable_difference(flips.value, len(pairs)),
@@ -108,29 +115,45 @@ def compare(score: TaskScore, pairs: Sequence[tuple[ItemScore, ItemScore]]) -> T
     return compared if score.margin is None else _judged(compared, [found], score.margin)
 
 
-def suite_score(scores: Sequence[TaskScore], tasks: Sequence[statistics.Pairs], margin: float) -> TaskScore:
-    """The mean over two or more tasks with the same figures and a verdict of its own.
+def pairs_of(
+    score: TaskScore, scores: Iterable[ItemScore], baseline: Baseline
+) -> list[tuple[ItemScore, ItemScore]]:
+    """(variant's, baseline's) items of a task or of one of its parts."""
+    task, kind = score.part_of or score.task, score.title if score.part_of else ""
+    own = [s for s in scores if s.task == task and kind in ("", s.kind)]
+    return [(s, baseline[s.task, s.doc_id]) for s in own]
 
-    Args:
-        scores: of whole tasks, paired; looked at once, or all at the same shares.
-        tasks: their answers, in the same order.
+
+def suite_score(
+    compared: Sequence[TaskScore], scores: Sequence[ItemScore], baseline: Baseline, margin: float
+) -> TaskScore | None:
+    """The mean over tasks, each by its first metric, with the same figures and a verdict of its own.
+
+    Returns:
+        None for a single task, or where tasks were sampled to different shares.
     """
-    marks = np.concatenate([task.baseline != task.variant for task in tasks])
-    clusters = [label for task in tasks for label in task.clusters]
+    whole = {score.task: score for score in reversed(compared) if score.part_of is None}
+    if len(whole) < 2 or len({tuple(score.looks) for score in whole.values()}) > 1:
+        return None
+    paired = [pairs_of(score, scores, baseline) for score in whole.values()]
+    tasks = [answers(score.metric, pairs) for score, pairs in zip(whole.values(), paired, strict=True)]
     swapped = [statistics.Pairs(task.variant, task.baseline, task.clusters) for task in tasks]
+    flipped = np.concatenate([task.baseline != task.variant for task in tasks])
+    clusters = [label for task in tasks for label in task.clusters]
     score = TaskScore(
         task="suite",
         title=f"Mean of {len(tasks)} tasks",
-        source=", ".join(score.task for score in scores),
-        items=len(marks),
+        source=", ".join(reversed(whole)),
+        items=len(flipped),
         metric="mean",
         accuracy=statistics.suite_mean(tasks),
         margin=margin,
         baseline_accuracy=statistics.suite_mean(swapped),
         difference=statistics.suite_difference(tasks),
         recovery=statistics.suite_recovery(tasks),
-        flips=statistics.share(marks, clusters),
-        looks=scores[0].looks,
+        flips=statistics.share(flipped, clusters),
+        answer_changes=statistics.share(np.concatenate([answer_changed(p) for p in paired]), clusters),
+        looks=next(iter(whole.values())).looks,
     )
     return _judged(score, tasks, margin)
 
@@ -160,10 +183,8 @@ def _items_needed(score: TaskScore, tasks: Sequence[statistics.Pairs]) -> int | 
     distance = min(slack, abs(score.difference.value + slack))
     if distance <= 0:
         return None
-    churn = score.flips.value or _high(score.flips)
-    changes = np.concatenate([task.variant - task.baseline for task in tasks])
-    design = statistics.design_effect(changes, [label for task in tasks for label in task.clusters])
-    return statistics.items_for_verdict(churn, distance, design)
+    error = statistics.moments(tasks).error(1.0)
+    return statistics.items_for_verdict(score.items * error * error or _high(score.flips), distance)
 
 
 def _high(estimate: Estimate) -> float:

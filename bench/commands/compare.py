@@ -37,8 +37,8 @@ def compare(
     """Compare runs of candidates with a baseline's; a gate for a pipeline.
 
     Reads what `qdeploy eval` and `qdeploy bench` left in their folders, joins items by their keys and
-    measures nothing. Runs whose prompts, protocol, tokenizer, K or load differ are refused. With several load runs on
-    each side, latencies are compared run by run. Every figure is defined in docs/metrics.md.
+    measures nothing. Runs whose prompts, protocol, tokenizer, K or load differ are refused. With several load
+    runs on each side, latencies are compared run by run. Every figure is defined in docs/metrics.md.
 
     The gate fails if a --fail-if holds for any candidate; without one, if accuracy is shown to be below the
     margin, by the mean over tasks or by any task (Holm). It is undecided where the items do not suffice, and
@@ -52,7 +52,7 @@ def compare(
 
         qdeploy compare base w4 w8 --fail-if 'recovery_lcb<0.99' --fail-if 'p99_tpot_ms>50' --markdown pr.md
 
-        qdeploy compare base w4 --fail-if 'recovery_lcb[arc_easy]<0.98' --fail-if 'kl_mean>0.1' --junit gate.xml
+        qdeploy compare base w4 --fail-if 'recovery_lcb[arc_easy]<0.98' --fail-if 'kl_mean>0.1' --junit w4.xml
     """
     from rich.console import Console
 

@@ -7,15 +7,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from qdeploy.bench import statistics
-from qdeploy.bench.accuracy.comparison import answers, compare, suite_score
-from qdeploy.bench.accuracy.scoring import ItemScore
+from qdeploy.bench.accuracy.comparison import compare, pairs_of, suite_score
 from qdeploy.bench.accuracy.table import read_items
 from qdeploy.bench.compare.latency import LatencyChange, latency_changes
-from qdeploy.bench.compare.refusals import Items, check_same_items, check_same_load, check_same_questions
+from qdeploy.bench.compare.refusals import check_same_items, check_same_load, check_same_questions
 from qdeploy.bench.compare.sides import Run, Side, read_side
 from qdeploy.bench.fidelity import compare_tables
-from qdeploy.bench.noise import with_floor
+from qdeploy.bench.noise import under_floor, with_floor
 from qdeploy.bench.records import Fidelity, LoadResult, Noise, Record, TaskScore, Verdict
 from qdeploy.bench.report.compare import overall
 from qdeploy.bench.token_table import read_tokens
@@ -100,30 +98,12 @@ def _tasks(base: Run, other: Run, margin: float) -> tuple[list[TaskScore], TaskS
     if not theirs or not ours:
         return [], None
     check_same_items(base, other, theirs, ours)
-    scores: list[TaskScore] = []
-    first_metrics: dict[str, tuple[TaskScore, statistics.Pairs]] = {}
+    scores = []
     for known in other.record.tasks:
-        pairs = _pairs(known, theirs, ours)
         fresh = {"margin": None if known.part_of else margin, "noise_difference": None, "noise_flips": None}
-        shell = known.model_copy(update=fresh)
-        scores.append(compare(shell, pairs))
-        if known.part_of is None:
-            first_metrics.setdefault(known.task, (scores[-1], answers(known.metric, pairs)))
-    return with_floor(scores, base.record.noise), _suite(list(first_metrics.values()), margin)
-
-
-def _suite(tasks: Sequence[tuple[TaskScore, statistics.Pairs]], margin: float) -> TaskScore | None:
-    """The mean over tasks by their first metric; None for one task, or tasks stopped at different looks."""
-    if len(tasks) < 2 or len({tuple(score.looks) for score, _ in tasks}) > 1:
-        return None
-    return suite_score([score for score, _ in tasks], [answered for _, answered in tasks], margin)
-
-
-def _pairs(score: TaskScore, theirs: Items, ours: Items) -> list[tuple[ItemScore, ItemScore]]:
-    """(candidate's, baseline's) items of a task or of one of its parts."""
-    task, kind = score.part_of or score.task, score.title if score.part_of else ""
-    keys = [key for key, item in ours.items() if key[0] == task and kind in ("", item.kind)]
-    return [(ours[key], theirs[key]) for key in keys]
+        scores.append(compare(known.model_copy(update=fresh), pairs_of(known, ours.values(), theirs)))
+    noise, suite = base.record.noise, suite_score(scores, list(ours.values()), theirs, margin)
+    return with_floor(scores, noise), under_floor(suite, noise)
 
 
 def _fidelity(base: Run, other: Run) -> Fidelity | None:

@@ -44,9 +44,9 @@ def describe() -> str:
     """All names in a sentence, for help and errors."""
     return (
         f"of tasks {', '.join(OF_TASKS)} (append [TASK], [TASK:METRIC] or [*]); of a text "
-        f"{', '.join(OF_TEXT)}; of load {', '.join(OF_LOAD)}, percentiles such as p99_tpot_ms, p50_ttft_ms and "
-        "p95_e2e_sched_ms, and their ratio to the baseline's, p50_tpot_ms_ratio. Append _lcb or _ucb for the "
-        "bounds of an interval"
+        f"{', '.join(OF_TEXT)}; of load {', '.join(OF_LOAD)}, percentiles such as p99_tpot_ms, p50_ttft_ms "
+        "and p95_e2e_sched_ms, and their ratio to the baseline's, p50_tpot_ms_ratio. Append _lcb or _ucb for "
+        "the bounds of an interval"
     )
 
 

@@ -50,7 +50,7 @@ def markdown(comparison: Comparison, outcome: Outcome) -> str:
 
 
 def junit(outcome: Outcome) -> str:
-    """A test suite a candidate, a test case a check; an undecided one fails, or is skipped if the gate opens."""
+    """A test suite a candidate, a test case a check; undecided ones fail, or are skipped if it opens."""
     root = xml.Element("testsuites", name="qdeploy compare")
     for judged in outcome.judged:
         _suite(root, judged, undecided="failure" if outcome.exit_code else "skipped")

@@ -11,6 +11,7 @@ from qdeploy.bench.statistics.intervals import (
     Array,
     accuracy_interval,
     bootstrap_mean,
+    cluster_codes,
     clustered_error,
     design_effect,
     mean_interval,
@@ -20,6 +21,7 @@ from qdeploy.bench.statistics.intervals import (
 from qdeploy.bench.statistics.latency import ratio_of_runs
 from qdeploy.bench.statistics.paired import (
     Pairs,
+    moments,
     paired_difference,
     recovery,
     suite_difference,
@@ -50,6 +52,7 @@ __all__ = [
     "accuracy_interval",
     "bootstrap_mean",
     "changes",
+    "cluster_codes",
     "clustered_error",
     "design_effect",
     "detectable_difference",
@@ -61,6 +64,7 @@ __all__ = [
     "judge",
     "mcnemar",
     "mean_interval",
+    "moments",
     "newcombe",
     "nominal_levels",
     "normal_quantile",

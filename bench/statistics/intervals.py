@@ -95,8 +95,7 @@ def bootstrap_mean(values: Array, clusters: Sequence[str], seed: int = 0) -> Est
     plain = mean_interval(values, clusters)
     if groups < FEW_CLUSTERS:
         return plain
-    sums: Array = np.bincount(codes, weights=values)
-    counts: Array = np.bincount(codes).astype(np.float64)
+    sums, counts = (np.bincount(codes, x).astype(np.float64) for x in (values, np.ones(len(values))))
     rng, error = np.random.default_rng(seed), clustered_error(values, clusters)[0]
     size = max(DRAWN_AT_ONCE // groups, 1)
     blocks = (rng.integers(groups, size=(size, groups)) for _ in range(math.ceil(RESAMPLES / size)))
