@@ -88,8 +88,8 @@ def design_effect(values: Array, clusters: Sequence[str]) -> float:
 def bootstrap_mean(values: Array, clusters: Sequence[str], seed: int = 0) -> Estimate:
     """The mean with the studentized interval of resampled whole clusters (Efron & Tibshirani 1993, §12.5).
 
-    Of skewed values such as divergences it covers nearer to 95 % than the percentile interval (0.94 and 0.91
-    with 32 log-normal clusters). Below FEW_CLUSTERS it is Student's t interval.
+    Of skewed values such as divergences it covers nearer to 95 % than the percentile interval. Below
+    FEW_CLUSTERS it is Student's t interval.
     """
     codes, groups = cluster_codes(clusters)
     plain = mean_interval(values, clusters)

@@ -13,8 +13,8 @@ POWER = 0.80
 def items_for_verdict(churn: float, slack: float, design: float = 1.0) -> int:
     """Items needed to show a difference of `slack` to the margin, one-sided 5 %.
 
-    n = design · (z₀.₉₅ + z₀.₈)² · churn / slack², with churn the share of items that flip, or any other variance
-    of the difference of one item. For models that score alike, slack is the margin in absolute accuracy.
+    n = design · (z₀.₉₅ + z₀.₈)² · churn / slack², with churn the share of items that flip, or another
+    variance of one item's difference. For models that score alike, slack is the margin in absolute accuracy.
     """
     z = normal_quantile(CONFIDENCE) + normal_quantile(POWER)
     return math.ceil(design * z * z * churn / (slack * slack))

@@ -104,7 +104,7 @@ def test_until_decided_over_the_endpoint(tmp_path: Path, serve: Serve, model: An
 def test_noise_of_a_steady_server_is_none(tmp_path: Path, serve: Serve, model: Any) -> None:
     server = serve(model)
     with endpoint(server) as client:
-        record = run_eval(client, replace(SETTINGS, noise=True), tmp_path / "base")
+        record = run_eval(client, replace(SETTINGS, noise=True, window_tokens=100), tmp_path / "base")
     assert load_record(tmp_path / "base") == record
     assert {path.name for path in (tmp_path / "base").iterdir()} == {
         "run.json",
@@ -116,7 +116,7 @@ def test_noise_of_a_steady_server_is_none(tmp_path: Path, serve: Serve, model: A
     assert floor.flips is not None and floor.flips.value == 0
     assert record.noise.fidelity.kl_lower_bound is not None
     assert record.noise.fidelity.kl_lower_bound.value == pytest.approx(0, abs=1e-6)
-    windows = [ids for ids in server.scored if len(ids) == SETTINGS.window_tokens]
+    windows = [ids for ids in server.scored if len(ids) == 100]
     assert len(windows) == 2 * SETTINGS.windows
     assert windows[:3] != windows[3:] and sorted(windows[:3]) == sorted(windows[3:])
 
