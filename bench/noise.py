@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from qdeploy.bench.records import Fidelity, Noise, TaskScore
+from qdeploy.bench.statistics import high_of, low_of
 
 SEED = 1
 T = TypeVar("T")
@@ -45,7 +46,9 @@ def under_floor(suite: TaskScore | None, noise: Noise | None) -> TaskScore | Non
 
 def beyond_floor(score: TaskScore) -> bool:
     """Whether the difference is larger than the baseline's to itself; true where that was not measured."""
-    return score.difference is not None and abs(score.difference.value) > (score.noise_difference or 0.0)
+    if score.difference is None or score.noise_difference is None:
+        return True
+    return abs(score.difference.value) > score.noise_difference
 
 
 def is_difference(score: TaskScore) -> bool:
@@ -56,10 +59,15 @@ def is_difference(score: TaskScore) -> bool:
     return not found.low <= 0 <= found.high and beyond_floor(score)
 
 
+def doubt(score: TaskScore) -> str:
+    """What to add to a difference that may not be called one; empty where it may."""
+    if not beyond_floor(score):
+        return ", within noise"
+    return "" if is_difference(score) else ", not significant"
+
+
 def is_divergence(fidelity: Fidelity, noise: Noise | None) -> bool:
-    """Whether the divergence from the baseline is beyond the floor: interval above interval."""
+    """Whether the divergence is beyond the floor, interval above interval; true where none was measured."""
     found = fidelity.kl_lower_bound
     floor = noise.fidelity.kl_lower_bound if noise and noise.fidelity else None
-    if found is None or found.low is None:
-        return False
-    return found.low > (0.0 if floor is None else floor.value if floor.high is None else floor.high)
+    return found is None or floor is None or low_of(found) > high_of(floor)

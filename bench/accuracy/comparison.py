@@ -11,7 +11,7 @@ from qdeploy.bench import statistics
 from qdeploy.bench.accuracy.encoding import EncodedItem
 from qdeploy.bench.accuracy.items import Metric, Task
 from qdeploy.bench.accuracy.scoring import ItemScore
-from qdeploy.bench.records import Estimate, TaskScore
+from qdeploy.bench.records import TaskScore
 from qdeploy.errors import ComparisonError
 
 Pairs = Sequence[tuple[ItemScore, ItemScore | None]]
@@ -184,8 +184,6 @@ def _items_needed(score: TaskScore, tasks: Sequence[statistics.Pairs]) -> int | 
     if distance <= 0:
         return None
     error = statistics.moments(tasks).error(1.0)
-    return statistics.items_for_verdict(score.items * error * error or _high(score.flips), distance)
-
-
-def _high(estimate: Estimate) -> float:
-    return estimate.value if estimate.high is None else estimate.high
+    return statistics.items_for_verdict(
+        score.items * error * error or statistics.high_of(score.flips), distance
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qdeploy.bench.compare.comparison import Candidate, Comparison
 from qdeploy.bench.compare.gate import further_items
-from qdeploy.bench.noise import beyond_floor, is_difference, is_divergence
+from qdeploy.bench.noise import beyond_floor, doubt, is_divergence
 from qdeploy.bench.records import Noise, TaskScore, Verdict
 from qdeploy.bench.report import numbers
 from qdeploy.bench.report.metrics import METRICS
@@ -83,19 +83,13 @@ def _row(score: TaskScore, p: float | None, margins: Sequence[float]) -> tuple[s
         f"{score.title} ({score.metric})",
         f"{score.items:,}",
         numbers.percent(score.baseline_accuracy.value if score.baseline_accuracy else None),
-        f"{numbers.estimate_points(score.difference)}{_doubt(score)}",
+        f"{numbers.estimate_points(score.difference)}{doubt(score)}",
         "" if p is None else f"{p:.3f}",
         numbers.estimate_percent(score.recovery_bounds),
         numbers.estimate_percent(score.flips),
         *(_verdict(score, margin) for margin in margins),
         "" if further is None else f"{further:,}",
     )
-
-
-def _doubt(score: TaskScore) -> str:
-    if not beyond_floor(score):
-        return ", within noise"
-    return "" if is_difference(score) else ", not significant"
 
 
 def _verdict(score: TaskScore, margin: float) -> Verdict:

@@ -22,7 +22,7 @@ from qdeploy.bench.noise import beyond_floor, is_difference, is_divergence, shuf
 from qdeploy.bench.records import Estimate, Noise, load_record
 from qdeploy.errors import UsageError
 from tests.bench.compare.conftest import item
-from tests.bench.evaluation.conftest import Serve, TinyServer, endpoint
+from tests.bench.evaluation.conftest import Serve, endpoint
 from tests.bench.report.conftest import fidelity, task_score
 
 SETTINGS = EvalSettings(windows=3, window_tokens=32, top_k=16, limit=24, concurrency=2)
@@ -121,24 +121,35 @@ def test_noise_of_a_steady_server_is_none(tmp_path: Path, serve: Serve, model: A
     assert windows[:3] != windows[3:] and sorted(windows[:3]) == sorted(windows[3:])
 
 
-def test_noise_of_an_unsteady_server_is_a_floor(
-    tmp_path: Path, serve: Serve, model: Any, perturbed: Any, monkeypatch: pytest.MonkeyPatch
+class Fickle:
+    """A model that becomes another after some calls."""
+
+    def __init__(self, first: Any, second: Any, calls: int) -> None:
+        self.first, self.second, self.left = first, second, calls
+
+    def __call__(self, ids: Any) -> Any:
+        self.left -= 1
+        return (self.first if self.left >= 0 else self.second)(ids)
+
+
+def test_what_a_server_differs_from_itself_by_is_a_floor(
+    tmp_path: Path, serve: Serve, model: Any, perturbed: Any
 ) -> None:
-    """The server changes its model while it answers: a variant that differs as much is within the noise."""
-    server = serve(model)
-    turns = iter(range(10**6))
-    monkeypatch.setattr(
-        TinyServer, "model", property(lambda self: (model, perturbed)[next(turns) % 3 == 0]), raising=False
-    )
-    server.__dict__.pop("model", None)
-    with endpoint(server) as client:
-        record = run_eval(client, replace(SETTINGS, noise=True), tmp_path / "base")
-        other = run_eval(client, replace(SETTINGS), tmp_path / "same", tmp_path / "base")
-    assert record.noise is not None and record.noise.fidelity is not None
-    assert record.noise.fidelity.kl_lower_bound is not None
-    assert record.noise.fidelity.kl_lower_bound.value > 1e-4
-    assert other.fidelity is not None and not is_divergence(other.fidelity, record.noise)
-    assert other.tasks[0].noise_difference is not None
+    """It answers otherwise the second time; a variant that answers so from the start is within the noise."""
+    steady = serve(model)
+    with endpoint(steady) as client:
+        run_eval(client, SETTINGS, tmp_path / "steady")
+    with endpoint(serve(Fickle(model, perturbed, calls=len(steady.scored)))) as client:
+        base = run_eval(client, replace(SETTINGS, noise=True), tmp_path / "base")
+    with endpoint(serve(perturbed)) as client:
+        found = run_eval(client, SETTINGS, tmp_path / "w4", tmp_path / "base")
+    assert base.noise is not None and base.noise.fidelity is not None
+    assert base.noise.fidelity.kl_lower_bound is not None and found.fidelity is not None
+    assert base.noise.fidelity.kl_lower_bound.value > 1e-4
+    assert not is_divergence(found.fidelity, base.noise) and is_divergence(found.fidelity, None)
+    whole = found.tasks[0]
+    assert whole.difference is not None and whole.noise_difference == abs(whole.difference.value)
+    assert not is_difference(whole)
 
 
 def test_shuffling_keeps_all_and_is_seeded() -> None:
