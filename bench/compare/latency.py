@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import statistics as plain
 from collections.abc import Sequence
 from typing import Literal
+
+import numpy as np
 
 from qdeploy.bench.records import Estimate, LoadResult, Percentile, Record
 from qdeploy.bench.report.compare import percentile, ratio
@@ -71,4 +72,4 @@ def _ratio_of_requests(baseline: Sequence[Percentile], variant: Sequence[Percent
 
 def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return plain.median(known) if len(known) == len(values) else None
+    return float(np.median(known)) if len(known) == len(values) else None
