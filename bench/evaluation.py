@@ -115,6 +115,7 @@ def _evaluate(
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        fidelity = _fidelity(endpoint, plan, settings, partial, reference)
         tasks, suite = _accuracy(endpoint, plan, settings, partial, reference)
         record = RunRecord(
             kind="eval",
@@ -124,7 +125,7 @@ def _evaluate(
             settings=_recorded(settings, plan),
             baseline=str(baseline) if baseline else None,
             baseline_engine=reference.record.engine if reference else None,
-            fidelity=_fidelity(endpoint, plan, settings, partial, reference),
+            fidelity=fidelity,
             tasks=tasks,
             suite=suite,
         )

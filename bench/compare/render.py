@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from xml.etree import ElementTree as xml
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -79,7 +80,7 @@ def _checks(outcome: Outcome) -> Iterator[tuple[str, Check]]:
 
 
 def _rich(table: Table) -> RichTable:
-    grid = RichTable(title=escape(table.title), title_justify="left")
+    grid = RichTable(title=escape(table.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(table.columns):
         grid.add_column(escape(column), justify="right" if index else "left")
     for row in table.rows:
@@ -93,4 +94,4 @@ def _grid(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("|", "\\|").replace("\n", "<br>")

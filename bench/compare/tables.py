@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qdeploy.bench.compare.comparison import Candidate, Comparison
-from qdeploy.bench.compare.gate import further_items
 from qdeploy.bench.noise import beyond_floor, doubt, is_divergence
 from qdeploy.bench.records import Noise, TaskScore, Verdict
 from qdeploy.bench.report import numbers
@@ -18,7 +17,7 @@ SHOWN_QUANTILES = (0.5, 0.99)
 
 @dataclass(frozen=True)
 class Table:
-    """A title, the heads of the columns, and text cells by row."""
+    """A title, the heads of the columns, and text cells by row, of one or more lines."""
 
     title: str
     columns: tuple[str, ...]
@@ -52,20 +51,10 @@ def floor_words(noise: Noise | None) -> list[str]:
 
 def _accuracy(candidate: Candidate, margin: float) -> Table:
     scores = [*candidate.whole_tasks, *([candidate.suite] if candidate.suite else [])]
-    margins = tuple(sorted({margin, *MARGINS}, reverse=True))
+    margins = sorted({margin, *MARGINS}, reverse=True)
     return Table(
-        f"Accuracy, {candidate.name}",
-        (
-            "task",
-            "items",
-            "baseline",
-            "difference [95 %]",
-            "p (Holm)",
-            "recovery [5 % each side]",
-            "flips",
-            *(f"keeps {1 - m:.4g}" for m in margins),
-            "further items",
-        ),
+        f"Accuracy, {candidate.name}: 95 % intervals; of recovery, 5 % on each side; p after Holm",
+        ("task", "items", "baseline", "difference", "recovery", "flips", "keeps"),
         [_row(score, p, margins) for score, p in zip(scores, _adjusted(scores), strict=True)],
     )
 
@@ -78,17 +67,17 @@ def _adjusted(scores: Sequence[TaskScore]) -> list[float | None]:
 
 
 def _row(score: TaskScore, p: float | None, margins: Sequence[float]) -> tuple[str, ...]:
-    further = further_items(score)
+    difference, recovery, flips = score.difference, score.recovery_bounds, score.flips
+    assert difference and flips
     return (
-        f"{score.title} ({score.metric})",
+        f"{score.title}\n{score.metric}",
         f"{score.items:,}",
         numbers.percent(score.baseline_accuracy.value if score.baseline_accuracy else None),
-        f"{numbers.estimate_points(score.difference)}{doubt(score)}",
-        "" if p is None else f"{p:.3f}",
-        numbers.estimate_percent(score.recovery_bounds),
-        numbers.estimate_percent(score.flips),
-        *(_verdict(score, margin) for margin in margins),
-        "" if further is None else f"{further:,}",
+        f"{numbers.points(difference.value)}\n{numbers.interval_points(difference)}"
+        + ("" if p is None else f"\n{numbers.p_value(p)}{doubt(score)}"),
+        f"{numbers.percent(recovery.value)}\n{numbers.interval_percent(recovery)}" if recovery else "none",
+        f"{numbers.percent(flips.value)}\n{numbers.interval_percent(flips)}",
+        "\n".join(f"{1 - margin:.4g}: {_verdict(score, margin)}" for margin in margins),
     )
 
 
