@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from qdeploy.bench.accuracy.comparison import check_pairable, pair, task_scores
+from qdeploy.bench.accuracy.comparison import Looks, check_pairable, pair, suite_score, task_scores
 from qdeploy.bench.accuracy.encoding import EncodedItem, encode_item
 from qdeploy.bench.accuracy.items import Task
+from qdeploy.bench.accuracy.sampling import Tasks, until_decided
 from qdeploy.bench.accuracy.scoring import ItemScore, score_items
 from qdeploy.bench.accuracy.table import read_items, write_items
 from qdeploy.bench.accuracy.tasks import load_tasks
 from qdeploy.bench.fidelity import score_windows, summarize
-from qdeploy.bench.records import Engine, Fidelity, RunRecord, TaskScore, load_record
+from qdeploy.bench.noise import shuffled, under_floor, with_floor
+from qdeploy.bench.records import Engine, Fidelity, Noise, RunRecord, TaskScore, load_record
 from qdeploy.bench.run_folder import check_free
 from qdeploy.bench.text import Windows, load_windows
 from qdeploy.bench.token_table import read_tokens, write_tokens
@@ -38,6 +40,8 @@ class EvalSettings:
         limit: items a task; None takes all.
         margin: share of the baseline's accuracy that may be lost.
         concurrency: requests in flight.
+        until_decided: with a baseline, score items in random order and stop where every task has its verdict.
+        noise: without a baseline, score everything a second time in another order, for the noise floor.
     """
 
     text: str | None = "builtin"
@@ -49,6 +53,8 @@ class EvalSettings:
     limit: int | None = None
     margin: float = 0.01
     concurrency: int = 8
+    until_decided: bool = False
+    noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,13 @@ class _Plan:
     encoder: Encoder
     windows: Windows | None
     tasks: list[tuple[Task, list[EncodedItem]]]
+    order: Sequence[int] | None = None
+    """In which windows are sent; None: as they come."""
+
+    def shuffled(self) -> _Plan:
+        """The same requests in another order."""
+        order = shuffled(range(len(self.windows.tokens))) if self.windows else None
+        return replace(self, order=order, tasks=[(task, shuffled(items)) for task, items in self.tasks])
 
 
 def run_eval(
@@ -86,11 +99,24 @@ def run_eval(
         baseline = baseline_folder
     _check_capabilities(probe(endpoint), settings)
     plan = _plan(endpoint, settings)
+    return _evaluate(endpoint, settings, plan, folder, baseline, engine)
+
+
+def _evaluate(
+    endpoint: Endpoint,
+    settings: EvalSettings,
+    plan: _Plan,
+    folder: Path,
+    baseline: Path | None,
+    engine: Engine | None,
+) -> RunRecord:
     reference = _Reference.load(baseline, plan, settings) if baseline else None
     with disk_errors(folder):
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        fidelity = _fidelity(endpoint, plan, settings, partial, reference)
+        tasks, suite = _accuracy(endpoint, plan, settings, partial, reference)
         record = RunRecord(
             kind="eval",
             name=folder.name,
@@ -99,14 +125,28 @@ def run_eval(
             settings=_recorded(settings, plan),
             baseline=str(baseline) if baseline else None,
             baseline_engine=reference.record.engine if reference else None,
-            fidelity=_fidelity(endpoint, plan, settings, partial, reference),
-            tasks=_accuracy(endpoint, plan, settings, partial, reference),
+            fidelity=fidelity,
+            tasks=tasks,
+            suite=suite,
         )
         record.save(partial)
+        if settings.noise and baseline is None:
+            record.noise = _noise(endpoint, settings, plan, partial)
+            record.save(partial)
         if folder.is_dir():
             folder.rmdir()
         partial.rename(folder)
     return record
+
+
+def _noise(endpoint: Endpoint, settings: EvalSettings, plan: _Plan, first: Path) -> Noise:
+    """Everything once more in another order, compared with the run folder of the first time."""
+    again = first / "again"
+    settings = replace(settings, until_decided=False)
+    record = _evaluate(endpoint, settings, plan.shuffled(), again, first, engine=None)
+    shutil.rmtree(again)
+    whole = [task for task in record.tasks if task.part_of is None]
+    return Noise(tasks=[*whole, *([record.suite] if record.suite else [])], fidelity=record.fidelity)
 
 
 def _check_capabilities(capabilities: Capabilities, settings: EvalSettings) -> None:
@@ -184,24 +224,40 @@ def _fidelity(
 ) -> Fidelity | None:
     if plan.windows is None:
         return None
-    table = score_windows(endpoint, plan.windows, settings.top_k, settings.concurrency)
+    table = score_windows(endpoint, plan.windows, settings.top_k, settings.concurrency, plan.order)
     write_tokens(folder / "tokens.parquet", table)
     return summarize(plan.windows, table, read_tokens(reference.folder) if reference else None)
 
 
 def _accuracy(
     endpoint: Endpoint, plan: _Plan, settings: EvalSettings, folder: Path, reference: _Reference | None
-) -> list[TaskScore]:
+) -> tuple[list[TaskScore], TaskScore | None]:
+    """Scores of the tasks and, against a baseline, of the suite that they make."""
     if not plan.tasks:
-        return []
-    scores = score_items(endpoint, [(t.name, items) for t, items in plan.tasks], settings.concurrency)
+        return [], None
+
+    def score(tasks: Tasks) -> list[ItemScore]:
+        return score_items(endpoint, [(task.name, items) for task, items in tasks], settings.concurrency)
+
+    looks: dict[str, Looks] = {}
+    if settings.until_decided and reference:
+        noise = reference.record.noise
+        scores, looks = until_decided(plan.tasks, score, reference.items, settings.margin, noise)
+    else:
+        scores = score(plan.tasks)
     write_items(folder / "items.parquet", scores)
     before = reference.items if reference else None
-    return [
-        score
+    found = [
+        compared
         for task, _ in plan.tasks
-        for score in task_scores(task, pair(task, scores, before), settings.margin)
+        for compared in task_scores(
+            task, pair(task, scores, before), settings.margin, looks.get(task.name, ())
+        )
     ]
+    if reference is None:
+        return found, None
+    noise, suite = reference.record.noise, suite_score(found, scores, reference.items, settings.margin)
+    return with_floor(found, noise), under_floor(suite, noise)
 
 
 def _recorded(settings: EvalSettings, plan: _Plan) -> dict[str, object]:

@@ -29,23 +29,29 @@ RESOLUTION = 1e-6
 it can only lower the bound."""
 
 
-def score_windows(endpoint: Endpoint, windows: Windows, top_k: int, concurrency: int) -> TokenTable:
+def score_windows(
+    endpoint: Endpoint, windows: Windows, top_k: int, concurrency: int, order: Sequence[int] | None = None
+) -> TokenTable:
     """Score every window; each answer becomes arrays as it arrives, so that few are held as JSON.
+
+    Args:
+        order: in which windows are sent; the table is in the text's order all the same.
 
     Raises:
         EndpointError: the endpoint fails, or returns no `top_k` prompt log-probabilities.
     """
-    tables: list[TokenTable] = []
+    tables: dict[int, TokenTable] = {}
+    order = range(len(windows.tokens)) if order is None else order
     with progress("Scoring text", len(windows.tokens)) as bar:
 
         def advance(_index: int, _scores: Scores) -> None:
             bar.advance()
 
-        for first in range(0, len(windows.tokens), concurrency):
-            block = windows.tokens[first : first + concurrency]
-            answers = endpoint.score_many(block, top_k, concurrency, advance)
-            tables += [window_table(first + i, scores) for i, scores in enumerate(answers)]
-    return concatenate(tables)
+        for first in range(0, len(order), concurrency):
+            block = order[first : first + concurrency]
+            answers = endpoint.score_many([windows.tokens[i] for i in block], top_k, concurrency, advance)
+            tables |= {i: window_table(i, scores) for i, scores in zip(block, answers, strict=True)}
+    return concatenate([tables[i] for i in sorted(tables)])
 
 
 @dataclass(frozen=True)
@@ -110,16 +116,21 @@ def summarize(windows: Windows, table: TokenTable, baseline: TokenTable | None) 
         method="none",
         perplexity=_exponential(own),
     )
-    return fidelity if baseline is None else _compared(fidelity, table, baseline, own)
+    return fidelity if baseline is None else compare_tables(fidelity, table, baseline)
 
 
-def _compared(fidelity: Fidelity, table: TokenTable, baseline: TokenTable, own: statistics.Array) -> Fidelity:
+def compare_tables(fidelity: Fidelity, table: TokenTable, baseline: TokenTable) -> Fidelity:
+    """`fidelity`, whose table is `table`, with all that follows from the baseline's.
+
+    Raises:
+        ComparisonError: the baseline scored other tokens.
+    """
     if not np.array_equal(table.token, baseline.token) or not np.array_equal(table.window, baseline.window):
         raise ComparisonError(
             f"The baseline's tokens.parquet holds other tokens than this run's {fidelity.positions}. "
             "Run the baseline again on the same text."
         )
-    theirs = _window_means(baseline, -baseline.logprob.astype(np.float64))
+    own, theirs = (_window_means(t, -t.logprob.astype(np.float64)) for t in (table, baseline))
     found = divergence(baseline, table)
     same = (table.top_ids[:, 0] == baseline.top_ids[:, 0]).astype(np.float64)
     return fidelity.model_copy(

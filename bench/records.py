@@ -235,10 +235,19 @@ class Fidelity(Record):
 
 
 class TaskScore(Record):
-    """Accuracy on one task, alone and paired with the baseline.
+    """Accuracy on one task, alone and paired with the baseline (definitions: docs/metrics.md).
 
-    `part_of` names the task of which this is one kind of item (parts get no verdict). `detectable` is the
-    smallest difference that this many items show with 80 % power at the observed share of flips.
+    Attributes:
+        recovery_bounds: recovery with bounds that each err in 5 % of runs, however often was looked; the
+            verdict at any margin follows from them.
+        answer_changes: share of items whose chosen answer is another, from wrong to wrong included.
+        difference_p: two-sided, by clusters.
+        inferiority_p: one-sided, that the margin is kept; small where it is not.
+        items_needed: in all, where the verdict is inconclusive.
+        part_of: the task of which this is one kind of item (parts get no verdict).
+        detectable: the smallest difference that this many items show with 80 % power at the observed flips.
+        looks: shares of the planned items at which the verdict was looked at; none: once, at all.
+        noise_difference, noise_flips: the same of the baseline against itself.
     """
 
     task: str
@@ -257,6 +266,23 @@ class TaskScore(Record):
     items_needed: int | None = None
     part_of: str | None = None
     detectable: float | None = None
+    recovery_bounds: Estimate | None = None
+    answer_changes: Estimate | None = None
+    difference_p: float | None = None
+    inferiority_p: float | None = None
+    looks: list[float] = Field(default_factory=list)
+    noise_difference: float | None = None
+    noise_flips: Estimate | None = None
+
+
+class Noise(Record):
+    """The baseline against itself: the same requests once more, in another order.
+
+    `tasks` are without parts; the suite is among them.
+    """
+
+    tasks: list[TaskScore] = Field(default_factory=list)
+    fidelity: Fidelity | None = None
 
 
 class RunRecord(Record):
@@ -274,8 +300,9 @@ class RunRecord(Record):
     load: LoadResult | None = None
     fidelity: Fidelity | None = None
     tasks: list[TaskScore] = Field(default_factory=list)
+    suite: TaskScore | None = None
     verify: dict[str, Any] | None = None
-    noise: dict[str, Any] | None = None
+    noise: Noise | None = None
 
     def save(self, folder: Path) -> None:
         """Write `run.json` into `folder`, atomically."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
+from qdeploy.bench.compare.tables import floor_words
 from qdeploy.bench.records import Estimate, Fidelity, RunRecord, TaskScore
 from qdeploy.bench.statistics import detectable_difference
 
@@ -18,8 +20,9 @@ def render_eval(record: RunRecord) -> RenderableType:
     if record.fidelity is not None:
         parts.append(_fidelity(record.fidelity))
     if record.tasks:
-        parts.append(_tasks(record.tasks))
+        parts.append(_tasks([*record.tasks, *([record.suite] if record.suite else [])]))
         parts += [_power(score) for score in record.tasks if score.part_of is None]
+    parts += [escape(words) for words in floor_words(record.noise)]
     return Group(*parts)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from qdeploy.bench.accuracy.encoding import EncodedItem, Request
-from qdeploy.bench.accuracy.items import Metric
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.progress import progress
 
@@ -42,7 +41,7 @@ class ItemScore:
     lengths: list[int]
     split: bool
 
-    def value(self, metric: Metric) -> float:
+    def value(self, metric: str) -> float:
         """The item's score under `metric`."""
         return self.correct if metric == "acc" else self.correct_norm
 

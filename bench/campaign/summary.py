@@ -43,5 +43,6 @@ def _row(variant: Variant, baseline: Variant | None) -> dict[str, str]:
     row["KL, at least"] = numbers.estimate(fidelity.kl_lower_bound if fidelity else None)
     for task in tasks:
         row[f"{task.title}, n = {task.items}"] = numbers.estimate_percent(task.accuracy)
-    row["verdict"] = "baseline" if variant.is_baseline else overall(tasks) or "not compared"
+    verdict = overall(tasks, variant.eval.suite if variant.eval else None)
+    row["verdict"] = "baseline" if variant.is_baseline else verdict or "not compared"
     return row

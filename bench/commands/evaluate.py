@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qdeploy.errors import UsageError
+
 if TYPE_CHECKING:
     from qdeploy.engines.endpoint import Endpoint
 
@@ -36,6 +38,16 @@ def evaluate(
     margin: Annotated[
         float, typer.Option(help="Share of the baseline's accuracy that may be lost and still pass.")
     ] = 0.01,
+    until_decided: Annotated[
+        bool,
+        typer.Option(
+            "--until-decided", help="Against a baseline: score items in random order until all is decided."
+        ),
+    ] = False,
+    noise: Annotated[
+        bool,
+        typer.Option("--noise", help="Of a baseline: score it twice, for the noise floor of comparisons."),
+    ] = False,
     concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 8,
     model: Annotated[str | None, typer.Option(help="Served model name; default: the only one.")] = None,
     output: Annotated[
@@ -50,16 +62,19 @@ def evaluate(
     of both models and the share of positions where both like the same token best. Accuracy is multiple choice
     by log-likelihood with lm-eval's protocol; `smoke` is qdeploy's own generated suite (docs/smoke-suite.md),
     not a public benchmark. Against a baseline, items are paired, and the verdict is pass, fail or
-    inconclusive.
+    inconclusive. With --until-decided no more items are scored than the verdicts of all tasks take, looked at
+    up to eight times with the error of looking allowed for (docs/metrics.md). With --noise the baseline is
+    scored a second time in another order; what a variant differs by no more than that is not called a
+    difference.
 
     The endpoint must return log-probabilities of the prompt, as vLLM does; this is checked first. Text is
     tokenized here and sent as token ids. The API key is read from QDEPLOY_API_KEY or OPENAI_API_KEY.
 
     Examples:
 
-        qdeploy eval http://127.0.0.1:8000/v1 -o runs/baseline
+        qdeploy eval http://127.0.0.1:8000/v1 --noise -o runs/baseline
 
-        qdeploy eval http://127.0.0.1:8000/v1 --baseline runs/baseline -o runs/w4a16
+        qdeploy eval http://127.0.0.1:8000/v1 --baseline runs/baseline --until-decided -o runs/w4a16
 
         qdeploy eval http://127.0.0.1:8000/v1 --tasks arc_easy,my_task.yaml --text none --limit 200
     """
@@ -80,7 +95,10 @@ def evaluate(
         limit=limit,
         margin=margin,
         concurrency=concurrency,
+        until_decided=until_decided,
+        noise=noise,
     )
+    _check_has_baseline(baseline, until_decided, noise)
     with Endpoint(url, model) as endpoint:
         folder = output or Path(f"eval-{endpoint.model.replace('/', '-')}")
         record = run_eval(endpoint, settings, folder, _baseline(baseline))
@@ -91,10 +109,24 @@ def evaluate(
         console.print(f"Run folder: {folder}", highlight=False)
 
 
+def _check_has_baseline(baseline: str | None, until_decided: bool, noise: bool) -> None:
+    if until_decided and baseline is None:
+        raise UsageError("--until-decided decides against a baseline: give --baseline.")
+    if noise and baseline is not None and not _is_url(baseline):
+        raise UsageError(
+            f"--noise measures the baseline, and {baseline} is measured already. Give --noise when you "
+            "evaluate the baseline."
+        )
+
+
+def _is_url(given: str) -> bool:
+    return given.startswith(("http://", "https://"))
+
+
 def _baseline(given: str | None) -> Path | Endpoint | None:
     """A URL is an endpoint, anything else a folder."""
     from qdeploy.engines.endpoint import Endpoint
 
     if given is None:
         return None
-    return Endpoint(given) if given.startswith(("http://", "https://")) else Path(given)
+    return Endpoint(given) if _is_url(given) else Path(given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from qdeploy.bench import statistics
 from qdeploy.bench.records import Distribution, Estimate, Percentile, TaskScore, Verdict
 
 
@@ -43,8 +44,13 @@ def significant(estimate: Estimate, null: float) -> bool:
     return not estimate.low <= null <= estimate.high
 
 
-def overall(tasks: Iterable[TaskScore]) -> Verdict | None:
-    """One verdict over the tasks: fail if any fails, else inconclusive if any is, else pass."""
-    verdicts = [task.verdict for task in tasks if task.verdict]
-    order: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
-    return next((verdict for verdict in order if verdict in verdicts), None)
+def overall(tasks: Iterable[TaskScore], suite: TaskScore | None = None) -> Verdict | None:
+    """One verdict over the tasks (`statistics.overall`); verdicts without a p count as they stand."""
+    judged = [task for task in tasks if task.verdict]
+    pooled = suite.verdict if suite else None
+    failing = [_failing(task) for task in (*judged, *([suite] if suite and pooled else []))]
+    return statistics.overall([task.verdict for task in judged if task.verdict], failing, pooled)
+
+
+def _failing(task: TaskScore) -> float:
+    return float(task.verdict != "fail") if task.inferiority_p is None else task.inferiority_p

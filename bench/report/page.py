@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from qdeploy.bench import noise
 from qdeploy.bench.report import compare, metrics, numbers, words
 from qdeploy.bench.report.collect import Evidence, Variant, collect
 from qdeploy.bench.report.plots.accuracy import forest_panels
@@ -79,6 +80,7 @@ def _context(evidence: Evidence) -> dict[str, Any]:
         "metrics": metrics.measured(variants),
         "percentile": compare.percentile,
         "significant": compare.significant,
+        "doubt": noise.doubt,
         "latency_change": lambda metric, variant: latency_change(metric, variant, baseline),
         "size_factor": lambda variant: words.size_factor(variant, baseline),
         "task_words": words.task_words,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qdeploy.bench.noise import beyond_floor, is_difference, is_divergence
 from qdeploy.bench.records import Distribution, Estimate, Fidelity, LoadResult, TaskScore, Verdict
 from qdeploy.bench.report import numbers
 from qdeploy.bench.report.collect import Variant
@@ -44,7 +45,7 @@ class Summary:
 def summarize(variant: Variant, baseline: Variant | None) -> Summary:
     """The summary of a quantized variant against the baseline, or alone where there is none."""
     tasks = compared_tasks(variant)
-    verdict = overall(tasks)
+    verdict = overall(tasks, variant.eval.suite if variant.eval else None)
     latencies = [latency_words(metric, variant, baseline) for metric in headline_metrics(variant)]
     return Summary(
         name=variant.name,
@@ -54,7 +55,7 @@ def summarize(variant: Variant, baseline: Variant | None) -> Summary:
         details=[
             *client_words(variant, baseline),
             *latencies,
-            kl_words(variant),
+            kl_words(variant, baseline),
             kernel_words(variant),
             *verify_words(variant),
         ],
@@ -179,19 +180,22 @@ def task_words(task: TaskScore) -> str:
         "fail": f"keeps less than {kept}",
         "inconclusive": f"whether it keeps {kept} is undecided",
     }
-    text = f"{task.title}: {claims[task.verdict]} ({figures})"
+    doubt = "" if beyond_floor(task) else ", no more than the baseline differs from itself"
+    text = f"{task.title}: {claims[task.verdict]} ({figures}{doubt})"
     if task.items_needed:
         text += f"; about {task.items_needed:,} items would decide"
     return f"{text}."
 
 
-def kl_words(variant: Variant) -> str:
+def kl_words(variant: Variant, baseline: Variant | None) -> str:
     fidelity = variant.eval.fidelity if variant.eval else None
     if fidelity is None or fidelity.kl_lower_bound is None:
         return "KL to the baseline was not measured."
+    noise = baseline.eval.noise if baseline and baseline.eval else None
+    doubt = "" if is_divergence(fidelity, noise) else ", which is not beyond the baseline's to itself"
     return (
         f"KL to the baseline is at least {numbers.estimate(fidelity.kl_lower_bound)} nats a token "
-        f"({numbers.samples(fidelity.positions, 'tokens')})."
+        f"({numbers.samples(fidelity.positions, 'tokens')}){doubt}."
     )
 
 
@@ -236,12 +240,13 @@ def _latency_figure(metric: Metric, variant: Variant, baseline: Variant | None) 
 
 def _accuracy_figure(task: TaskScore) -> Figure:
     difference = task.difference or Estimate(value=0)
-    note = f"{_sure(difference, 0.0, points=True)}, {numbers.samples(task.items, 'items')}"
+    bounds = numbers.interval_points(difference) + ("" if is_difference(task) else " not significant")
+    note = f"{bounds}, {numbers.samples(task.items, 'items')}"
     return Figure(f"Accuracy, {task.title}", numbers.points(difference.value), note)
 
 
-def _sure(estimate: Estimate, null: float, *, points: bool = False) -> str:
-    bounds = numbers.interval_points(estimate) if points else numbers.interval(estimate)
+def _sure(estimate: Estimate, null: float) -> str:
+    bounds = numbers.interval(estimate)
     return bounds if significant(estimate, null) else f"{bounds} not significant"
 
 

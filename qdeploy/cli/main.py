@@ -32,6 +32,7 @@ ORDER = (
     "bench",
     "run",
     "report",
+    "compare",
     "import",
     "recipe",
     "engines",
@@ -57,7 +58,7 @@ def _root(
     """Quantize a language model, serve it, and prove what that cost and what it won.
 
     checkpoint → quantize → packed safetensors → export → engine-ready folder →
-    serve → endpoint → eval, bench → report
+    serve → endpoint → eval, bench → report, compare
     """
 
 

@@ -20,6 +20,7 @@ COMMANDS = [
     ["bench"],
     ["run"],
     ["report"],
+    ["compare"],
     ["import"],
     ["recipe", "show"],
     ["engines", "install"],

@@ -6,6 +6,12 @@ import numpy as np
 import pytest
 
 from qdeploy.bench import statistics as s
+from qdeploy.bench.records import Estimate
+
+
+def width(estimate: Estimate) -> float:
+    assert estimate.low is not None and estimate.high is not None
+    return estimate.high - estimate.low
 
 
 def labels(n: int) -> list[str]:
@@ -54,7 +60,7 @@ def test_newcombe_has_width_where_nothing_changed() -> None:
 
 @pytest.mark.parametrize(
     ("lost", "gained", "expected"),
-    [(60, 40, 0.0569), (0, 0, 1.0), (5, 5, 1.0), (9, 1, 0.01172), (0, 5, 0.03125)],
+    [(60, 40, 0.0461), (0, 0, 1.0), (5, 5, 1.0), (9, 1, 0.01172), (0, 5, 0.03125)],
 )
 def test_mcnemar_known_answers(lost: int, gained: int, expected: float) -> None:
     assert s.mcnemar(lost, gained) == pytest.approx(expected, abs=1e-4)
@@ -103,6 +109,33 @@ def test_duplicated_items_do_not_narrow_the_interval() -> None:
     assert s.design_effect(np.repeat(values, 4), [str(i // 4) for i in range(120)]) == pytest.approx(
         4, rel=0.1
     )
+
+
+def test_graded_scores_have_the_t_interval_of_their_differences() -> None:
+    rng = np.random.default_rng(4)
+    before, after, clusters = rng.random(60), rng.random(60), [str(i // 4) for i in range(60)]
+    found, exact = s.paired_difference(before, after, clusters), s.mean_interval(after - before, clusters)
+    assert (found.low, found.high) == (pytest.approx(exact.low), pytest.approx(exact.high))
+
+
+def test_a_suite_of_one_task_twice_is_the_task_with_the_certainty_of_one() -> None:
+    """The same passages again add nothing; under other labels they would pass for new ones."""
+    rng = np.random.default_rng(5)
+    before, after = rng.random(200), rng.random(200)
+    task = s.Pairs(before, after, labels(200))
+    once, twice = s.suite_difference([task]), s.suite_difference([task, task])
+    renamed = s.suite_difference([task, s.Pairs(before, after, [f"new{i}" for i in range(200)])])
+    assert (twice.low, twice.high) == (pytest.approx(once.low, abs=1e-3), pytest.approx(once.high, abs=1e-3))
+    assert width(renamed) == pytest.approx(width(once) / math.sqrt(2), rel=0.02)
+
+
+def test_ratio_of_runs_known_answer() -> None:
+    """Logs of 1, 2, 3 against 2, 3, 4: Welch's t has 4 degrees of freedom and error √(2/3)."""
+    found = s.ratio_of_runs([math.exp(x) for x in (1, 2, 3)], [math.exp(x) for x in (2, 3, 4)])
+    assert found is not None and found.low is not None
+    assert math.log(found.value) == pytest.approx(1)
+    assert math.log(found.low) == pytest.approx(1 - 2.7764 * math.sqrt(2 / 3), abs=1e-4)
+    assert s.ratio_of_runs([1.0], [1.0, 2.0]) is None
 
 
 def test_one_cluster_has_no_interval() -> None:

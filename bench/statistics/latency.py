@@ -1,0 +1,38 @@
+"""Latency of two variants. Requests of one run wait for one another, so runs are what is independent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from qdeploy.bench.records import Estimate
+from qdeploy.bench.statistics.intervals import CONFIDENCE
+from qdeploy.bench.statistics.quantiles import student_quantile
+
+
+def ratio_of_runs(baseline: Sequence[float], variant: Sequence[float]) -> Estimate | None:
+    """The ratio of the typical run of the variant to that of the baseline, from one figure a run.
+
+    Welch's t interval on logarithms (Welch 1947; degrees of freedom rounded down), so it is a ratio of
+    geometric means and covers what differs from run to run.
+
+    Returns:
+        None with fewer than two runs of either, or where a figure is not positive.
+    """
+    if min(len(baseline), len(variant)) < 2 or min(*baseline, *variant) <= 0:
+        return None
+    logs = [np.log(np.asarray(runs, dtype=np.float64)) for runs in (baseline, variant)]
+    difference = float(logs[1].mean() - logs[0].mean())
+    parts = [float(log.var(ddof=1)) / len(log) for log in logs]
+    error = math.sqrt(sum(parts))
+    half = error * student_quantile((1 + CONFIDENCE) / 2, _welch_df(parts, [len(log) for log in logs]))
+    return Estimate(
+        value=math.exp(difference), low=math.exp(difference - half), high=math.exp(difference + half)
+    )
+
+
+def _welch_df(parts: Sequence[float], counts: Sequence[int]) -> int:
+    scale = sum(part * part / (count - 1) for part, count in zip(parts, counts, strict=True))
+    return max(int(sum(parts) ** 2 / scale), 1) if scale else sum(counts) - 2
