@@ -14,13 +14,13 @@ from qdeploy.bench.accuracy.sampling import Tasks, until_decided
 from qdeploy.bench.accuracy.scoring import ItemScore, score_items
 from qdeploy.bench.accuracy.table import read_items, write_items
 from qdeploy.bench.accuracy.tasks import load_tasks
-from qdeploy.bench.fidelity import score_windows, summarize
+from qdeploy.bench.measure_fidelity import Scoring, measure_fidelity
 from qdeploy.bench.noise import shuffled, under_floor, with_floor
 from qdeploy.bench.records import Engine, Fidelity, Noise, RunRecord, TaskScore, load_record
 from qdeploy.bench.run_folder import check_free
-from qdeploy.bench.text import Windows, load_windows
-from qdeploy.bench.token_table import read_tokens, write_tokens
+from qdeploy.bench.text import load_windows
 from qdeploy.bench.tokenizer import Encoder, load_encoder
+from qdeploy.bench.windows import Windows
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.engines.probe import Capabilities, probe
 from qdeploy.errors import ComparisonError, UsageError, disk_errors
@@ -32,10 +32,12 @@ class EvalSettings:
     """What to measure.
 
     Attributes:
-        text: a text file, "builtin", or None for no fidelity.
+        text: a protocol's name, a text file, "builtin", or None for no fidelity.
+        data_dir: where the texts of protocols may lie.
         tokenizer: folder of the tokenizer; None asks the server for its local folder.
-        windows, window_tokens: how much of the text.
+        windows, window_tokens: how much of the text; None: as the protocol says.
         top_k: log-probabilities kept at each position.
+        samples: continuations that the baseline draws for a Monte-Carlo check of the divergence.
         tasks: names of tasks or task files.
         limit: items a task; None takes all.
         margin: share of the baseline's accuracy that may be lost.
@@ -45,10 +47,12 @@ class EvalSettings:
     """
 
     text: str | None = "builtin"
+    data_dir: Path | None = None
     tokenizer: Path | None = None
-    windows: int = 32
-    window_tokens: int = 512
+    windows: int | None = None
+    window_tokens: int | None = None
     top_k: int = 128
+    samples: int = 0
     tasks: tuple[str, ...] = ("smoke",)
     limit: int | None = None
     margin: float = 0.01
@@ -59,8 +63,9 @@ class EvalSettings:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Everything that is known before the first request is sent."""
+    """Everything that is known before anything is scored."""
 
+    capabilities: Capabilities
     encoder: Encoder
     windows: Windows | None
     tasks: list[tuple[Task, list[EncodedItem]]]
@@ -97,7 +102,6 @@ def run_eval(
         baseline_folder = folder.with_name(f"{folder.name}-baseline")
         run_eval(baseline, settings, baseline_folder)
         baseline = baseline_folder
-    _check_capabilities(probe(endpoint), settings)
     plan = _plan(endpoint, settings)
     return _evaluate(endpoint, settings, plan, folder, baseline, engine)
 
@@ -142,7 +146,7 @@ def _evaluate(
 def _noise(endpoint: Endpoint, settings: EvalSettings, plan: _Plan, first: Path) -> Noise:
     """Everything once more in another order, compared with the run folder of the first time."""
     again = first / "again"
-    settings = replace(settings, until_decided=False)
+    settings = replace(settings, until_decided=False, samples=0)
     record = _evaluate(endpoint, settings, plan.shuffled(), again, first, engine=None)
     shutil.rmtree(again)
     whole = [task for task in record.tasks if task.part_of is None]
@@ -153,6 +157,8 @@ def _check_capabilities(capabilities: Capabilities, settings: EvalSettings) -> N
     capabilities.require_prompt_logprobs()
     if settings.text is None:
         return
+    if settings.samples < 0:
+        raise UsageError(f"--samples {settings.samples}: give 0 for none, or a number of continuations.")
     if settings.top_k < 1 or settings.top_k > capabilities.top_k:
         raise UsageError(
             f"--top-k {settings.top_k}: {capabilities.model} was seen to give up to {capabilities.top_k} "
@@ -168,15 +174,24 @@ def describe(endpoint: Endpoint) -> Engine:
 
 
 def _plan(endpoint: Endpoint, settings: EvalSettings) -> _Plan:
+    capabilities = probe(endpoint)
+    _check_capabilities(capabilities, settings)
     encoder = load_encoder(endpoint, settings.tokenizer)
     windows = None
     if settings.text is not None:
-        windows = load_windows(settings.text, encoder, settings.windows, settings.window_tokens)
+        windows = load_windows(
+            settings.text,
+            encoder,
+            settings.windows,
+            settings.window_tokens,
+            folder=settings.data_dir,
+            max_model_len=endpoint.max_model_len,
+        )
     tasks = [
         (task, [encode_item(encoder, item, endpoint.max_model_len) for item in task.items])
         for task in load_tasks(settings.tasks, settings.limit)
     ]
-    return _Plan(encoder, windows, tasks)
+    return _Plan(capabilities, encoder, windows, tasks)
 
 
 @dataclass(frozen=True)
@@ -205,12 +220,15 @@ def _check_same_text(folder: Path, record: RunRecord, plan: _Plan, settings: Eva
         raise ComparisonError(f"The baseline run {folder} scored no text. Run it again with --text.")
     theirs, ours = record.fidelity, plan.windows
     pairs = {
+        "protocol": (theirs.protocol, ours.protocol),
         "text (SHA-256)": (theirs.text_sha256, ours.text_sha256),
         "--windows": (theirs.windows, len(ours.tokens)),
-        "--window-tokens": (theirs.window_tokens, settings.window_tokens),
+        "--window-tokens": (theirs.window_tokens, max(map(len, ours.tokens))),
         "--top-k": (theirs.top_k, settings.top_k),
         "tokenizer (SHA-256)": (record.settings.get("tokenizer_sha256"), plan.encoder.sha256),
     }
+    if settings.samples:
+        pairs["--samples"] = (record.settings.get("samples", 0), settings.samples)
     different = [f"{name} {was} there, {now} here" for name, (was, now) in pairs.items() if was != now]
     if different:
         raise ComparisonError(
@@ -224,9 +242,10 @@ def _fidelity(
 ) -> Fidelity | None:
     if plan.windows is None:
         return None
-    table = score_windows(endpoint, plan.windows, settings.top_k, settings.concurrency, plan.order)
-    write_tokens(folder / "tokens.parquet", table)
-    return summarize(plan.windows, table, read_tokens(reference.folder) if reference else None)
+    chosen = plan.capabilities.chosen_logprobs
+    scoring = Scoring(settings.top_k, settings.concurrency, settings.samples, chosen, plan.order)
+    baseline = reference.folder if reference else None
+    return measure_fidelity(endpoint, plan.windows, plan.encoder, scoring, folder, baseline)
 
 
 def _accuracy(
@@ -261,13 +280,13 @@ def _accuracy(
 
 
 def _recorded(settings: EvalSettings, plan: _Plan) -> dict[str, object]:
-    recorded = asdict(replace(settings, tokenizer=None)) | {
+    recorded = asdict(replace(settings, tokenizer=None, data_dir=None)) | {
         "tasks": list(settings.tasks),
         "tokenizer_sha256": plan.encoder.sha256,
         "bos": plan.encoder.bos_policy,
         "split_items": _split_items(plan.tasks),
     }
-    del recorded["tokenizer"]
+    del recorded["tokenizer"], recorded["data_dir"]
     return recorded
 
 

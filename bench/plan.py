@@ -152,7 +152,8 @@ def _check_recipes(path: Path, plan: Plan) -> None:
 def _beside(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
     """The fields with paths that exist beside the plan made independent of the working directory."""
     found = dict(fields)
-    for part, key in ((None, "model"), ("eval", "text"), ("load", "trace"), ("load", "dataset")):
+    places = ((None, "model"), ("eval", "text"), ("eval", "data_dir"), ("load", "trace"), ("load", "dataset"))
+    for part, key in places:
         inner = found if part is None else found.get(part)
         if isinstance(inner, dict) and isinstance(inner.get(key), str) and (folder / inner[key]).exists():
             changed = inner | {key: str((folder / inner[key]).resolve())}

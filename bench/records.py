@@ -6,6 +6,7 @@ accuracy, `tokens.parquet` for fidelity, `requests.parquet` for load). Compariso
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from qdeploy.validation import first
 
 SCHEMA = 1
 Verdict = Literal["pass", "fail", "inconclusive"]
+Method = Literal["two-pass", "intersection", "none"]
+"""How a divergence was bounded (`bench/divergence.py`)."""
 
 
 class Record(BaseModel):
@@ -31,6 +34,11 @@ class Estimate(Record):
     value: float
     low: float | None = None
     high: float | None = None
+
+    def mapped(self, to: Callable[[float], float]) -> Estimate:
+        """Figure and interval under a function that never falls."""
+        low, high = (None if bound is None else to(bound) for bound in (self.low, self.high))
+        return Estimate(value=to(self.value), low=low, high=high)
 
 
 class Engine(Record):
@@ -215,23 +223,93 @@ class SeriesRecord(Record):
     runs: list[LoadResult]
 
 
+class TokenStatistics(Record):
+    """Agreement token by token, as llama.cpp tabulates it: nats, and Δp = p(variant) − p(baseline).
+
+    `design_effect` is the variance of the mean ln p difference over windows against that of as many
+    independent tokens.
+    """
+
+    ln_perplexity_correlation: float | None
+    ln_perplexity_ratio: Estimate
+    perplexity_difference: Estimate
+    design_effect: float | None
+    kl_percentiles: dict[str, float]
+    dp_mean: Estimate
+    dp_rms: Estimate
+    dp_percentiles: dict[str, float]
+
+
+class Candidate(Record):
+    """A token as text and its probability."""
+
+    token: str
+    p: float
+
+
+class Disagreement(Record):
+    """A position of the text where the models diverge: what came before, and what either expected.
+
+    `token` is what the text has there, with its probability in each model; `baseline` and `variant` hold the
+    likeliest tokens of each.
+    """
+
+    window: int
+    position: int
+    kl: float
+    context: str
+    token: str
+    p_baseline: float
+    p_variant: float
+    baseline: list[Candidate]
+    variant: list[Candidate]
+
+
+class MonteCarlo(Record):
+    """The divergence over the whole vocabulary, estimated on what the baseline itself writes.
+
+    `log_ratio` is the mean of ln p − ln q over the sampled tokens, `k3` that of q/p − 1 − ln(q/p), and
+    `kl_lower_bound` the bound at the same positions, which they should not be below.
+    """
+
+    samples: int
+    prompt_tokens: int
+    positions: int
+    method: Method
+    log_ratio: Estimate
+    k3: Estimate
+    kl_lower_bound: Estimate
+
+
 class Fidelity(Record):
-    """Agreement with the baseline on a text, token by token, both models behind HTTP."""
+    """Agreement with the baseline on a text, token by token, both models behind HTTP.
+
+    `kl_intersection` is the bound that every engine's figures allow, for comparing variants whose `method`
+    differs.
+    """
 
     text: str
     text_sha256: str
+    protocol: str = "stream"
     windows: int
     window_tokens: int
     positions: int
     top_k: int
-    method: Literal["intersection", "none"]
+    method: Method
     perplexity: Estimate
+    word_perplexity: Estimate | None = None
+    byte_perplexity: Estimate | None = None
+    bits_per_byte: Estimate | None = None
     baseline_perplexity: Estimate | None = None
     perplexity_ratio: Estimate | None = None
     kl_lower_bound: Estimate | None = None
+    kl_intersection: Estimate | None = None
     tail_mass: float | None = None
     same_top_token: Estimate | None = None
     per_window_kl: list[float] = Field(default_factory=list)
+    tokens: TokenStatistics | None = None
+    worst: list[Disagreement] = Field(default_factory=list)
+    monte_carlo: MonteCarlo | None = None
 
 
 class TaskScore(Record):

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qdeploy.bench.compare.tables import floor_words
-from qdeploy.bench.records import Estimate, Fidelity, RunRecord, TaskScore
+from qdeploy.bench.records import Estimate, Fidelity, RunRecord, TaskScore, TokenStatistics
 from qdeploy.bench.statistics import detectable_difference
 
 PLANNED_CHURN = (0.05, 0.10)
@@ -27,23 +27,63 @@ def render_eval(record: RunRecord) -> RenderableType:
 
 
 def _fidelity(fidelity: Fidelity) -> Table:
-    table = Table(
-        title=f"Fidelity: {fidelity.windows} windows of {fidelity.window_tokens} tokens, {fidelity.text}"
-    )
+    size = f"{fidelity.windows} windows of {fidelity.window_tokens} tokens"
+    table = Table(title=f"Fidelity, {fidelity.protocol}: {size}, {fidelity.text}")
     table.add_column("figure")
     table.add_column("value [95 % interval]", justify="right")
-    table.add_row("perplexity", _estimate(fidelity.perplexity, "{:.3f}"))
-    if fidelity.method == "none":
+    for name, estimate, form in _own_figures(fidelity):
+        table.add_row(name, _estimate(estimate, form))
+    if fidelity.tokens is None:
         return table
-    table.add_row("baseline's perplexity", _estimate(fidelity.baseline_perplexity, "{:.3f}"))
-    table.add_row("perplexity ratio", _estimate(fidelity.perplexity_ratio, "{:.4f}"))
-    table.add_row(
-        f"KL divergence, lower bound (nats, top {fidelity.top_k})",
-        _estimate(fidelity.kl_lower_bound, "{:.4f}"),
-    )
-    table.add_row("probability mass outside the bound", f"{fidelity.tail_mass:.1%}")
-    table.add_row("same most likely token", _estimate(fidelity.same_top_token, "{:.1%}"))
+    for name, value in _agreement(fidelity, fidelity.tokens):
+        table.add_row(name, value)
     return table
+
+
+def _own_figures(fidelity: Fidelity) -> list[tuple[str, Estimate | None, str]]:
+    """What needs no baseline."""
+    figures = [
+        ("perplexity", fidelity.perplexity, "{:.3f}"),
+        ("word perplexity", fidelity.word_perplexity, "{:.3f}"),
+        ("byte perplexity", fidelity.byte_perplexity, "{:.4f}"),
+        ("bits per byte", fidelity.bits_per_byte, "{:.4f}"),
+    ]
+    return [figure for figure in figures if figure[1] is not None]
+
+
+def _agreement(fidelity: Fidelity, tokens: TokenStatistics) -> list[tuple[str, str]]:
+    """llama.cpp's table, name → value."""
+    design = tokens.design_effect
+    correlation = tokens.ln_perplexity_correlation
+    rows = [
+        ("baseline's perplexity", _estimate(fidelity.baseline_perplexity, "{:.3f}")),
+        ("correlation of ln perplexities", "" if correlation is None else f"{correlation:.4f}"),
+        ("ln perplexity ratio", _estimate(tokens.ln_perplexity_ratio, "{:+.5f}")),
+        ("  its variance by window / by token", "" if design is None else f"{design:.2f}"),
+        ("perplexity ratio", _estimate(fidelity.perplexity_ratio, "{:.4f}")),
+        ("perplexity difference", _estimate(tokens.perplexity_difference, "{:+.3f}")),
+        (f"KL divergence, lower bound, {_method(fidelity)}", _estimate(fidelity.kl_lower_bound, "{:.4f}")),
+        *((f"  {name}", f"{value:.5f}") for name, value in tokens.kl_percentiles.items()),
+        ("probability mass outside the bound", f"{fidelity.tail_mass or 0:.1%}"),
+    ]
+    if (check := fidelity.monte_carlo) is not None:
+        rows += [
+            (f"KL divergence where the baseline writes, {check.positions} tokens", ""),
+            ("  mean ln p − ln q", _estimate(check.log_ratio, "{:.4f}")),
+            ("  k3", _estimate(check.k3, "{:.4f}")),
+            (f"  lower bound, {check.method}", _estimate(check.kl_lower_bound, "{:.4f}")),
+        ]
+    return [
+        *rows,
+        ("Δp of the text's tokens, mean", _estimate(tokens.dp_mean, "{:+.3%}")),
+        ("  root mean square", _estimate(tokens.dp_rms, "{:.3%}")),
+        *((f"  {name}", f"{value:+.3%}") for name, value in tokens.dp_percentiles.items()),
+        ("same most likely token", _estimate(fidelity.same_top_token, "{:.1%}")),
+    ]
+
+
+def _method(fidelity: Fidelity) -> str:
+    return f"{fidelity.method} (nats, top {fidelity.top_k})"
 
 
 def _tasks(scores: list[TaskScore]) -> Table:

@@ -2,8 +2,9 @@
 
 Prompts go as token ids, so that no second tokenizer and no BOS come in between. Log-probabilities of the
 prompt come from `/v1/completions` (vLLM's `prompt_logprobs`, or `echo` where only the chosen tokens are
-wanted). Scoring given token ids at every position exists in vLLM (`prompt_logprob_token_ids` of
-`/inference/v1/generate`) but needs its V2 model runner and so Triton, which CPU builds lack: it is not used.
+wanted). Those of chosen token ids at every position come from vLLM's `/inference/v1/generate`
+(`prompt_logprob_token_ids`), where it is started with `--enable-scale-out` and has its V2 model runner. That
+needs Triton, which the CPU build of 0.32 lacks.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
 
-from qdeploy.engines.scores import Scores, from_echo, from_prompt_logprobs
+from qdeploy.engines import ports
+from qdeploy.engines.scores import Scores, from_echo, from_generate, from_prompt_logprobs
 from qdeploy.errors import EndpointError
 
 KEY_VARIABLES = ("QDEPLOY_API_KEY", "OPENAI_API_KEY")
@@ -28,6 +32,15 @@ BACKOFF_S = 0.5
 """Wait before the second attempt; doubled before each further one."""
 
 MAX_CONNECTIONS = 64
+
+GENERATE = "/inference/v1/generate"
+"""vLLM's path for token ids in and out; the only one that scores chosen ids."""
+
+UNCHANGED = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Sampling from the model's own distribution, whatever the checkpoint's generation config says."""
+
+Chosen = NDArray[np.int32]
+R = TypeVar("R")
 
 
 class Endpoint:
@@ -134,18 +147,36 @@ class Endpoint:
         data = [line[5:].strip() for line in answer.text.splitlines() if line.startswith("data:")]
         return [json.loads(chunk) for chunk in data if chunk != "[DONE]"]
 
-    def score(self, token_ids: Sequence[int], top_k: int = 0) -> Scores:
+    def score(self, token_ids: Sequence[int], top_k: int = 0, chosen: Chosen | None = None) -> Scores:
         """Log-probabilities of the sequence's own tokens and, for `top_k` > 0, of the likeliest ones.
+
+        Args:
+            chosen: int [R, K], ids to score as well at each of the last R positions.
 
         Raises:
             EndpointError: the sequence does not fit the model, or the server returns no such figures.
         """
         self._check_length(len(token_ids))
+        if chosen is not None:
+            return self._score_chosen(token_ids, max(top_k, 1), chosen)
         if top_k > 0:
             answer = self.complete(token_ids, max_tokens=1, prompt_logprobs=top_k)
             return from_prompt_logprobs(token_ids, _choice(answer), top_k)
         options = {"max_tokens": 1, "echo": True, "logprobs": 0, "return_tokens_as_token_ids": True}
         return from_echo(token_ids, _choice(self.complete(token_ids, **options)))
+
+    def _score_chosen(self, token_ids: Sequence[int], top_k: int, chosen: Chosen) -> Scores:
+        rows, k = chosen.shape
+        parameters = {
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": top_k,
+            "prompt_logprob_token_ids": chosen.tolist(),
+            "prompt_logprob_start": len(token_ids) - 1 - rows,
+        }
+        body = {"model": self.model, "token_ids": list(token_ids), "sampling_params": parameters}
+        answer = self._request("POST", self.root_url + GENERATE, body)
+        return from_generate(token_ids, _object(answer), top_k, (rows, k))
 
     def score_many(
         self,
@@ -153,28 +184,49 @@ class Endpoint:
         top_k: int = 0,
         concurrency: int = 4,
         on_done: Callable[[int, Scores], None] | None = None,
+        chosen: Sequence[Chosen] | None = None,
     ) -> list[Scores]:
         """`score` of every sequence, in order, at most `concurrency` at a time.
 
         Args:
             on_done: called in this thread with (index, scores) as each one arrives.
+            chosen: ids to score, for each sequence.
 
         Raises:
             EndpointError: the first failure; requests not yet sent are dropped.
         """
-        results: list[Scores | None] = [None] * len(sequences)
-        with ThreadPoolExecutor(max_workers=min(concurrency, MAX_CONNECTIONS)) as pool:
-            futures = {pool.submit(self.score, ids, top_k): index for index, ids in enumerate(sequences)}
-            try:
-                for future in as_completed(futures):
-                    index = futures[future]
-                    results[index] = scores = future.result()
-                    if on_done is not None:
-                        on_done(index, scores)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        return [scores for scores in results if scores is not None]
+        ids: Sequence[Chosen | None] = chosen or [None] * len(sequences)
+        calls = [partial(self.score, s, top_k, c) for s, c in zip(sequences, ids, strict=True)]
+        return _in_parallel(calls, concurrency, on_done)
+
+    def sample_many(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        concurrency: int = 4,
+        on_done: Callable[[int, list[int]], None] | None = None,
+    ) -> list[list[int]]:
+        """Up to `tokens` tokens after each prompt, drawn from the model's distribution as it is.
+
+        The end-of-text token, where it is drawn, ends a continuation and is part of it. The seed of a request
+        is its index.
+
+        Raises:
+            EndpointError: as `score_many`, or the server does not tell the ids of its tokens.
+        """
+        calls = [partial(self._sample, ids, tokens, seed) for seed, ids in enumerate(prompts)]
+        return _in_parallel(calls, concurrency, on_done)
+
+    def _sample(self, prompt: Sequence[int], tokens: int, seed: int) -> list[int]:
+        self._check_length(len(prompt) + tokens)
+        options = {"max_tokens": tokens, "seed": seed, "return_token_ids": True}
+        choice = _choice(self.complete(prompt, **UNCHANGED, **options))
+        if not choice.get("token_ids"):
+            raise EndpointError(
+                f"{self.model} does not return the ids of the tokens it generates (return_token_ids), so its "
+                "samples cannot be scored. Serve it with vLLM."
+            )
+        return [int(token) for token in choice["token_ids"]]
 
     def get_optional(self, path: str) -> dict[str, Any] | None:
         """The JSON at a path under the server's root; None where the server has no such path."""
@@ -260,7 +312,8 @@ class Endpoint:
         if response.is_success:
             return
         status, url = response.status_code, response.request.url
-        if status in (401, 403):
+        # vLLM also answers 403 where this path was not opened.
+        if status in (401, 403) and not url.path.endswith(GENERATE):
             given = "the key given is not accepted" if self._key else "no key is set"
             raise EndpointError(
                 f"{url} answered {status}, wrong API key: {given}. "
@@ -269,6 +322,25 @@ class Endpoint:
         if status == 404 and url.path.endswith("/completions"):
             self.require_model()
         raise EndpointError(f"{url} answered {status}: {_detail(response)}")
+
+
+def _in_parallel(
+    calls: Sequence[Callable[[], R]], concurrency: int, on_done: Callable[[int, R], None] | None
+) -> list[R]:
+    """The results in order; after the first failure the calls not yet begun are dropped."""
+    results: dict[int, R] = {}
+    with ThreadPoolExecutor(max_workers=min(concurrency, MAX_CONNECTIONS)) as pool:
+        futures = {pool.submit(call): index for index, call in enumerate(calls)}
+        try:
+            for future in as_completed(futures):
+                index = futures[future]
+                results[index] = result = future.result()
+                if on_done is not None:
+                    on_done(index, result)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [results[index] for index in range(len(calls))]
 
 
 def api_key_from_environment() -> str | None:
@@ -296,7 +368,7 @@ def _normalized(url: str) -> str:
 
 def _is_loopback(url: str) -> bool:
     """A proxy from the environment must not stand between this process and a local server."""
-    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    return urlsplit(url).hostname in ports.LOOPBACK
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:

@@ -8,6 +8,9 @@ import psutil
 
 from qdeploy.errors import UsageError
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Names of this machine that no other reaches it by."""
+
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that nothing listens on, chosen by the kernel."""

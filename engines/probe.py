@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
+
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.errors import EndpointError
 
@@ -18,6 +20,9 @@ PATTERN = (101, 203, 307, 409, 503, 607, 701, 809)
 
 TOP_K = (256, 128, 20, 5)
 """Numbers of log-probabilities per position to ask for; vLLM's own limit is 20."""
+
+TOLERANCE = 0.1
+"""How far apart two requests for one log-probability may be in 16 bits, nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class Capabilities:
         engine: what the server calls itself, e.g. "vllm"; "unknown" where it does not say.
         prompt_logprobs: log-probabilities of the prompt's own tokens, for prompts given as token ids.
         top_k: most log-probabilities per prompt position, keyed by token id, that it gave; 0: none.
+        chosen_logprobs: log-probabilities of chosen token ids at each prompt position.
         special_tokens: tokens such as BOS that the server puts before a prompt given as text.
         empty_output: takes `max_tokens` 0.
         usage: counts tokens in a plain answer; stream_usage: at a stream's end; continuous_usage: in each
@@ -41,6 +47,7 @@ class Capabilities:
     max_model_len: int | None
     prompt_logprobs: bool
     top_k: int
+    chosen_logprobs: bool
     special_tokens: int | None
     empty_output: bool
     usage: bool
@@ -62,7 +69,7 @@ class Capabilities:
 
 
 def probe(endpoint: Endpoint) -> Capabilities:
-    """Ask the endpoint for each capability; about eight requests of a few tokens.
+    """Ask the endpoint for each capability; about ten requests of a few tokens.
 
     Raises:
         EndpointError: it cannot be reached, refuses the key or does not serve the model.
@@ -86,6 +93,7 @@ def probe(endpoint: Endpoint) -> Capabilities:
         max_model_len=endpoint.max_model_len,
         prompt_logprobs=supports("prompt_logprobs", partial(_check_scores, endpoint)),
         top_k=next((k for k in TOP_K if supports(f"top_k={k}", partial(_check_top, endpoint, k))), 0),
+        chosen_logprobs=supports("chosen_logprobs", partial(_check_chosen, endpoint)),
         special_tokens=_special_tokens(endpoint),
         empty_output=supports("empty_output", partial(_check_empty_output, endpoint)),
         usage=supports("usage", partial(_check_usage, endpoint)),
@@ -112,6 +120,17 @@ def _check_top(endpoint: Endpoint, k: int) -> None:
     found = len(top[-1]) if top else 0
     if found != k:
         raise EndpointError(f"The endpoint gave {found} log-probabilities per position of {k} asked for.")
+
+
+def _check_chosen(endpoint: Endpoint) -> None:
+    """The prompt's own tokens and the likeliest ones, asked for by id, must get the figures they had."""
+    known = endpoint.score(PATTERN, top_k=1)
+    likeliest = [next(iter(row.items())) for row in (known.top or [])[1:]]
+    ids = np.array([[own, top] for own, (top, _) in zip(PATTERN[1:], likeliest, strict=True)], np.int32)
+    expected = [[own, top] for own, (_, top) in zip(known.token_logprobs[1:], likeliest, strict=True)]
+    found = endpoint.score(PATTERN, top_k=1, chosen=ids).chosen
+    if found is None or np.abs(found - np.array(expected, float)).max() > TOLERANCE:
+        raise EndpointError("The endpoint's log-probabilities of chosen tokens are those of other tokens.")
 
 
 def _special_tokens(endpoint: Endpoint) -> int | None:

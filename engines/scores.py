@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qdeploy.errors import EndpointError
 
@@ -21,6 +27,8 @@ class Scores:
         token_logprobs: [T], ln p(token t | tokens before t), nats; None at t = 0, which nothing predicts.
         top: [T], token id → ln p of the k likeliest tokens at each position, likeliest first; {} at t = 0.
             None when they were not asked for.
+        chosen: float32 [R, K], ln p of the token ids that were asked for at the last R positions, nats; None
+            when none were.
         clamped: how many of `token_logprobs` stand for −inf (the server writes −9999).
     """
 
@@ -28,6 +36,7 @@ class Scores:
     token_logprobs: list[float | None]
     top: list[dict[int, float]] | None = None
     clamped: int = 0
+    chosen: NDArray[np.float32] | None = None
 
     def total(self, start: int = 1) -> float:
         """Sum of the log-probabilities from position `start` on; position 0 counts nothing."""
@@ -53,6 +62,32 @@ def from_prompt_logprobs(token_ids: Sequence[int], choice: dict[str, Any], top_k
         chosen.append(float(row[str(token)]["logprob"]))
         top.append(_likeliest(row, top_k))
     return Scores(list(token_ids), chosen, top, _clamped(chosen))
+
+
+def from_generate(
+    token_ids: Sequence[int], answer: dict[str, Any], top_k: int, shape: tuple[int, int]
+) -> Scores:
+    """Read the answer of vLLM's `/inference/v1/generate` to `prompt_logprob_token_ids` of `shape` [R, K].
+
+    The log-probabilities are an `.npy` file in base64.
+
+    Raises:
+        EndpointError: there are none, or of another shape.
+    """
+    scores = from_prompt_logprobs(token_ids, answer, top_k)
+    try:
+        data = base64.b64decode(answer.get("prompt_token_id_logprobs") or "", validate=True)
+        chosen = np.load(io.BytesIO(data), allow_pickle=False)
+    except (binascii.Error, EOFError, ValueError) as error:
+        raise EndpointError(
+            f"The endpoint returns no log-probabilities of chosen tokens: {error}."
+        ) from error
+    if chosen.shape != shape or chosen.dtype.kind != "f" or np.isnan(chosen).any():
+        raise EndpointError(
+            f"The endpoint's log-probabilities of chosen tokens are {chosen.dtype}{list(chosen.shape)}, some "
+            f"may be NaN; float32{list(shape)} was asked for."
+        )
+    return replace(scores, chosen=chosen.astype(np.float32))
 
 
 def from_echo(token_ids: Sequence[int], choice: dict[str, Any]) -> Scores:

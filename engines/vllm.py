@@ -29,6 +29,9 @@ RESERVED = {
 }
 """Arguments of vLLM that are refused → what to do instead."""
 
+SCALE_OUT_SINCE = (0, 32)
+"""The release of vLLM that knows `--enable-scale-out`."""
+
 CPU_KV_CACHE_GIB = "2"
 ENGINE_ARGUMENTS = "engine_args.json"
 
@@ -134,7 +137,7 @@ class VllmEngine:
         config = _config(model)
         if any(model.glob("*.safetensors")):
             CheckpointReader(model)  # A damaged file is found in a second here, in a minute by vLLM.
-        engine_arguments = [*self._defaults(model), *_folder_arguments(model), *arguments]
+        engine_arguments = [*self._defaults(model, host), *_folder_arguments(model), *arguments]
         _check_arguments(engine_arguments)
         if not port:
             port = ports.free_port(host)
@@ -170,10 +173,12 @@ class VllmEngine:
             process=process,
         )
 
-    def _defaults(self, model: Path) -> list[str]:
+    def _defaults(self, model: Path, host: str) -> list[str]:
         """Prompt scoring as deep as KL needs, no sampling defaults of the model's own."""
         common = ["--served-model-name", model.name, "--max-logprobs", str(MAX_LOGPROBS)]
         common += ["--generation-config", "vllm"]
+        if self._scores_chosen_ids(host):
+            common.append("--enable-scale-out")
         # Compiling takes minutes on a CPU; `--no-enforce-eager` turns it on.
         if self.environment.device == "cpu":
             common.append("--enforce-eager")
@@ -182,6 +187,15 @@ class VllmEngine:
             if not cpu_flags() & NATIVE_BFLOAT16:
                 common += ["--dtype", "float32"]
         return common
+
+    def _scores_chosen_ids(self, host: str) -> bool:
+        """Whether to open the path by which `qdeploy eval` asks for log-probabilities of given token ids.
+
+        The CPU build has no Triton and so no runner that tells them. The paths that come along, aborting
+        requests among them, are for this machine only.
+        """
+        release = tuple(int(part) for part in self.environment.version.split(".")[:2])
+        return self.environment.device != "cpu" and host in ports.LOOPBACK and release >= SCALE_OUT_SINCE
 
     def _variables(self) -> dict[str, str]:
         """The environment variables of the server."""

@@ -20,17 +20,33 @@ def evaluate(
         typer.Option(help="What to compare with: the run folder of an earlier eval, or a URL."),
     ] = None,
     text: Annotated[
-        str, typer.Option(help="Text for fidelity: a text file, `builtin`, or `none`.")
+        str,
+        typer.Option(
+            help="Text for fidelity: `builtin`, a text file, a perplexity protocol (below), or `none`."
+        ),
     ] = "builtin",
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the texts of protocols; what is not there comes from the hub."),
+    ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(help="Folder with the model's tokenizer; default: the local folder that vLLM serves."),
     ] = None,
-    windows: Annotated[int, typer.Option(help="Windows of text to score, from its start.")] = 32,
-    window_tokens: Annotated[int, typer.Option(help="Tokens a window.")] = 512,
+    windows: Annotated[
+        int | None,
+        typer.Option(help="Windows of text to score, from its start; default: a protocol's all, else 32."),
+    ] = None,
+    window_tokens: Annotated[
+        int | None, typer.Option(help="Tokens a window; default: the protocol's, else 512.")
+    ] = None,
     top_k: Annotated[
         int, typer.Option(help="Log-probabilities kept a position; at most the engine's --max-logprobs.")
     ] = 128,
+    samples: Annotated[
+        int,
+        typer.Option(help="Continuations that the baseline draws for a Monte-Carlo check of the divergence."),
+    ] = 0,
     tasks: Annotated[
         str, typer.Option(help="Comma-separated: `smoke`, lm-eval task names or YAML files, or `none`.")
     ] = "smoke",
@@ -57,15 +73,18 @@ def evaluate(
 ) -> None:
     """Measure a served model: fidelity to a baseline, and accuracy.
 
-    Fidelity is measured on a text: perplexity by the protocol of the GPTQ papers (non-overlapping windows),
-    and, against the baseline, a lower bound of the Kullback-Leibler divergence from the top log-probabilities
-    of both models and the share of positions where both like the same token best. Accuracy is multiple choice
-    by log-likelihood with lm-eval's protocol; `smoke` is qdeploy's own generated suite (docs/smoke-suite.md),
-    not a public benchmark. Against a baseline, items are paired, and the verdict is pass, fail or
-    inconclusive. With --until-decided no more items are scored than the verdicts of all tasks take, looked at
-    up to eight times with the error of looking allowed for (docs/metrics.md). With --noise the baseline is
-    scored a second time in another order; what a variant differs by no more than that is not called a
-    difference.
+    Fidelity is measured on a text: perplexity, and, against the baseline, a lower bound of the
+    Kullback-Leibler divergence and llama.cpp's table of statistics. The bound takes the tokens that the
+    baseline likes best, whose log-probabilities the engine is asked for by their ids; where it cannot tell
+    them, those that both models like best (docs/metrics.md). Protocols that perplexity is quoted by:
+    gptq-wikitext2, gptq-ptb, gptq-ptb-new, gptq-c4, gptq-c4-new, lm-eval-wikitext, llama.cpp.
+
+    Accuracy is multiple choice by log-likelihood with lm-eval's protocol; `smoke` is qdeploy's own generated
+    suite (docs/smoke-suite.md), not a public benchmark. Against a baseline, items are paired, and the verdict
+    is pass, fail or inconclusive. With --until-decided no more items are scored than the verdicts of all
+    tasks take, looked at up to eight times with the error of looking allowed for (docs/verdicts.md). With
+    --noise the baseline is scored a second time in another order; what a variant differs by no more than that
+    is not called a difference.
 
     The endpoint must return log-probabilities of the prompt, as vLLM does; this is checked first. Text is
     tokenized here and sent as token ids. The API key is read from QDEPLOY_API_KEY or OPENAI_API_KEY.
@@ -75,6 +94,8 @@ def evaluate(
         qdeploy eval http://127.0.0.1:8000/v1 --noise -o runs/baseline
 
         qdeploy eval http://127.0.0.1:8000/v1 --baseline runs/baseline --until-decided -o runs/w4a16
+
+        qdeploy eval http://127.0.0.1:8000/v1 --text gptq-wikitext2 --data-dir DATA --tasks none
 
         qdeploy eval http://127.0.0.1:8000/v1 --tasks arc_easy,my_task.yaml --text none --limit 200
     """
@@ -87,10 +108,12 @@ def evaluate(
 
     settings = EvalSettings(
         text=None if text == "none" else text,
+        data_dir=data_dir,
         tokenizer=tokenizer,
         windows=windows,
         window_tokens=window_tokens,
         top_k=top_k,
+        samples=samples,
         tasks=() if tasks == "none" else tuple(name.strip() for name in tasks.split(",")),
         limit=limit,
         margin=margin,

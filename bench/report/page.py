@@ -10,7 +10,7 @@ import jinja2
 import yaml
 
 from qdeploy.bench import noise
-from qdeploy.bench.report import compare, metrics, numbers, words
+from qdeploy.bench.report import compare, fidelity, metrics, numbers, words
 from qdeploy.bench.report.collect import Evidence, Variant, collect
 from qdeploy.bench.report.plots.accuracy import forest_panels
 from qdeploy.bench.report.plots.fidelity import kl_panels
@@ -84,6 +84,7 @@ def _context(evidence: Evidence) -> dict[str, Any]:
         "latency_change": lambda metric, variant: latency_change(metric, variant, baseline),
         "size_factor": lambda variant: words.size_factor(variant, baseline),
         "task_words": words.task_words,
+        "fidelity": fidelity,
         "plots": {
             "latency": latency_panels(variants),
             "accuracy": forest_panels(variants),

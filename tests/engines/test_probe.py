@@ -23,6 +23,7 @@ def test_a_full_server(serve: Serve) -> None:
     assert (found.engine, found.version, found.max_model_len) == ("tiny", "0.0.1", 512)
     assert found.prompt_logprobs
     assert found.top_k == 256
+    assert found.chosen_logprobs
     assert found.usage
     assert found.stream_usage
     assert found.continuous_usage
@@ -34,6 +35,18 @@ def test_the_limit_of_top_k_is_found(serve: Serve) -> None:
     found = _probe(serve(max_logprobs=20))
     assert found.top_k == 20
     assert set(found.reasons) == {"top_k=256", "top_k=128"}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [({"chosen": False}, "Scale-out endpoints are disabled"), ({"mixed_up": True}, "of other tokens")],
+)
+def test_chosen_logprobs_that_cannot_be_had_or_trusted(
+    serve: Serve, behaviour: dict[str, bool], reason: str
+) -> None:
+    found = _probe(serve(**behaviour))
+    assert found.top_k == 20 and not found.chosen_logprobs
+    assert reason in found.reasons["chosen_logprobs"]
 
 
 def test_no_prompt_logprobs_is_said_before_any_scoring(serve: Serve) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from qdeploy.bench.records import Engine
 from qdeploy.engines import logs
 from qdeploy.engines.endpoint import Endpoint
-from qdeploy.engines.environment import Environment
+from qdeploy.engines.environment import Device, Environment
 from qdeploy.engines.vllm import VllmEngine
 from qdeploy.errors import CheckpointError, EngineError, UsageError
 
@@ -35,6 +36,30 @@ def test_a_16_bit_folder_is_served_and_described(
     assert (record.kernel, record.quantization, record.local) == (None, None, True)
     assert record.checkpoint == str(folder)
     assert "--max-logprobs" in record.arguments
+
+
+@pytest.mark.parametrize(
+    ("version", "device", "host", "opened"),
+    [
+        ("0.32.0", "cuda", "127.0.0.1", True),
+        ("0.33.1rc1.dev2+cu129", "cuda", "127.0.0.1", True),
+        ("0.31.9", "cuda", "127.0.0.1", False),
+        ("0.32.0", "cpu", "127.0.0.1", False),
+        ("0.32.0", "cuda", "0.0.0.0", False),
+    ],
+)
+def test_ids_can_be_scored_where_that_works_and_from_this_machine_alone(
+    model_folder: Folder,
+    tiny_environment: Environment,
+    tmp_path: Path,
+    version: str,
+    device: Device,
+    host: str,
+    opened: bool,
+) -> None:
+    environment = replace(tiny_environment, version=version, device=device)
+    with VllmEngine(environment).launch(model_folder(), log=tmp_path / "log", host=host) as engine:
+        assert ("--enable-scale-out" in engine.arguments) is opened
 
 
 def test_the_kernel_and_method_come_from_the_log(

@@ -3,6 +3,8 @@
 Run as `tiny_server.py --model FOLDER --port N`; FOLDER/behaviour.json says how it is to behave:
 
     prompt_logprobs  false: answers without log-probabilities of the prompt, as trtllm-serve does
+    chosen           false: no log-probabilities of chosen ids, as vLLM without --enable-scale-out
+    mixed_up         true: those of chosen ids are of others
     max_logprobs     most log-probabilities per position, 20
     key              refuses requests without this bearer token
     failures         number of requests to answer with 503 first
@@ -17,6 +19,8 @@ Run as `tiny_server.py --model FOLDER --port N`; FOLDER/behaviour.json says how 
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import itertools
 import json
 import math
@@ -28,6 +32,8 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 VOCABULARY = 1000
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
@@ -73,6 +79,20 @@ def completion(request: dict[str, Any], behaviour: dict[str, Any]) -> dict[str, 
     return {"id": "1", "object": "text_completion", "choices": [choice], "usage": usage}
 
 
+def generate(request: dict[str, Any], mixed_up: bool) -> dict[str, Any]:
+    """The answer to /inference/v1/generate with `prompt_logprob_token_ids`."""
+    ids, parameters = request["token_ids"], request["sampling_params"]
+    rows, start = parameters["prompt_logprob_token_ids"], parameters["prompt_logprob_start"]
+    values = [[logprobs(ids[start + i])[token] for token in row] for i, row in enumerate(rows)]
+    file = io.BytesIO()
+    np.save(file, np.array(values, np.float32)[:, :: -1 if mixed_up else 1])
+    return {
+        "choices": [{"index": 0, "token_ids": [0]}],
+        "prompt_logprobs": prompt_rows(ids, parameters["prompt_logprobs"]),
+        "prompt_token_id_logprobs": base64.b64encode(file.getvalue()).decode(),
+    }
+
+
 class Handler(BaseHTTPRequestHandler):
     """One request."""
 
@@ -110,6 +130,11 @@ class Handler(BaseHTTPRequestHandler):
             self._error(404, f"The model {request['model']} does not exist")
         elif (request.get("prompt_logprobs") or 0) > self.behaviour.get("max_logprobs", 20):
             self._error(400, "Requested prompt logprobs greater than max allowed")
+        elif self.path == "/inference/v1/generate":
+            if self.behaviour.get("chosen", True):
+                self._send(200, generate(request, self.behaviour.get("mixed_up", False)))
+            else:
+                self._error(403, "Scale-out endpoints are disabled.")
         elif request.get("stream"):
             self._stream(completion(request, self.behaviour), request.get("stream_options") or {})
         else:

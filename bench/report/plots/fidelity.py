@@ -32,7 +32,8 @@ def _panel(index: int, name: str, fidelity: Fidelity, top: float) -> str:
         f"Mean KL lower bound of {len(values)} windows, nats per token; at most {number(max(values))}.",
     )
     drawing.text(0, 14, "KL lower bound per window, nats/token", "heading")
-    drawing.text(0, 31, f"{name}  n = {len(values)} windows", "label")
+    method = f"{fidelity.method}, K = {fidelity.top_k}"
+    drawing.text(0, 31, f"{name}  n = {len(values)} windows, {method}", "label")
     y = linear(0, top, bottom, TOP)
     for mark in ticks(0, top, 4):
         drawing.line(LEFT, y(mark), WIDTH - RIGHT, y(mark), "grid")

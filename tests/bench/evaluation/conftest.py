@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -31,6 +34,7 @@ class TinyServer(ThreadingHTTPServer):
         self.folder, self.model, self.max_model_len = folder, model, max_model_len
         self.scored: list[list[int]] = []
         self.logprobs = True
+        self.chosen = True
 
     @property
     def url(self) -> str:
@@ -49,6 +53,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         torch.set_num_threads(1)  # a setting of each thread
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/inference/v1/generate":
+            return self._generate(body)
         prompts = body["prompt"]
         if body.get("stream") or isinstance(prompts, str):
             return self._send(400, {"error": {"message": "ids only, no streams"}})
@@ -56,7 +62,34 @@ class _Handler(BaseHTTPRequestHandler):
         choices = [self._choice(index, ids, body) for index, ids in enumerate(prompts)]
         return self._send(200, {"choices": choices, "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
 
+    def _generate(self, body: dict[str, Any]) -> None:
+        """vLLM's way to score chosen ids: an .npy file in base64, one row a prompt position."""
+        if not self.server.chosen:
+            return self._send(403, {"error": {"message": "Scale-out endpoints are disabled."}})
+        ids, asked = body["token_ids"], body["sampling_params"]
+        rows = torch.tensor(asked["prompt_logprob_token_ids"])
+        start = asked["prompt_logprob_start"]
+        if len(rows) != len(ids) - 1 - start:
+            return self._send(400, {"error": {"message": f"{len(rows)} rows for {len(ids)} tokens"}})
+        logprobs = exact_logprobs(self.server.model, ids)[start:-1].gather(1, rows)
+        file = io.BytesIO()
+        np.save(file, logprobs.numpy())
+        answer = self._choice(0, ids, {"prompt_logprobs": asked["prompt_logprobs"]})
+        answer |= {"prompt_token_id_logprobs": base64.b64encode(file.getvalue()).decode()}
+        return self._send(200, answer)
+
+    def _sampled(self, index: int, ids: list[int], body: dict[str, Any]) -> dict[str, Any]:
+        """Token by token from the model's own distribution."""
+        random, tokens = torch.Generator().manual_seed(body["seed"]), list(ids)
+        assert (body["temperature"], body["top_p"], body["top_k"]) == (1.0, 1.0, -1)
+        for _ in range(body["max_tokens"]):
+            p = exact_logprobs(self.server.model, tokens)[-1].exp()
+            tokens.append(int(torch.multinomial(p, 1, generator=random)))
+        return {"index": index, "text": "", "token_ids": tokens[len(ids) :]}
+
     def _choice(self, index: int, ids: list[int], body: dict[str, Any]) -> dict[str, Any]:
+        if body.get("return_token_ids"):
+            return self._sampled(index, ids, body)
         if not self.server.logprobs:
             return {"index": index, "text": "", "logprobs": None}
         logprobs = exact_logprobs(self.server.model, ids)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def test_a_baseline_url_is_evaluated_first(tmp_path: Path, serve: Serve, model: 
     with endpoint(serve(model)) as first, endpoint(serve(perturbed)) as second:
         record = run_eval(second, settings, tmp_path / "run", first)
     assert record.baseline == str(tmp_path / "run-baseline")
-    assert record.fidelity is not None and record.fidelity.method == "intersection"
+    assert record.fidelity is not None and record.fidelity.method == "two-pass"
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,37 @@ def test_another_text_is_refused(tmp_path: Path, serve: Serve, model: Any, basel
     text.write_text("another text " * 20)
     with endpoint(serve(model)) as client, pytest.raises(ComparisonError, match="text"):
         run_eval(client, replace(SETTINGS, text=str(text)), tmp_path / "run", baseline)
+
+
+def test_another_protocol_on_the_same_text_is_refused(tmp_path: Path, serve: Serve, model: Any) -> None:
+    """Both cut WikiText-2, and into as many windows of one length."""
+    rows = [f" = Title = \n{word} " * 40 for word in ("one", "two")]
+    lines = "".join(json.dumps({"text": row}) + "\n" for row in rows)
+    (tmp_path / "wikitext2-raw-test.jsonl").write_text(lines)
+    settings = replace(SETTINGS, text="llama.cpp", data_dir=tmp_path, tasks=())
+    with endpoint(serve(model)) as client:
+        run_eval(client, settings, tmp_path / "baseline")
+        with pytest.raises(ComparisonError, match=r"protocol llama\.cpp .* there, gptq-wikitext2 .* here"):
+            other = replace(settings, text="gptq-wikitext2")
+            run_eval(client, other, tmp_path / "run", tmp_path / "baseline")
+
+
+def test_the_method_is_what_the_engine_can_do(
+    tmp_path: Path, serve: Serve, perturbed: Any, baseline: Path
+) -> None:
+    """The intersection's bound is there for both, so that the two can be compared."""
+    server, settings = serve(perturbed), replace(SETTINGS, tasks=())
+    found = []
+    for chosen in (True, False):
+        server.chosen = chosen
+        with endpoint(server) as client:
+            found.append(run_eval(client, settings, tmp_path / str(chosen), baseline).fidelity)
+    two_pass, intersection = (fidelity for fidelity in found if fidelity is not None)
+    assert (two_pass.method, intersection.method) == ("two-pass", "intersection")
+    assert two_pass.kl_lower_bound is not None and intersection.kl_lower_bound is not None
+    assert two_pass.kl_lower_bound.value > intersection.kl_lower_bound.value
+    assert two_pass.kl_intersection == intersection.kl_intersection == intersection.kl_lower_bound
+    assert len(two_pass.worst) == 10 and two_pass.worst[0].kl >= two_pass.worst[1].kl
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, serve: Serve, model: Any) -> None:
@@ -135,7 +167,8 @@ def test_summary_names_verdict_and_power(tmp_path: Path, serve: Serve, model: An
     with console.capture() as capture:
         console.print(render_eval(record), render_eval(load_record(baseline)))
     text = capture.get()
-    for words in ("KL divergence, lower bound", "same most likely token", "80 % power", "McNemar"):
+    wanted = ("KL divergence, lower bound, two-pass", "same most likely token", "80 % power", "McNemar")
+    for words in (*wanted, "Δp of the text's tokens, mean", "its variance by window / by token"):
         assert words in text
 
 

@@ -7,79 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from qdeploy.bench.fidelity import divergence, score_windows, summarize
-from qdeploy.bench.text import Windows, load_windows
-from qdeploy.bench.token_table import TokenTable, read_tokens, write_tokens
+from qdeploy.bench.fidelity import score_windows, summarize
+from qdeploy.bench.text import load_windows
+from qdeploy.bench.token_table import read_tokens, write_tokens
 from qdeploy.bench.tokenizer import encoder_of
+from qdeploy.bench.windows import Windows
 from qdeploy.errors import ComparisonError, UsageError
 from tests.bench.evaluation.conftest import Serve, endpoint, exact_logprobs
+from tests.bench.evaluation.test_divergence import random_logprobs, table
 from tests.conftest import byte_tokenizer
 
 TOKENS = np.random.default_rng(0).integers(0, 1000, size=(3, 24)).tolist()
 WINDOWS = Windows("random", "0", TOKENS)
-
-
-def table(logprobs: np.ndarray, tokens: np.ndarray, k: int) -> TokenTable:
-    """The top k of full distributions float64 [P, V]."""
-    top = np.argsort(-logprobs, axis=1)[:, :k].astype(np.int32)
-    return TokenTable(
-        window=np.zeros(len(tokens), np.int32),
-        token=tokens.astype(np.int32),
-        logprob=np.take_along_axis(logprobs, tokens[:, None], 1)[:, 0].astype(np.float32),
-        top_ids=top,
-        top_logprobs=np.take_along_axis(logprobs, top, 1).astype(np.float32),
-    )
-
-
-def random_logprobs(seed: int, positions: int = 40, vocabulary: int = 50, spread: float = 2.0) -> np.ndarray:
-    logits = np.random.default_rng(seed).normal(scale=spread, size=(positions, vocabulary))
-    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
-
-
-def exact_kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    return (np.exp(p) * (p - q)).sum(1)
-
-
-@pytest.mark.parametrize("k", [1, 5, 20, 50])
-@pytest.mark.parametrize("distance", [0.01, 0.3, 3.0])
-def test_bound_is_never_above_the_exact_divergence(k: int, distance: float) -> None:
-    for seed in range(20):
-        p = random_logprobs(seed)
-        q = p + distance * np.random.default_rng(seed + 100).normal(size=p.shape)
-        q -= np.log(np.exp(q).sum(1, keepdims=True))
-        tokens = np.random.default_rng(seed).integers(0, 50, size=len(p))
-        bound = divergence(table(p, tokens, k), table(q, tokens, k)).kl
-        assert (bound >= 0).all()
-        assert (bound <= exact_kl(p, q) + 1e-5).all()
-
-
-def test_bound_is_exact_where_all_tokens_are_known() -> None:
-    p, q, tokens = random_logprobs(1), random_logprobs(2), np.zeros(40, np.int64)
-    found = divergence(table(p, tokens, 50), table(q, tokens, 50))
-    assert found.kl == pytest.approx(exact_kl(p, q), abs=1e-4)
-    assert found.tail == pytest.approx(0, abs=1e-5)
-
-
-def test_bound_is_the_divergence_of_the_coarser_distribution() -> None:
-    """Two of five tokens shared by both top sets, and the token of the text: three atoms and a lump."""
-    p, q = np.log([[0.4, 0.3, 0.15, 0.1, 0.05]]), np.log([[0.3, 0.4, 0.05, 0.15, 0.1]])
-    found = divergence(table(p, np.array([4]), 2), table(q, np.array([4]), 2))
-    a, b = np.array([0.4, 0.3, 0.05, 0.25]), np.array([0.3, 0.4, 0.1, 0.2])
-    assert found.kl == pytest.approx([(a * np.log(a / b)).sum()], abs=1e-6)
-    assert found.tail == pytest.approx([0.25], abs=1e-6)
-
-
-def test_identical_models_do_not_diverge() -> None:
-    p, tokens = random_logprobs(3), np.arange(40)
-    assert divergence(table(p, tokens, 8), table(p, tokens, 8)).kl == pytest.approx(0, abs=1e-6)
-
-
-def test_more_tokens_tighten_the_bound() -> None:
-    p, tokens = random_logprobs(4), np.arange(40)
-    q = p + 0.2 * np.random.default_rng(5).normal(size=p.shape)
-    q -= np.log(np.exp(q).sum(1, keepdims=True))
-    bounds = [divergence(table(p, tokens, k), table(q, tokens, k)).kl.mean() for k in (2, 10, 30, 50)]
-    assert bounds == sorted(bounds)
 
 
 def test_served_figures_are_those_of_the_models(serve: Serve, model: Any, perturbed: Any) -> None:
@@ -124,7 +63,7 @@ def test_other_tokens_are_not_compared() -> None:
     p, tokens = random_logprobs(1), np.arange(40)
     windows = Windows("x", "0", [list(range(41))])
     with pytest.raises(ComparisonError, match="other tokens"):
-        summarize(windows, table(p, tokens, 4), table(p, tokens + 1, 4))
+        summarize(windows, table(p, tokens + 1, 4), table(p, tokens, 4))
 
 
 def test_windows_do_not_overlap_and_drop_the_tail(tmp_path: Path) -> None:

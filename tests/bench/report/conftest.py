@@ -13,14 +13,18 @@ import torch
 from safetensors.torch import save_file
 
 from qdeploy.bench.records import (
+    Candidate,
+    Disagreement,
     Distribution,
     Engine,
     Estimate,
     Fidelity,
     LoadResult,
+    MonteCarlo,
     Percentile,
     RunRecord,
     TaskScore,
+    TokenStatistics,
 )
 from qdeploy.checkpoint.manifest import Calibration, Manifest, Model, Module, Totals
 from qdeploy.files import write_json, write_text
@@ -92,6 +96,39 @@ def fidelity(quantized: bool) -> Fidelity:
             "baseline_perplexity": Estimate(value=17.2, low=16.1, high=18.4),
             "perplexity_ratio": Estimate(value=1.041, low=1.032, high=1.05),
             "kl_lower_bound": Estimate(value=0.0251, low=0.023, high=0.0272),
+            "kl_intersection": Estimate(value=0.0251, low=0.023, high=0.0272),
+            "tokens": TokenStatistics(
+                ln_perplexity_correlation=0.98,
+                ln_perplexity_ratio=Estimate(value=0.0402, low=0.0315, high=0.0488),
+                perplexity_difference=Estimate(value=0.7, low=0.5, high=0.9),
+                design_effect=2.1,
+                kl_percentiles={"maximum": 1.2, "99.9%": 0.61, "99%": 0.21, "50%": 0.011, "minimum": 0.0},
+                dp_mean=Estimate(value=-0.0041, low=-0.005, high=-0.003),
+                dp_rms=Estimate(value=0.052, low=0.05, high=0.054),
+                dp_percentiles={"maximum": 0.4, "50%": 0.0, "minimum": -0.6},
+            ),
+            "worst": [
+                Disagreement(
+                    window=3,
+                    position=77,
+                    kl=1.2,
+                    context="if a < b:\n    return",
+                    token=" <a>",
+                    p_baseline=0.61,
+                    p_variant=0.02,
+                    baseline=[Candidate(token=" <a>", p=0.61), Candidate(token=" b", p=0.2)],
+                    variant=[Candidate(token=" b", p=0.7)],
+                )
+            ],
+            "monte_carlo": MonteCarlo(
+                samples=24,
+                prompt_tokens=64,
+                positions=3072,
+                method="intersection",
+                log_ratio=Estimate(value=0.03, low=0.02, high=0.04),
+                k3=Estimate(value=0.031, low=0.027, high=0.035),
+                kl_lower_bound=Estimate(value=0.029, low=0.026, high=0.032),
+            ),
             "tail_mass": 0.0021,
             "same_top_token": Estimate(value=0.913, low=0.9, high=0.925),
         }
