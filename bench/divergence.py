@@ -42,8 +42,10 @@ def two_pass(baseline: TokenTable, variant: TokenTable) -> Divergence:
     Raises:
         ComparisonError: the variant scored other ids, or none.
     """
-    if variant.chosen is None or not np.array_equal(variant.chosen_ids, baseline.top_ids):
-        raise ComparisonError("The run holds no log-probabilities of the tokens that the baseline chose.")
+    if variant.chosen is None or variant.chosen_ids is None:
+        raise ComparisonError("The run holds no log-probabilities of tokens that a baseline chose.")
+    if not np.array_equal(variant.chosen_ids, baseline.top_ids):
+        raise ComparisonError("The run holds log-probabilities of tokens that another baseline chose.")
     rows, k = baseline.top_ids.shape
     row = np.repeat(np.arange(rows), k)
     return _coarse(

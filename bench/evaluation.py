@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from qdeploy.bench.accuracy.comparison import Looks, check_pairable, pair, suite_score, task_scores
+from qdeploy.bench.accuracy.comparison import check_pairable
 from qdeploy.bench.accuracy.encoding import EncodedItem, encode_item
 from qdeploy.bench.accuracy.items import Task
-from qdeploy.bench.accuracy.sampling import Tasks, until_decided
-from qdeploy.bench.accuracy.scoring import ItemScore, score_items
-from qdeploy.bench.accuracy.table import read_items, write_items
-from qdeploy.bench.accuracy.tasks import load_tasks
+from qdeploy.bench.accuracy.scoring import JOURNAL, ItemScore, open_journal
+from qdeploy.bench.accuracy.table import read_items
+from qdeploy.bench.accuracy.tasks import Loaded, load_all
+from qdeploy.bench.measure_accuracy import Accuracy, Asking, Baseline, measure_accuracy
 from qdeploy.bench.measure_fidelity import Scoring, measure_fidelity
-from qdeploy.bench.noise import shuffled, under_floor, with_floor
-from qdeploy.bench.records import Engine, Fidelity, Noise, RunRecord, TaskScore, load_record
-from qdeploy.bench.run_folder import check_free
+from qdeploy.bench.noise import shuffled
+from qdeploy.bench.records import Engine, Fidelity, Noise, RunRecord, load_record
+from qdeploy.bench.run_folder import check_free, resume
 from qdeploy.bench.text import load_windows
 from qdeploy.bench.tokenizer import Encoder, load_encoder
 from qdeploy.bench.windows import Windows
@@ -33,12 +33,14 @@ class EvalSettings:
 
     Attributes:
         text: a protocol's name, a text file, "builtin", or None for no fidelity.
-        data_dir: where the texts of protocols may lie.
         tokenizer: folder of the tokenizer; None asks the server for its local folder.
         windows, window_tokens: how much of the text; None: as the protocol says.
         top_k: log-probabilities kept at each position.
         samples: continuations that the baseline draws for a Monte-Carlo check of the divergence.
         tasks: names of tasks or task files.
+        suite: name of a suite of tasks, asked besides `tasks`; what it lacks is skipped and said.
+        num_fewshot: examples before each question where the task leaves it open; None: the task's own number.
+        data_dir: folder with original files of data sets and of protocols' texts; None: the hub.
         limit: items a task; None takes all.
         margin: share of the baseline's accuracy that may be lost.
         concurrency: requests in flight.
@@ -47,13 +49,15 @@ class EvalSettings:
     """
 
     text: str | None = "builtin"
-    data_dir: Path | None = None
     tokenizer: Path | None = None
     windows: int | None = None
     window_tokens: int | None = None
     top_k: int = 128
     samples: int = 0
     tasks: tuple[str, ...] = ("smoke",)
+    suite: str | None = None
+    num_fewshot: int | None = None
+    data_dir: Path | None = None
     limit: int | None = None
     margin: float = 0.01
     concurrency: int = 8
@@ -69,13 +73,13 @@ class _Plan:
     encoder: Encoder
     windows: Windows | None
     tasks: list[tuple[Task, list[EncodedItem]]]
+    loaded: Loaded
     order: Sequence[int] | None = None
     """In which windows are sent; None: as they come."""
 
     def shuffled(self) -> _Plan:
         """The same requests in another order."""
-        order = shuffled(range(len(self.windows.tokens))) if self.windows else None
-        return replace(self, order=order, tasks=[(task, shuffled(items)) for task, items in self.tasks])
+        return replace(self, order=shuffled(range(len(self.windows.tokens))) if self.windows else ())
 
 
 def run_eval(
@@ -87,6 +91,8 @@ def run_eval(
 ) -> RunRecord:
     """Evaluate the model behind `endpoint` and write the run folder: run.json, tokens.parquet, items.parquet.
 
+    Stopped, however it comes, the same call goes on with the answers that it has.
+
     Args:
         folder: must not exist or be empty; it appears when all is measured.
         baseline: a run folder, or an endpoint, which is then evaluated first into `folder`-baseline.
@@ -96,6 +102,7 @@ def run_eval(
         EndpointError: the endpoint fails or cannot return prompt log-probabilities.
         ComparisonError: the baseline was measured on something else.
         UsageError, OutputError: settings that cannot work; a folder that is in use.
+        Interrupted: Ctrl-C while tasks were scored.
     """
     check_free(folder)
     if isinstance(baseline, Endpoint):
@@ -116,11 +123,9 @@ def _evaluate(
 ) -> RunRecord:
     reference = _Reference.load(baseline, plan, settings) if baseline else None
     with disk_errors(folder):
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial = resume(folder, keep=JOURNAL)
         fidelity = _fidelity(endpoint, plan, settings, partial, reference)
-        tasks, suite = _accuracy(endpoint, plan, settings, partial, reference)
+        accuracy = _accuracy(endpoint, plan, settings, partial, reference)
         record = RunRecord(
             kind="eval",
             name=folder.name,
@@ -130,13 +135,17 @@ def _evaluate(
             baseline=str(baseline) if baseline else None,
             baseline_engine=reference.record.engine if reference else None,
             fidelity=fidelity,
-            tasks=tasks,
-            suite=suite,
+            tasks=accuracy.tasks,
+            suite=accuracy.suite,
+            figures=accuracy.figures,
+            skipped=plan.loaded.skipped,
+            incomplete=plan.loaded.incomplete,
         )
         record.save(partial)
         if settings.noise and baseline is None:
             record.noise = _noise(endpoint, settings, plan, partial)
             record.save(partial)
+        (partial / JOURNAL).unlink(missing_ok=True)
         if folder.is_dir():
             folder.rmdir()
         partial.rename(folder)
@@ -187,11 +196,12 @@ def _plan(endpoint: Endpoint, settings: EvalSettings) -> _Plan:
             folder=settings.data_dir,
             max_model_len=endpoint.max_model_len,
         )
+    loaded = load_all(settings.tasks, settings.suite, settings.limit, settings.num_fewshot, settings.data_dir)
     tasks = [
         (task, [encode_item(encoder, item, endpoint.max_model_len) for item in task.items])
-        for task in load_tasks(settings.tasks, settings.limit)
+        for task in loaded.tasks
     ]
-    return _Plan(capabilities, encoder, windows, tasks)
+    return _Plan(capabilities, encoder, windows, tasks, loaded)
 
 
 @dataclass(frozen=True)
@@ -250,46 +260,31 @@ def _fidelity(
 
 def _accuracy(
     endpoint: Endpoint, plan: _Plan, settings: EvalSettings, folder: Path, reference: _Reference | None
-) -> tuple[list[TaskScore], TaskScore | None]:
-    """Scores of the tasks and, against a baseline, of the suite that they make."""
-    if not plan.tasks:
-        return [], None
-
-    def score(tasks: Tasks) -> list[ItemScore]:
-        return score_items(endpoint, [(task.name, items) for task, items in tasks], settings.concurrency)
-
-    looks: dict[str, Looks] = {}
-    if settings.until_decided and reference:
-        noise = reference.record.noise
-        scores, looks = until_decided(plan.tasks, score, reference.items, settings.margin, noise)
-    else:
-        scores = score(plan.tasks)
-    write_items(folder / "items.parquet", scores)
-    before = reference.items if reference else None
-    found = [
-        compared
-        for task, _ in plan.tasks
-        for compared in task_scores(
-            task, pair(task, scores, before), settings.margin, looks.get(task.name, ())
-        )
-    ]
-    if reference is None:
-        return found, None
-    noise, suite = reference.record.noise, suite_score(found, scores, reference.items, settings.margin)
-    return with_floor(found, noise), under_floor(suite, noise)
+) -> Accuracy:
+    asking = Asking(
+        concurrency=settings.concurrency,
+        listed=plan.capabilities.listed_logprobs,
+        shuffled=plan.order is not None,
+        until_decided=settings.until_decided,
+        margin=settings.margin,
+    )
+    before = Baseline(reference.items, reference.record.noise) if reference else None
+    with open_journal(folder, endpoint, plan.encoder.sha256) as journal:
+        return measure_accuracy(endpoint, plan.tasks, asking, journal, folder, before)
 
 
 def _recorded(settings: EvalSettings, plan: _Plan) -> dict[str, object]:
-    recorded = asdict(replace(settings, tokenizer=None, data_dir=None)) | {
+    recorded = asdict(replace(settings, tokenizer=None)) | {
         "tasks": list(settings.tasks),
+        "data_dir": str(settings.data_dir) if settings.data_dir else None,
         "tokenizer_sha256": plan.encoder.sha256,
         "bos": plan.encoder.bos_policy,
         "split_items": _split_items(plan.tasks),
     }
-    del recorded["tokenizer"], recorded["data_dir"]
+    del recorded["tokenizer"]
     return recorded
 
 
 def _split_items(tasks: Sequence[tuple[Task, Sequence[EncodedItem]]]) -> int:
     """Items in which a token spans context and continuation."""
-    return sum(any(r.split for r in item.requests) for _, items in tasks for item in items)
+    return sum(item.split for _, items in tasks for item in items)

@@ -363,8 +363,26 @@ class Noise(Record):
     fidelity: Fidelity | None = None
 
 
+class TaskFigure(Record):
+    """A figure of one task that is no share of its items: perplexity, F1, a bias score. No verdict."""
+
+    task: str
+    title: str
+    source: str
+    items: int
+    metric: str
+    lower_is_better: bool
+    value: Estimate
+    baseline_value: Estimate | None = None
+    difference: Estimate | None = None
+
+
 class RunRecord(Record):
-    """The manifest of a run, `run.json`."""
+    """The manifest of a run, `run.json`.
+
+    `skipped` names the tasks of a suite that were not asked, each with the reason; `incomplete` those whose
+    number of documents is not the release's.
+    """
 
     record: Literal["qdeploy-run"] = "qdeploy-run"
     schema_version: int = SCHEMA
@@ -379,6 +397,9 @@ class RunRecord(Record):
     fidelity: Fidelity | None = None
     tasks: list[TaskScore] = Field(default_factory=list)
     suite: TaskScore | None = None
+    figures: list[TaskFigure] = Field(default_factory=list)
+    skipped: dict[str, str] = Field(default_factory=dict)
+    incomplete: dict[str, str] = Field(default_factory=dict)
     verify: dict[str, Any] | None = None
     noise: Noise | None = None
 

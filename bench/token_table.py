@@ -29,8 +29,8 @@ class TokenTable:
         logprob: float32 [P], its log-probability, nats.
         top_ids: int32 [P, K], the K likeliest tokens, likeliest first.
         top_logprobs: float32 [P, K], theirs, nats.
-        chosen_ids: int32 [P, K], the baseline's K likeliest tokens, that were scored too; None where the engine
-            cannot score chosen tokens, or there is no baseline.
+        chosen_ids: int32 [P, K], the baseline's K likeliest tokens, which were scored too; None where the
+            engine cannot score chosen tokens, or there is no baseline.
         chosen: float32 [P, K], theirs, nats.
     """
 

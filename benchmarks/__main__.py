@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.accuracy import accuracy
 from benchmarks.calibration import calibration
 from benchmarks.client import client
 from benchmarks.convert import convert
@@ -21,7 +22,7 @@ from benchmarks.speed import peers, speed
 from qdeploy.provenance import cpu_model
 
 TABLES = ("speed", "peers", "linear", "quality")
-MORE = ("methods", "calibration", "four-bits", "convert", "client")
+MORE = ("methods", "calibration", "four-bits", "convert", "client", "eval")
 """Tables that are printed when they are asked for."""
 
 
@@ -50,6 +51,8 @@ def main() -> None:
             convert(work)
         if "client" in options.tables:
             client(work)
+        if "eval" in options.tables:
+            accuracy(model, work)
 
 
 def _options() -> argparse.Namespace:

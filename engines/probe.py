@@ -34,6 +34,7 @@ class Capabilities:
         prompt_logprobs: log-probabilities of the prompt's own tokens, for prompts given as token ids.
         top_k: most log-probabilities per prompt position, keyed by token id, that it gave; 0: none.
         chosen_logprobs: log-probabilities of chosen token ids at each prompt position.
+        listed_logprobs: log-probabilities of chosen candidates for the next token, whatever their rank.
         special_tokens: tokens such as BOS that the server puts before a prompt given as text.
         empty_output: takes `max_tokens` 0.
         usage: counts tokens in a plain answer; stream_usage: at a stream's end; continuous_usage: in each
@@ -48,6 +49,7 @@ class Capabilities:
     prompt_logprobs: bool
     top_k: int
     chosen_logprobs: bool
+    listed_logprobs: bool
     special_tokens: int | None
     empty_output: bool
     usage: bool
@@ -94,6 +96,7 @@ def probe(endpoint: Endpoint) -> Capabilities:
         prompt_logprobs=supports("prompt_logprobs", partial(_check_scores, endpoint)),
         top_k=next((k for k in TOP_K if supports(f"top_k={k}", partial(_check_top, endpoint, k))), 0),
         chosen_logprobs=supports("chosen_logprobs", partial(_check_chosen, endpoint)),
+        listed_logprobs=supports("listed_logprobs", partial(_check_listed, endpoint)),
         special_tokens=_special_tokens(endpoint),
         empty_output=supports("empty_output", partial(_check_empty_output, endpoint)),
         usage=supports("usage", partial(_check_usage, endpoint)),
@@ -131,6 +134,16 @@ def _check_chosen(endpoint: Endpoint) -> None:
     found = endpoint.score(PATTERN, top_k=1, chosen=ids).chosen
     if found is None or np.abs(found - np.array(expected, float)).max() > TOLERANCE:
         raise EndpointError("The endpoint's log-probabilities of chosen tokens are those of other tokens.")
+
+
+def _check_listed(endpoint: Endpoint) -> None:
+    """Tokens that no model would write here must come with log-probabilities too."""
+    found = endpoint.next_token(PATTERN * 2, PATTERN[1:], listed=True).logprobs
+    missing = sorted(set(PATTERN[1:]) - set(found))
+    if missing:
+        raise EndpointError(
+            f"The endpoint gave no log-probabilities of tokens {missing}, which were asked for."
+        )
 
 
 def _special_tokens(endpoint: Endpoint) -> int | None:

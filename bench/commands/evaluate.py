@@ -25,10 +25,6 @@ def evaluate(
             help="Text for fidelity: `builtin`, a text file, a perplexity protocol (below), or `none`."
         ),
     ] = "builtin",
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the texts of protocols; what is not there comes from the hub."),
-    ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(help="Folder with the model's tokenizer; default: the local folder that vLLM serves."),
@@ -48,8 +44,25 @@ def evaluate(
         typer.Option(help="Continuations that the baseline draws for a Monte-Carlo check of the divergence."),
     ] = 0,
     tasks: Annotated[
-        str, typer.Option(help="Comma-separated: `smoke`, lm-eval task names or YAML files, or `none`.")
-    ] = "smoke",
+        str | None,
+        typer.Option(
+            help="Comma-separated: `smoke`, lm-eval task names or YAML files, or `none`; default: `smoke`, "
+            "but `none` with --suite."
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Suite of tasks: `s1` (26 data sets) or `openllm`.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(help="Examples before each question; default: the task's own number.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with original files of data sets (docs/tasks.md) and of protocols' texts; what is "
+            "not there comes from the hub."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first items of each task.")] = None,
     margin: Annotated[
         float, typer.Option(help="Share of the baseline's accuracy that may be lost and still pass.")
@@ -79,12 +92,12 @@ def evaluate(
     them, those that both models like best (docs/metrics.md). Protocols that perplexity is quoted by:
     gptq-wikitext2, gptq-ptb, gptq-ptb-new, gptq-c4, gptq-c4-new, lm-eval-wikitext, llama.cpp.
 
-    Accuracy is multiple choice by log-likelihood with lm-eval's protocol; `smoke` is qdeploy's own generated
-    suite (docs/smoke-suite.md), not a public benchmark. Against a baseline, items are paired, and the verdict
-    is pass, fail or inconclusive. With --until-decided no more items are scored than the verdicts of all
-    tasks take, looked at up to eight times with the error of looking allowed for (docs/verdicts.md). With
-    --noise the baseline is scored a second time in another order; what a variant differs by no more than that
-    is not called a difference.
+    Accuracy is of lm-eval's tasks, with its prompts and metrics (docs/tasks.md), or of `smoke`, qdeploy's own
+    generated suite (docs/smoke-suite.md), not a public benchmark. A run that was stopped goes on with the
+    same command. Against a baseline, items are paired, and the verdict is pass, fail or inconclusive. With
+    --until-decided no more items are scored than the verdicts of all tasks take, looked at up to eight times
+    with the error of looking allowed for (docs/verdicts.md). With --noise the baseline is scored a second
+    time in another order; what a variant differs by no more than that is not called a difference.
 
     The endpoint must return log-probabilities of the prompt, as vLLM does; this is checked first. Text is
     tokenized here and sent as token ids. The API key is read from QDEPLOY_API_KEY or OPENAI_API_KEY.
@@ -98,6 +111,8 @@ def evaluate(
         qdeploy eval http://127.0.0.1:8000/v1 --text gptq-wikitext2 --data-dir DATA --tasks none
 
         qdeploy eval http://127.0.0.1:8000/v1 --tasks arc_easy,my_task.yaml --text none --limit 200
+
+        qdeploy eval http://127.0.0.1:8000/v1 --suite s1 --data-dir data --text none
     """
     from rich.console import Console
 
@@ -108,13 +123,15 @@ def evaluate(
 
     settings = EvalSettings(
         text=None if text == "none" else text,
-        data_dir=data_dir,
         tokenizer=tokenizer,
         windows=windows,
         window_tokens=window_tokens,
         top_k=top_k,
         samples=samples,
-        tasks=() if tasks == "none" else tuple(name.strip() for name in tasks.split(",")),
+        tasks=_names(tasks, suite),
+        suite=suite,
+        num_fewshot=num_fewshot,
+        data_dir=data_dir,
         limit=limit,
         margin=margin,
         concurrency=concurrency,
@@ -144,6 +161,11 @@ def _check_has_baseline(baseline: str | None, until_decided: bool, noise: bool) 
 
 def _is_url(given: str) -> bool:
     return given.startswith(("http://", "https://"))
+
+
+def _names(tasks: str | None, suite: str | None) -> tuple[str, ...]:
+    given = tasks or ("none" if suite else "smoke")
+    return () if given == "none" else tuple(name.strip() for name in given.split(","))
 
 
 def _baseline(given: str | None) -> Path | Endpoint | None:

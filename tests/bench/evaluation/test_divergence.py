@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qdeploy.bench.divergence import intersection, two_pass
-from qdeploy.bench.fidelity import score_windows, summarize
+from qdeploy.bench.fidelity import best_divergence, score_windows, summarize
 from qdeploy.bench.token_table import TokenTable, read_tokens, write_tokens
 from qdeploy.bench.windows import Windows
 from qdeploy.errors import ComparisonError
@@ -37,7 +37,7 @@ def pair(p: Array, q: Array, tokens: Array, k: int) -> tuple[TokenTable, TokenTa
     """Baseline and variant, which scored the baseline's top k too."""
     baseline, variant = table(p, tokens, k), table(q, tokens, k)
     chosen = np.take_along_axis(q, baseline.top_ids.astype(np.int64), 1).astype(np.float32)
-    return baseline, replace(variant, chosen=chosen)
+    return baseline, replace(variant, chosen_ids=baseline.top_ids, chosen=chosen)
 
 
 def random_logprobs(seed: int, positions: int = 40, vocabulary: int = 50, spread: float = 2.0) -> Array:
@@ -119,7 +119,7 @@ def test_a_token_that_the_variant_rules_out_keeps_the_bound_finite() -> None:
     p, q = np.log([[0.5, 0.5]]), np.log([[1.0, 1e-300]])
     baseline, variant = pair(p, q, np.array([0]), 2)
     chosen = np.array([[0.0, -np.inf]], np.float32)
-    found = two_pass(baseline, replace(variant, chosen=chosen))
+    found = two_pass(baseline, replace(variant, chosen_ids=baseline.top_ids, chosen=chosen))
     assert np.isfinite(found.kl).all() and found.kl[0] > 100
 
 
@@ -138,9 +138,19 @@ def test_more_tokens_tighten_the_bound(bound: Any) -> None:
     assert bounds == sorted(bounds)
 
 
+def test_another_baseline_than_the_one_that_chose_the_ids_gets_the_bound_of_both() -> None:
+    p = random_logprobs(1)
+    baseline, variant = pair(p, near(p, 0.3, 2), np.arange(40), 8)
+    other = replace(baseline, top_ids=np.roll(baseline.top_ids, 1, axis=1))
+    assert best_divergence(baseline, variant)[0] == "two-pass"
+    assert best_divergence(other, variant)[0] == "intersection"
+    with pytest.raises(ComparisonError, match="another baseline"):
+        two_pass(other, variant)
+
+
 def test_ids_that_were_not_scored_are_no_bound() -> None:
     p = random_logprobs(1)
-    with pytest.raises(ComparisonError, match="that the baseline chose"):
+    with pytest.raises(ComparisonError, match="that a baseline chose"):
         two_pass(table(p, np.arange(40), 8), table(p, np.arange(40), 8))
 
 
