@@ -36,6 +36,7 @@ def item(task: str, index: int, correct: bool) -> ItemScore:
         loglikelihoods=[-1.0, -2.0],
         lengths=[1, 1],
         split=False,
+        values={"acc": float(correct)},
     )
 
 
