@@ -63,7 +63,7 @@ def evaluate(
     by log-likelihood with lm-eval's protocol; `smoke` is qdeploy's own generated suite (docs/smoke-suite.md),
     not a public benchmark. Against a baseline, items are paired, and the verdict is pass, fail or
     inconclusive. With --until-decided no more items are scored than the verdicts of all tasks take, looked at
-    up to eight times with the error of looking allowed for (docs/metrics.md). With --noise the baseline is
+    up to eight times with the error of looking allowed for (docs/verdicts.md). With --noise the baseline is
     scored a second time in another order; what a variant differs by no more than that is not called a
     difference.
 
