@@ -90,11 +90,13 @@ def test_a_decided_task_is_asked_no_more_while_others_are() -> None:
 
 
 def test_until_decided_over_the_endpoint(tmp_path: Path, serve: Serve, model: Any, perturbed: Any) -> None:
-    settings = replace(SETTINGS, text=None, limit=40)
+    """The same settings serve both, as in a campaign: the baseline is scored whole."""
+    settings = replace(SETTINGS, text=None, limit=40, until_decided=True)
     with endpoint(serve(model)) as client:
-        run_eval(client, settings, tmp_path / "base")
+        base = run_eval(client, settings, tmp_path / "base")
+    assert (base.tasks[0].items, base.tasks[0].looks) == (40, [])
     with endpoint(serve(perturbed)) as client:
-        record = run_eval(client, replace(settings, until_decided=True), tmp_path / "w4", tmp_path / "base")
+        record = run_eval(client, settings, tmp_path / "w4", tmp_path / "base")
     whole = record.tasks[0]
     assert whole.looks and whole.looks[-1] == pytest.approx(whole.items / 40)
     [again] = compare_folders(tmp_path / "base", [tmp_path / "w4"], settings.margin).candidates
