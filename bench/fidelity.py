@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qdeploy.bench import statistics
 from qdeploy.bench.divergence import Divergence, intersection, two_pass
 from qdeploy.bench.records import Estimate, Fidelity, Method
-from qdeploy.bench.token_statistics import token_statistics
+from qdeploy.bench.token_statistics import perplexity, token_statistics
 from qdeploy.bench.token_table import TokenTable, concatenate, window_table
 from qdeploy.bench.windows import Documents, Windows
 from qdeploy.engines.endpoint import Endpoint
@@ -148,7 +148,7 @@ def _nll(table: TokenTable) -> statistics.Array:
 
 def _exponential(values: statistics.Array, clusters: list[str]) -> Estimate:
     """exp of the mean over tokens, with Student's t interval over windows taken before the exp."""
-    return statistics.mean_interval(values, clusters).mapped(math.exp)
+    return statistics.mean_interval(values, clusters).mapped(perplexity)
 
 
 def _by_document(table: TokenTable, documents: Documents) -> dict[str, Estimate]:
@@ -157,8 +157,8 @@ def _by_document(table: TokenTable, documents: Documents) -> dict[str, Estimate]
     nll = np.bincount(document, _nll(table), len(documents.words)).astype(np.float64)
     word, byte = (_per_unit(nll, np.array(units, float)) for units in (documents.words, documents.bytes))
     return {
-        "word_perplexity": word.mapped(math.exp),
-        "byte_perplexity": byte.mapped(math.exp),
+        "word_perplexity": word.mapped(perplexity),
+        "byte_perplexity": byte.mapped(perplexity),
         "bits_per_byte": byte.mapped(lambda nats: nats / math.log(2)),
     }
 

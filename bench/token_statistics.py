@@ -20,6 +20,15 @@ KL_PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0, 0.1)
 DP_PERCENTILES = (99.9, 99.0, 95.0, 90.0, 75.0, 50.0, 25.0, 10.0, 5.0, 1.0, 0.1)
 
 
+LARGEST = 700.0
+"""Nats whose exp still is a float64; a model that rules out what the text holds gets beyond."""
+
+
+def perplexity(nats: float) -> float:
+    """exp of a mean −ln p, and never more than a float64 holds."""
+    return math.exp(min(nats, LARGEST))
+
+
 def token_statistics(
     baseline: TokenTable, variant: TokenTable, kl: Array, clusters: Sequence[str]
 ) -> TokenStatistics:
@@ -47,7 +56,7 @@ def _correlation(a: Array, b: Array) -> float | None:
 
 def _perplexity_difference(ours: Array, theirs: Array, clusters: Sequence[str]) -> Estimate:
     """PPL(variant) − PPL(baseline), its error by the delta method: Var ≈ Var(PPL_v·x̄_v − PPL_b·x̄_b)."""
-    high, low = math.exp(ours.mean()), math.exp(theirs.mean())
+    high, low = perplexity(ours.mean()), perplexity(theirs.mean())
     moved = statistics.mean_interval(high * (ours - ours.mean()) - low * (theirs - theirs.mean()), clusters)
     return moved.mapped(lambda step: high - low + step)
 

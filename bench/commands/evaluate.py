@@ -22,7 +22,7 @@ def evaluate(
     text: Annotated[
         str,
         typer.Option(
-            help="Text for fidelity: `builtin`, a text file, a perplexity protocol (below), or `none`."
+            help="Text for fidelity: `builtin`, a text file, a perplexity protocol (above), or `none`."
         ),
     ] = "builtin",
     tokenizer: Annotated[

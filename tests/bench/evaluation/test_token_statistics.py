@@ -73,6 +73,13 @@ def test_tokens_that_move_together_widen_the_interval() -> None:
     assert found.design_effect is not None and found.design_effect > 10
 
 
+def test_what_a_model_rules_out_is_no_overflow() -> None:
+    """vLLM writes −9999 for −∞."""
+    impossible, fine = table(np.full(10, -9999.0), 2), table(np.linspace(-2, -1, 10), 2)
+    found = token_statistics(fine, impossible, np.full(10, 700.0), fine.clusters)
+    assert math.isfinite(found.perplexity_difference.value)
+
+
 def test_one_window_has_no_interval() -> None:
     baseline, variant, kl = drawn(1, 50, 0.0)
     found = token_statistics(baseline, variant, kl, variant.clusters)
