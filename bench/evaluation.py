@@ -12,7 +12,7 @@ from qdeploy.bench.accuracy.encoding import EncodedItem, encode_item
 from qdeploy.bench.accuracy.items import Task
 from qdeploy.bench.accuracy.scoring import JOURNAL, ItemScore, open_journal
 from qdeploy.bench.accuracy.table import read_items
-from qdeploy.bench.accuracy.tasks import Loaded, load_all
+from qdeploy.bench.accuracy.tasks import Loaded, load_tasks
 from qdeploy.bench.measure_accuracy import Accuracy, Asking, Baseline, measure_accuracy
 from qdeploy.bench.measure_fidelity import Scoring, measure_fidelity
 from qdeploy.bench.noise import shuffled
@@ -196,7 +196,13 @@ def _plan(endpoint: Endpoint, settings: EvalSettings) -> _Plan:
             folder=settings.data_dir,
             max_model_len=endpoint.max_model_len,
         )
-    loaded = load_all(settings.tasks, settings.suite, settings.limit, settings.num_fewshot, settings.data_dir)
+    loaded = load_tasks(
+        settings.tasks,
+        settings.limit,
+        of_suite=settings.suite,
+        shots=settings.num_fewshot,
+        data_dir=settings.data_dir,
+    )
     tasks = [
         (task, [encode_item(encoder, item, endpoint.max_model_len) for item in task.items])
         for task in loaded.tasks
