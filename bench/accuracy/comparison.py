@@ -93,7 +93,11 @@ def answers(metric: str, pairs: Sequence[tuple[ItemScore, ItemScore]]) -> statis
 
 def answer_changed(pairs: Sequence[tuple[ItemScore, ItemScore]]) -> NDArray[np.bool_]:
     """Of which items the two models chose another answer."""
-    return np.array([own.predicted != other.predicted for own, other in pairs])
+    return np.array([_answer(own) != _answer(other) for own, other in pairs])
+
+
+def _answer(score: ItemScore) -> int | str | None:
+    return score.response if score.predicted is None else score.predicted
 
 
 def compare(score: TaskScore, pairs: Sequence[tuple[ItemScore, ItemScore]]) -> TaskScore:
