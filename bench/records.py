@@ -215,8 +215,8 @@ class LoadResult(Record):
 class SeriesRecord(Record):
     """Runs of one load at several rates in requests/s, ascending, and what they say together.
 
-    `capacity` is fitted (docs/metrics.md); `kept_rate` is the highest rate that did not saturate the
-    endpoint, `saturating_rate` the lowest that did, `best_rate` the highest within the objective.
+    `capacity` is fitted (docs/load.md); `saturating_rate` is the lowest rate beyond it that saturated the
+    endpoint, `kept_rate` the highest below that, `best_rate` the highest within the objective.
     """
 
     capacity: float

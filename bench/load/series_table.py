@@ -52,8 +52,8 @@ def _remark(result: LoadResult) -> str:
 def _knee_line(series: SeriesRecord) -> str:
     if series.saturating_rate is None:
         return f"Knee        above {series.kept_rate:.3g}/s: no rate tried saturates the endpoint"
-    kept = f"{series.kept_rate:.3g}/s is kept" if series.kept_rate else "none tried is kept"
-    return f"Knee        {series.capacity:.3g}/s ({series.saturating_rate:.3g}/s is too much, {kept})"
+    kept = f"{series.kept_rate:.3g}/s is kept, " if series.kept_rate else ""
+    return f"Knee        {series.capacity:.3g}/s ({kept}{series.saturating_rate:.3g}/s is too much)"
 
 
 def _best_line(series: SeriesRecord) -> str:

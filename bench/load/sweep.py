@@ -80,11 +80,12 @@ def _between(met: float, failed: float) -> float:
 def summarize_series(results: dict[float, LoadResult]) -> SeriesRecord:
     """All runs by rate, the capacity that they show, and the highest rate within the objective."""
     rates = sorted(results)
-    lost = [rate for rate in rates if saturated(results[rate])]
+    fitted = capacity(rates, [completion_rate(results[rate]) for rate in rates])
+    saturating = min((r for r in rates if r > fitted and saturated(results[r])), default=math.inf)
     return SeriesRecord(
-        capacity=capacity(rates, [completion_rate(results[rate]) for rate in rates]),
-        kept_rate=max(set(rates) - set(lost), default=None),
-        saturating_rate=min(lost, default=None),
+        capacity=fitted,
+        kept_rate=max((r for r in rates if r < saturating), default=None),
+        saturating_rate=saturating if saturating < math.inf else None,
         best_rate=max((rate for rate in rates if _met(results[rate])), default=None),
         runs=[results[rate] for rate in rates],
     )
@@ -102,9 +103,13 @@ def capacity(offered: Sequence[float], completed: Sequence[float]) -> float:
 
 
 def completion_rate(result: LoadResult) -> float:
-    """Requests completed per second while they still came, or over the whole run if none was."""
+    """Requests completed per second while they still came, or over the whole run if none was.
+
+    At most what was offered: after a stall more complete than come, which no endpoint can go on with.
+    """
     steady = result.steady
-    return steady.request_throughput if steady and steady.requests else result.request_throughput
+    seen = steady.request_throughput if steady and steady.requests else result.request_throughput
+    return min(seen, result.rate or seen)
 
 
 def saturated(result: LoadResult) -> bool:

@@ -10,10 +10,13 @@ import pytest
 
 from qdeploy.bench.load import LoadSpec, Measurement, measure
 from qdeploy.bench.load import sweep as module
+from qdeploy.bench.load.metrics import summarize
 from qdeploy.bench.load.series import Series
 from qdeploy.bench.load.sweep import capacity, search, summarize_series, sweep
+from qdeploy.bench.records import LoadResult
 from qdeploy.errors import EndpointError, Interrupted, OutputError, UsageError
 from tests.bench.load.server import Server
+from tests.bench.load.test_metrics import request
 
 CAPACITY = 100.0
 """Two requests at once, of 20 ms each."""
@@ -48,6 +51,24 @@ def test_the_fit_finds_the_capacity(noise: float) -> None:
 def test_of_an_endpoint_that_keeps_up_the_capacity_is_the_highest_rate() -> None:
     assert capacity([1, 2, 3], [1, 2, 3]) == pytest.approx(3)
     assert capacity([3], [2]) == pytest.approx(2)
+
+
+def run_at(rate: float, completed: float) -> LoadResult:
+    """A run at `rate` of which `completed` requests a second came back."""
+    result = summarize(LoadSpec(rate=rate, requests=10), [request(i) for i in range(10)], 1)
+    assert result.steady is None
+    result.request_throughput = completed
+    return result
+
+
+def test_the_knee_lies_between_a_rate_that_is_kept_and_one_that_is_not() -> None:
+    seen = {2.0: 2.0, 4.0: 2.9, 6.0: 6.0, 8.0: 8.3, 10.0: 8.9, 12.0: 9.0}
+    found = summarize_series({rate: run_at(rate, completed) for rate, completed in seen.items()})
+    assert found.kept_rate == 8, "the stall at 4/s is no limit: more was kept"
+    assert found.saturating_rate == 10
+    assert 8 < found.capacity < 10
+    kept = summarize_series({rate: run_at(rate, rate) for rate in (1.0, 2.0)})
+    assert (kept.capacity, kept.kept_rate, kept.saturating_rate) == (pytest.approx(2), 2, None)
 
 
 def test_sweep_ends_beyond_the_capacity(slow: Server, monkeypatch: pytest.MonkeyPatch) -> None:
