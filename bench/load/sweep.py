@@ -39,9 +39,9 @@ def search(series: Series) -> None:
     """Runs that enclose the highest rate within the objective, to PRECISION.
 
     From half the throughput at full load the rate is changed by GROWTH until one rate meets the limits and
-    one does not; what lies between is halved on the log scale. A run meets them by its observed shares, unless
-    it saturates the endpoint; what they prove is in its `slo.verdict`. What one request after another does
-    not meet, no rate does.
+    one does not; what lies between is halved on the log scale. A run meets them by its observed shares,
+    unless it saturates the endpoint; what they prove is in its `slo.verdict`. What one request after another
+    does not meet, no rate does.
 
     Raises:
         EndpointError: requests that have the endpoint to themselves break the limits.

@@ -12,7 +12,7 @@ from qdeploy.bench.load import LoadSpec, Measurement, measure
 from qdeploy.bench.load import sweep as module
 from qdeploy.bench.load.metrics import summarize
 from qdeploy.bench.load.series import Series
-from qdeploy.bench.load.sweep import capacity, search, summarize_series, sweep
+from qdeploy.bench.load.sweep import capacity, saturated, search, summarize_series, sweep
 from qdeploy.bench.records import LoadResult
 from qdeploy.errors import EndpointError, Interrupted, OutputError, UsageError
 from tests.bench.load.server import Server
@@ -92,10 +92,13 @@ def test_search_finds_a_rate_below_the_capacity(slow: Server) -> None:
     search(series)
     found = summarize_series(series.results)
     assert found.best_rate is not None
-    assert 0.2 * CAPACITY < found.best_rate < 1.5 * CAPACITY
-    missed = [run.rate for run in found.runs if run.slo and not run.slo.met and run.rate]
-    assert missed
-    assert found.best_rate < max(missed)
+    assert 0.2 * CAPACITY < found.best_rate < 1.2 * CAPACITY, (
+        "30 requests queue for less than 150 ms above it"
+    )
+    missed = [
+        run.rate for run in found.runs if run.rate and (saturated(run) or not (run.slo and run.slo.met))
+    ]
+    assert missed and found.best_rate < max(missed)
 
 
 def test_an_objective_that_cannot_be_met(slow: Server) -> None:
