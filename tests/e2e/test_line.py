@@ -78,6 +78,8 @@ def test_load_run_counts_what_it_asked_for(engine: RunningEngine, tmp_path: Path
     found = load_record(tmp_path / "run").load
     assert found is not None
     assert (found.completed, found.failed, found.output_tokens) == (6, 0, 48)
+    assert found.telemetry is not None
+    assert (found.telemetry.prefix_queries, found.telemetry.prefix_hits) == (6 * 32, 0)
     assert found.metrics["ttft_ms"].percentiles[0].value
     assert found.metrics["ttft_ms"].percentiles[-1].value is None, "six requests cannot tell a p99"
 
