@@ -23,7 +23,7 @@ class Peer:
         best: its best documented settings for 4 bits that its defaults leave out.
         asymmetric: settings with which grids have zero points.
         beside: packages that it imports and does not ask for.
-        quantizes: whether it is run on models; if not, its packing alone is compared.
+        quantizes: whether it is run on models; if not, its packing or its client alone is compared.
         environment: variables that it needs.
     """
 
@@ -87,6 +87,16 @@ MODELOPT = Peer(
     asymmetric={},
     # Its exporter of whole models is compared on one of transformers' (benchmarks.engine_parity).
     beside=("requests", "huggingface_hub", "transformers==4.57.6"),
+    quantizes=False,
+)
+GUIDELLM = Peer(
+    name="guidellm 0.8",
+    package="guidellm",
+    version="0.8.1",
+    runner="",
+    best={},
+    asymmetric={},
+    # Its HTTP client is compared (benchmarks.client).
     quantizes=False,
 )
 PEERS = (LLM_COMPRESSOR, GPTQMODEL)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.peer import ALL_PEERS, INSTALL_COMMAND, MODELOPT, STAMP, Peer
+from benchmarks.peer import ALL_PEERS, GUIDELLM, INSTALL_COMMAND, MODELOPT, STAMP, Peer
 from benchmarks.runs import Calibration, run_peer
 from benchmarks.synthetic import save_llama
 from qdeploy.files import write_json
@@ -66,7 +66,7 @@ def main() -> None:
     """Install what is missing, or say what is there."""
     if sys.argv[1:] not in ([], ["install"]):
         sys.exit(__doc__)
-    for peer in (*ALL_PEERS, MODELOPT):
+    for peer in (*ALL_PEERS, MODELOPT, GUIDELLM):
         if sys.argv[1:] and not peer.installed:
             print(f"{peer.name}: installing into {peer.folder}", flush=True)
             install(peer)

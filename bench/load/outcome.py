@@ -9,6 +9,7 @@ from typing import Any
 
 from qdeploy.bench.load.exchange import Exchange
 from qdeploy.bench.load.sse import Event, parse_events
+from qdeploy.bench.load.wire import MALFORMED, MalformedError, decoded
 
 TEXT_KEYS = ("content", "reasoning_content", "reasoning", "tool_calls")
 
@@ -67,8 +68,13 @@ def read_outcome(exchange: Exchange, start_ns: int, streamed: bool = True) -> Ou
         error=exchange.error,
         detail=exchange.detail,
     )
-    stream = _read_stream(exchange.body) if streamed else _read_whole(exchange.body)
-    outcome.chunk_ns = [exchange.read_ns[bisect_left(exchange.read_ends, e)] - start_ns for e in stream.ends]
+    try:
+        body, read_ends = decoded(exchange)
+    except MalformedError as error:
+        outcome.error, outcome.detail = outcome.error or MALFORMED, outcome.detail or str(error)
+        return outcome
+    stream = _read_stream(body) if streamed else _read_whole(body)
+    outcome.chunk_ns = [exchange.read_ns[bisect_left(read_ends, e)] - start_ns for e in stream.ends]
     outcome.chunk_tokens = stream.tokens
     _fill(outcome, stream)
     if not streamed:
@@ -91,9 +97,9 @@ def _fill(outcome: Outcome, stream: _Stream) -> None:
         outcome.error = "no tokens"
 
 
-def _read_stream(body: bytearray) -> _Stream:
+def _read_stream(body: bytes) -> _Stream:
     stream = _Stream()
-    for event in parse_events(bytes(body)):
+    for event in parse_events(body):
         if event.data.strip() == b"[DONE]":
             break
         message = _decode(event.data)
@@ -107,9 +113,9 @@ def _read_stream(body: bytearray) -> _Stream:
     return stream
 
 
-def _read_whole(body: bytearray) -> _Stream:
+def _read_whole(body: bytes) -> _Stream:
     """An answer in one piece, as a stream whose only chunk ends with the body."""
-    message = _decode(bytes(body))
+    message = _decode(body)
     if message is None:
         return _Stream(error="malformed answer", detail=body[:200].decode(errors="replace"))
     if message.get("error"):
