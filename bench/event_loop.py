@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -13,11 +14,13 @@ try:
 except ImportError:
     from asyncio import new_event_loop
 
-LOOP = new_event_loop.__module__.partition(".")[0]
+NAME = new_event_loop.__module__.partition(".")[0]
 """Which one it is, for the record."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """As asyncio.run, on that loop."""
+    """As asyncio.run, on that loop, and with as many sockets as the system allows: each stream needs one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(main)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import resource
 import subprocess
 import sys
 import threading
@@ -47,12 +46,6 @@ class Pace:
 def identity(request: bytes) -> str:
     """What marks the events that answer the request with this body."""
     return f"{zlib.crc32(request):08x}"
-
-
-def raise_open_files() -> None:
-    """Let this process hold as many sockets as the system allows it: each stream needs one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Stream:
@@ -199,7 +192,6 @@ def _tokens(request: dict[str, Any]) -> str:
 
 async def serve(pace: Pace, port: int, stop: asyncio.Event) -> None:
     """Serve on loopback until `stop`; says on standard output where."""
-    raise_open_files()
     server = MockServer(pace)
     listening = await server.loop.create_server(
         lambda: _Connection(server), "127.0.0.1", port, backlog=BACKLOG

@@ -137,6 +137,22 @@ class Telemetry(Record):
     output_tokens_per_joule: float | None = None
 
 
+class ClientUse(Record):
+    """What the load client could do and did: processor time, per process, by its self-test on this machine.
+
+    `ceiling_requests_per_s` are requests of one event, `ceiling_events_per_s` events of open streams, by one
+    process that does nothing else; `share` of that is what this load took of each of the `processes`, and
+    `busy` the share of a processor that the busiest really used.
+    """
+
+    processes: int
+    event_loop: str
+    ceiling_requests_per_s: float
+    ceiling_events_per_s: float
+    share: float
+    busy: float
+
+
 class Cost(Record):
     """What tokens cost at the run's throughput, in the currency of the price."""
 
@@ -165,7 +181,9 @@ class LoadResult(Record):
     request_throughput: float
     output_token_throughput: float
     peak_in_flight: int
+    schedule_lag_p50_ms: float | None = None
     schedule_lag_p99_ms: float | None = None
+    client: ClientUse | None = None
     client_limited: bool = False
     tokens_per_chunk: float | None = None
     tpot_undefined: int = 0

@@ -31,7 +31,7 @@ class Client:
 
     def __init__(self, url: str, api_key: str | None, timeout_s: float) -> None:
         self.url, self.timeout_s = url, timeout_s
-        self.in_flight = self.peak_in_flight = 0
+        self.in_flight = 0
         parts = urlsplit(url)
         tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._pool = Pool(parts.hostname or "", parts.port or (443 if tls else 80), tls)
@@ -46,7 +46,6 @@ class Client:
     async def send(self, exchange: Exchange, payload: bytes) -> Exchange:
         """POST `payload` and record the stream into `exchange`; failures are recorded, never raised."""
         self.in_flight += 1
-        self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
         exchange.dispatched_ns = monotonic_ns()
         try:
             async with asyncio.timeout(self.timeout_s):

@@ -50,3 +50,16 @@ class Live:
             parts.append(f"p50 first byte {first:.0f} ms, end {whole:.0f} ms")
         parts.append(f"{self._failed} failed")
         return ", ".join(parts)
+
+
+class LiveWorkers:
+    """The same for a load that several processes send."""
+
+    def __init__(self, task: Task) -> None:
+        self._task, self._ended = task, 0
+
+    def update(self, ended: int, failed: int, in_flight: int) -> None:
+        """Show what all workers together have done."""
+        self._task.note(f"{in_flight} in flight, {failed} failed")
+        self._task.advance(ended - self._ended)
+        self._ended = ended

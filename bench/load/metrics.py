@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def summarize(spec: LoadSpec, outcomes: Sequence[Outcome], peak_in_flight: int) 
     duration = (max(o.end_ns for o in outcomes) - min(o.dispatched_ns for o in outcomes)) / 1e9
     output_tokens = sum(o.output_tokens or 0 for o in done)
     chunks = sum(len(o.chunk_ns) for o in done)
-    lag = None if spec.mode == "closed" else _lag_p99_ms(outcomes)
+    lag = None if spec.mode == "closed" else _lag_ms(outcomes, 0.99)
     rate = _dispatch_rate(outcomes)
     metrics = latencies(spec, done)
     result = LoadResult(
@@ -46,6 +47,7 @@ def summarize(spec: LoadSpec, outcomes: Sequence[Outcome], peak_in_flight: int) 
         request_throughput=len(done) / duration,
         output_token_throughput=output_tokens / duration,
         peak_in_flight=peak_in_flight,
+        schedule_lag_p50_ms=None if lag is None else _lag_ms(outcomes, 0.5),
         schedule_lag_p99_ms=lag,
         client_limited=lag is not None and client_limited(spec, lag, rate, _first(metrics).mean),
         tokens_per_chunk=output_tokens / chunks if chunks else None,
@@ -54,6 +56,12 @@ def summarize(spec: LoadSpec, outcomes: Sequence[Outcome], peak_in_flight: int) 
     )
     result.vllm_aliases = vllm_aliases(result)
     return result
+
+
+def peak_in_flight(outcomes: Sequence[Outcome]) -> int:
+    """Most requests at once between dispatch and end, where one may end as the next begins."""
+    changes = [(o.end_ns, -1) for o in outcomes] + [(o.dispatched_ns, 1) for o in outcomes]
+    return max(accumulate(change for _, change in sorted(changes)))
 
 
 def latencies(spec: LoadSpec, done: Sequence[Outcome]) -> dict[str, Distribution]:
@@ -141,8 +149,8 @@ def _ms(later: int | None, earlier: int | None) -> float:
     return (later - earlier) / 1e6
 
 
-def _lag_p99_ms(outcomes: Sequence[Outcome]) -> float:
-    return float(np.quantile([(o.dispatched_ns - o.scheduled_ns) / 1e6 for o in outcomes], 0.99))
+def _lag_ms(outcomes: Sequence[Outcome], q: float) -> float:
+    return float(np.quantile([(o.dispatched_ns - o.scheduled_ns) / 1e6 for o in outcomes], q))
 
 
 def _first(metrics: dict[str, Distribution]) -> Distribution:

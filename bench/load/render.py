@@ -8,8 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qdeploy.bench.load.findings import more_lines
-from qdeploy.bench.load.metrics import MAX_LAG_MS, MAX_LAG_SHARE, MAX_RATE_ERROR
-from qdeploy.bench.records import LoadResult, Percentile
+from qdeploy.bench.records import ClientUse, LoadResult, Percentile
 
 CAPTION = "Milliseconds with 95 % intervals; scheduled: from the time a request was due."
 TITLES = {
@@ -62,17 +61,22 @@ def _lines(result: LoadResult) -> list[str]:
         f"{result.output_token_throughput:.1f} out/s"
         + (f", {result.tokens_per_chunk:.2f} per chunk" if result.tokens_per_chunk else ""),
     ]
-    if result.schedule_lag_p99_ms is not None:
-        lines.append(
-            f"Client      sent {result.achieved_rate:.2f}/s, p99 {result.schedule_lag_p99_ms:.1f} ms late"
-        )
+    if result.client:
+        lines.append("Client      " + _client(result, result.client))
     lines += more_lines(result)
     lines += [f"[red]Failed      {count} × {kind}[/]" for kind, count in result.errors.items()]
-    if result.client_limited:
-        lines.append(
-            f"[red]Client-limited: requests left late at p99 by over {MAX_LAG_MS:g} ms and "
-            f"{MAX_LAG_SHARE:.0%} of the mean TTFT, or the rate was off by over {MAX_RATE_ERROR:.0%}. "
-            "Use a lower rate or a freer machine.[/]"
-        )
     lines += [f"[red]Invalid     {escape(reason)}.[/]" for reason in result.invalid]
     return lines
+
+
+def _client(result: LoadResult, client: ClientUse) -> str:
+    """How well the load was put on, and how far the client was from what it can do."""
+    parts = []
+    if result.schedule_lag_p99_ms is not None:
+        parts.append(
+            f"sent {result.achieved_rate:.2f}/s of {result.rate or 0:.2f}/s, "
+            f"{result.schedule_lag_p50_ms:.1f} ms late at p50, {result.schedule_lag_p99_ms:.1f} at p99"
+        )
+    processes = "1 process" if client.processes == 1 else f"{client.processes} processes"
+    parts.append(f"{processes} at {client.share:.1%} of {client.ceiling_events_per_s:,.0f} events/s")
+    return "; ".join(parts)

@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic_ns
+from time import monotonic, monotonic_ns, process_time
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from qdeploy.bench import event_loop
 from qdeploy.bench.load.assess import assess
+from qdeploy.bench.load.ceiling import Ceiling, measure_ceiling
 from qdeploy.bench.load.client import Client
+from qdeploy.bench.load.client_use import judge_client, processes_needed
 from qdeploy.bench.load.discovery import look_up, negotiate
+from qdeploy.bench.load.dispatch import (
+    INTERRUPTED,
+    Tick,
+    closed_loop,
+    no_garbage_collection,
+    open_loop,
+    until_interrupted,
+)
 from qdeploy.bench.load.exchange import Exchange
-from qdeploy.bench.load.live import Live
-from qdeploy.bench.load.metrics import summarize
+from qdeploy.bench.load.live import Live, LiveWorkers
+from qdeploy.bench.load.metrics import peak_in_flight, summarize
 from qdeploy.bench.load.outcome import Outcome, read_outcome
 from qdeploy.bench.load.prompts import WARMUP, generator, local_vocabulary
 from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.load.table import write_requests, write_telemetry
 from qdeploy.bench.load.target import Target
 from qdeploy.bench.load.telemetry import EngineSample, Watch
+from qdeploy.bench.load.workers import Sent, send, split
 from qdeploy.bench.load.workload import Workload, build
 from qdeploy.bench.records import Engine, LoadResult, RunRecord
 from qdeploy.engines.endpoint import Endpoint, api_key_from_environment
 from qdeploy.errors import EndpointError, disk_errors
-from qdeploy.progress import progress
+from qdeploy.progress import Task, progress
 from qdeploy.provenance import provenance
 
 OPENING_DELAY_NS = 50_000_000
 """Between fixing the schedule and its first request, so that no request is late by the time this takes."""
-
-INTERRUPTED = "interrupted"
-"""The error of a request that Ctrl-C cut off; it is in no figure."""
-
-Tick = Callable[[Exchange], None]
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def measure(
         target = look_up(endpoint, spec, words)
         if "salt" in spec.model_fields_set:
             endpoint.reset_prefix_cache()
-    return asyncio.run(_measure(spec, target, api_key, endpoint.is_local))
+    return event_loop.run(_measure(spec, target, api_key, endpoint.is_local, measure_ceiling()))
 
 
 def save(measurement: Measurement, spec: LoadSpec, output: Path, engine: Engine | None = None) -> RunRecord:
@@ -117,113 +120,68 @@ def save(measurement: Measurement, spec: LoadSpec, output: Path, engine: Engine 
     return record
 
 
-async def _measure(spec: LoadSpec, target: Target, api_key: str | None, local: bool) -> Measurement:
+async def _measure(
+    spec: LoadSpec, target: Target, api_key: str | None, local: bool, ceiling: Ceiling
+) -> Measurement:
     target = await negotiate(target, api_key, spec)
     workload = build(spec, target)
-    exchanges = [Exchange(index) for index in range(len(workload.payloads))]
-    async with Client(target.url, api_key, spec.timeout_s) as client:
-        await _warm_up(client, spec, target)
-        client.peak_in_flight = 0
-        watch = Watch(target.base_url, target.model, api_key, local)
-        with watch, progress("Load", len(exchanges)) as bar:
-            live = Live(bar, client)
-            interrupted = await _until_interrupted(_drive(client, spec, workload, exchanges, live.ended))
-    ended = [e for e in exchanges if e.end_ns and e.error != INTERRUPTED]
-    if interrupted and not ended:
+    warm = await _warm_up(spec, target, api_key)
+    processes = processes_needed(ceiling, spec, workload, warm)
+    watch = Watch(target.base_url, target.model, api_key, local)
+    with watch, progress("Load", len(workload.payloads)) as bar:
+        if processes > 1:
+            parts = split(workload, target, spec.timeout_s, spec.concurrency or 1, processes)
+            sent = await send(parts, api_key, LiveWorkers(bar).update)
+        else:
+            sent = await _send(spec, target, workload, api_key, bar)
+    if sent.interrupted and not sent.outcomes:
         raise KeyboardInterrupt
-    outcomes = [read_outcome(e, exchanges[0].scheduled_ns, spec.stream) for e in ended]
-    result = summarize(spec, outcomes, client.peak_in_flight)
+    result = summarize(spec, sent.outcomes, peak_in_flight(sent.outcomes))
     if result.completed == 0:
-        raise EndpointError(f"None of the {len(outcomes)} requests succeeded: {_reasons(outcomes)}")
-    result.interrupted = interrupted
-    assess(result, spec, target, workload, outcomes, watch.telemetry())
-    return Measurement(result, outcomes, target, exchanges[0].scheduled_ns, watch.samples)
+        raise EndpointError(f"None of the {len(sent.outcomes)} requests succeeded: {_reasons(sent.outcomes)}")
+    result.interrupted = sent.interrupted
+    judge_client(result, ceiling, sent.outcomes, processes, sent.busy)
+    assess(result, spec, target, workload, sent.outcomes, watch.telemetry())
+    return Measurement(result, sent.outcomes, target, sent.start_ns, watch.samples)
 
 
-async def _until_interrupted(work: Coroutine[Any, Any, None]) -> bool:
-    """Await `work`; whether Ctrl-C ended it. asyncio turns the first Ctrl-C into a cancellation."""
-    try:
-        await work
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        assert task is not None
-        task.uncancel()
-        return True
-    return False
-
-
-async def _warm_up(client: Client, spec: LoadSpec, target: Target) -> None:
+async def _warm_up(spec: LoadSpec, target: Target, api_key: str | None) -> list[Outcome]:
     rng = generator(spec.seed, spec.salt, WARMUP)
     payloads = target.payloads(spec.warmup, spec.prompt_tokens, spec.output_tokens, rng)
     singly = [range(i, i + 1) for i in range(spec.warmup)]
     users = min(spec.concurrency or spec.warmup, 8)
     exchanges = [Exchange(index) for index in range(spec.warmup)]
-    await _closed_loop(client, payloads, exchanges, singly, users, lambda _: None)
+    async with Client(target.url, api_key, spec.timeout_s) as client:
+        await closed_loop(client, payloads, exchanges, singly, users, lambda _: None)
     outcomes = [read_outcome(e, 0, spec.stream) for e in exchanges]
     if outcomes and all(o.error for o in outcomes):
         raise EndpointError(f"Every warm-up request failed: {_reasons(outcomes)}")
+    return outcomes
 
 
-async def _drive(
+async def _send(spec: LoadSpec, target: Target, workload: Workload, api_key: str | None, bar: Task) -> Sent:
+    """Put the whole workload on the endpoint from this process."""
+    exchanges = [Exchange(index) for index in range(len(workload.payloads))]
+    async with Client(target.url, api_key, spec.timeout_s) as client:
+        with no_garbage_collection():
+            cpu, wall = process_time(), monotonic()
+            load = _load(client, spec, workload, exchanges, Live(bar, client).ended)
+            interrupted = await until_interrupted(load)
+        busy = (process_time() - cpu) / (monotonic() - wall)
+    start_ns = exchanges[0].scheduled_ns
+    ended = [e for e in exchanges if e.end_ns and e.error != INTERRUPTED]
+    outcomes = [read_outcome(e, start_ns, spec.stream) for e in ended]
+    return Sent(outcomes, start_ns, busy, interrupted)
+
+
+def _load(
     client: Client, spec: LoadSpec, workload: Workload, exchanges: list[Exchange], tick: Tick
-) -> None:
+) -> Coroutine[Any, Any, None]:
     if workload.due_ns is None:
         users = spec.concurrency or 1
-        await _closed_loop(client, workload.payloads, exchanges, workload.sessions, users, tick)
-    else:
-        await _open_loop(client, workload.payloads, exchanges, workload.sessions, workload.due_ns, tick)
-
-
-async def _open_loop(
-    client: Client,
-    payloads: list[bytes],
-    exchanges: list[Exchange],
-    sessions: list[range],
-    due_ns: NDArray[np.int64],
-    tick: Tick,
-) -> None:
-    """Begin every session when it is due, whatever became of the earlier ones."""
-    start = monotonic_ns() + OPENING_DELAY_NS
-    async with asyncio.TaskGroup() as group:
-        for session, due in zip(sessions, (start + due_ns).tolist(), strict=True):
-            await asyncio.sleep((due - monotonic_ns()) / 1e9)
-            group.create_task(_converse(client, payloads, exchanges, session, due, tick))
-
-
-async def _closed_loop(
-    client: Client,
-    payloads: list[bytes],
-    exchanges: list[Exchange],
-    sessions: list[range],
-    users: int,
-    tick: Tick,
-) -> None:
-    """`users` users, each beginning its next session when its last one has ended."""
-    waiting = iter(sessions)
-
-    async def user() -> None:
-        for session in waiting:
-            await _converse(client, payloads, exchanges, session, monotonic_ns(), tick)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(users, len(sessions))):
-            group.create_task(user())
-
-
-async def _converse(
-    client: Client, payloads: list[bytes], exchanges: list[Exchange], session: range, due_ns: int, tick: Tick
-) -> None:
-    """Send the requests of a session one after another; each but the first is due when the last one ended."""
-    for index in session:
-        exchange = exchanges[index]
-        exchange.scheduled_ns = due_ns
-        try:
-            await client.send(exchange, payloads[index])
-        except asyncio.CancelledError:
-            exchange.error = INTERRUPTED
-            raise
-        tick(exchange)
-        due_ns = exchange.end_ns
+        return closed_loop(client, workload.payloads, exchanges, workload.sessions, users, tick)
+    start_ns = monotonic_ns() + OPENING_DELAY_NS
+    return open_loop(client, workload.payloads, exchanges, workload.sessions, workload.due_ns, start_ns, tick)
 
 
 def _reasons(outcomes: list[Outcome]) -> str:

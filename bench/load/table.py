@@ -54,6 +54,12 @@ def write_requests(path: Path, outcomes: Sequence[Outcome]) -> None:
     _write(path, [{**asdict(o), "chunks": len(o.chunk_ns)} for o in outcomes], SCHEMA)
 
 
+def read_requests(path: Path) -> list[Outcome]:
+    """What `write_requests` wrote."""
+    rows = pq.read_table(path, columns=[name for name in SCHEMA.names if name != "chunks"]).to_pylist()
+    return [Outcome(**row) for row in rows]
+
+
 def write_telemetry(path: Path, samples: Sequence[EngineSample], start_ns: int) -> None:
     """Write what the engine said of itself, one row a sample, atomically. Times are ns from `start_ns`."""
     _write(path, [{**asdict(s), "time_ns": s.time_ns - start_ns} for s in samples], TELEMETRY_SCHEMA)

@@ -30,13 +30,15 @@ class Workload:
     A session is one user's requests, each sent when the one before has ended; without conversations every
     request is its own. `due_ns` says when sessions begin, from the start of the run; None in a closed loop.
     `repeated_tokens` are those with which a prompt begins as an earlier one did: what a prefix cache may hit,
-    turns of conversations not counted. `left_out` requests of a trace do not fit the served context.
+    turns of conversations not counted. `output_tokens` is what is asked for by all requests together.
+    `left_out` requests of a trace do not fit the served context.
     """
 
     payloads: list[bytes]
     sessions: list[range]
     due_ns: NDArray[np.int64] | None
     prompts_sha256: str
+    output_tokens: int = 0
     repeated_tokens: int = 0
     left_out: int = 0
 
@@ -67,6 +69,7 @@ def _workload(
         payloads=[target.dialect.payload(target.model, p, n) for p, n in zip(prompts, lengths, strict=True)],
         sessions=[range(end - len(session), end) for session, end in zip(sessions, ends, strict=True)],
         due_ns=_due(spec, len(sessions)),
+        output_tokens=sum(lengths),
         prompts_sha256=hashlib.sha256(json.dumps([prompts, lengths]).encode()).hexdigest(),
     )
 
