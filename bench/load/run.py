@@ -31,12 +31,12 @@ from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.load.table import write_requests, write_telemetry
 from qdeploy.bench.load.target import Target
 from qdeploy.bench.load.telemetry import EngineSample, Watch
-from qdeploy.bench.load.workers import Sent, send, split
+from qdeploy.bench.load.workers import Sent, ready_workers, send, split
 from qdeploy.bench.load.workload import Workload, build
 from qdeploy.bench.records import Engine, LoadResult, RunRecord
 from qdeploy.engines.endpoint import Endpoint, api_key_from_environment
 from qdeploy.errors import EndpointError, disk_errors
-from qdeploy.progress import Task, progress
+from qdeploy.progress import progress
 from qdeploy.provenance import provenance
 
 OPENING_DELAY_NS = 50_000_000
@@ -128,12 +128,10 @@ async def _measure(
     warm = await _warm_up(spec, target, api_key)
     processes = processes_needed(ceiling, spec, workload, warm)
     watch = Watch(target.base_url, target.model, api_key, local)
-    with watch, progress("Load", len(workload.payloads)) as bar:
-        if processes > 1:
-            parts = split(workload, target, spec.timeout_s, spec.concurrency or 1, processes)
-            sent = await send(parts, api_key, LiveWorkers(bar).update)
-        else:
-            sent = await _send(spec, target, workload, api_key, bar)
+    if processes > 1:
+        sent = await _send_by_workers(spec, target, workload, api_key, watch, processes)
+    else:
+        sent = await _send(spec, target, workload, api_key, watch)
     if sent.interrupted and not sent.outcomes:
         raise KeyboardInterrupt
     result = summarize(spec, sent.outcomes, peak_in_flight(sent.outcomes))
@@ -159,19 +157,30 @@ async def _warm_up(spec: LoadSpec, target: Target, api_key: str | None) -> list[
     return outcomes
 
 
-async def _send(spec: LoadSpec, target: Target, workload: Workload, api_key: str | None, bar: Task) -> Sent:
+async def _send(
+    spec: LoadSpec, target: Target, workload: Workload, api_key: str | None, watch: Watch
+) -> Sent:
     """Put the whole workload on the endpoint from this process."""
     exchanges = [Exchange(index) for index in range(len(workload.payloads))]
     async with Client(target.url, api_key, spec.timeout_s) as client:
-        with no_garbage_collection():
+        with watch, progress("Load", len(exchanges)) as bar, no_garbage_collection():
             cpu, wall = process_time(), monotonic()
             load = _load(client, spec, workload, exchanges, Live(bar, client).ended)
             interrupted = await until_interrupted(load)
-        busy = (process_time() - cpu) / (monotonic() - wall)
+            busy = (process_time() - cpu) / (monotonic() - wall)
     start_ns = exchanges[0].scheduled_ns
     ended = [e for e in exchanges if e.end_ns and e.error != INTERRUPTED]
     outcomes = [read_outcome(e, start_ns, spec.stream) for e in ended]
     return Sent(outcomes, start_ns, busy, interrupted)
+
+
+async def _send_by_workers(
+    spec: LoadSpec, target: Target, workload: Workload, api_key: str | None, watch: Watch, processes: int
+) -> Sent:
+    parts = split(workload, target, spec.timeout_s, spec.concurrency or 1, processes)
+    async with ready_workers(parts, api_key) as workers:
+        with watch, progress("Load", len(workload.payloads)) as bar:
+            return await send(workers, LiveWorkers(bar).update)
 
 
 def _load(

@@ -27,7 +27,7 @@ from qdeploy.bench.load.exchange import Exchange
 from qdeploy.bench.load.outcome import read_outcome
 from qdeploy.bench.load.table import write_requests
 from qdeploy.engines.endpoint import api_key_from_environment
-from qdeploy.files import read_json, write_json
+from qdeploy.files import read_json
 
 JOB, PAYLOADS, REQUESTS, LOG = "job.json", "payloads.parquet", "requests.parquet", "log.txt"
 REPORT_NS = 250_000_000
@@ -53,7 +53,7 @@ class Part:
     def write(self, folder: Path) -> None:
         """Into `folder`, for `read_part`."""
         fields = {key: value for key, value in asdict(self).items() if key != "payloads"}
-        write_json(folder / JOB, fields)
+        (folder / JOB).write_text(json.dumps(fields), encoding="utf-8")
         pq.write_table(pa.table({"payload": pa.array(self.payloads, pa.binary())}), folder / PAYLOADS)
 
 

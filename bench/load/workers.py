@@ -7,7 +7,8 @@ import json
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,23 +62,48 @@ def split(workload: Workload, target: Target, timeout_s: float, users: int, coun
     return parts
 
 
-async def send(parts: list[Part], api_key: str | None, on_progress: OnProgress) -> Sent:
-    """Have each part sent by a process of its own, all on one clock. Ctrl-C ends them with what has ended.
+@asynccontextmanager
+async def ready_workers(parts: list[Part], api_key: str | None) -> AsyncIterator[list[Worker]]:
+    """A process for each part, ready to send; all have ended when the block has.
 
     Raises:
-        QDeployError: a worker died.
+        QDeployError: one does not start.
     """
     with TemporaryDirectory(prefix="qdeploy-load-") as name:
         workers = [await _start(part, Path(name) / str(i), api_key) for i, part in enumerate(parts)]
         try:
-            return await _run(workers, on_progress)
+            await asyncio.gather(*(worker.ready() for worker in workers))
+            yield workers
         finally:
             for worker in workers:
                 worker.stop()
             await asyncio.gather(*(worker.process.wait() for worker in workers))
 
 
-class _Worker:
+async def send(workers: list[Worker], on_progress: OnProgress) -> Sent:
+    """Have all parts sent on one clock. Ctrl-C stops the workers; what has ended by then counts.
+
+    Raises:
+        QDeployError: a worker died.
+    """
+    start_ns = monotonic_ns() + OPENING_DELAY_NS
+    for worker in workers:
+        worker.begin(start_ns)
+
+    def changed() -> None:
+        on_progress(*(sum(getattr(w, name) for w in workers) for name in ("ended", "failed", "in_flight")))
+
+    following = [asyncio.create_task(worker.follow(changed)) for worker in workers]
+    interrupted = await until_interrupted(_all(following))
+    for worker in workers:
+        worker.stop()
+    await asyncio.gather(*following)
+    outcomes = [outcome for worker in workers for outcome in worker.outcomes()]
+    outcomes.sort(key=lambda outcome: outcome.index)
+    return Sent(outcomes, start_ns, max(worker.busy for worker in workers), interrupted)
+
+
+class Worker:
     """A worker process and how far it is."""
 
     def __init__(self, process: Process, folder: Path) -> None:
@@ -118,7 +144,7 @@ class _Worker:
         return said
 
 
-async def _start(part: Part, folder: Path, api_key: str | None) -> _Worker:
+async def _start(part: Part, folder: Path, api_key: str | None) -> Worker:
     folder.mkdir()
     part.write(folder)
     environment = {key: value for key, value in os.environ.items() if key not in KEY_VARIABLES}
@@ -131,26 +157,7 @@ async def _start(part: Part, folder: Path, api_key: str | None) -> _Worker:
             env=environment | ({KEY_VARIABLES[0]: api_key} if api_key else {}),
             start_new_session=True,  # Ctrl-C is for us alone: we stop them, and take what they have
         )
-    return _Worker(process, folder)
-
-
-async def _run(workers: list[_Worker], on_progress: OnProgress) -> Sent:
-    await asyncio.gather(*(worker.ready() for worker in workers))
-    start_ns = monotonic_ns() + OPENING_DELAY_NS
-    for worker in workers:
-        worker.begin(start_ns)
-
-    def changed() -> None:
-        on_progress(*(sum(getattr(w, name) for w in workers) for name in ("ended", "failed", "in_flight")))
-
-    following = [asyncio.create_task(worker.follow(changed)) for worker in workers]
-    interrupted = await until_interrupted(_all(following))
-    for worker in workers:
-        worker.stop()
-    await asyncio.gather(*following)
-    outcomes = [outcome for worker in workers for outcome in worker.outcomes()]
-    outcomes.sort(key=lambda outcome: outcome.index)
-    return Sent(outcomes, start_ns, max(worker.busy for worker in workers), interrupted)
+    return Worker(process, folder)
 
 
 async def _all(tasks: list[asyncio.Task[None]]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qdeploy.bench.load.exchange import Exchange
 from qdeploy.bench.load.wire import MalformedError, decoded, walk_chunks
 
-BODY = "data: {\"text\": \"é\u2028漢\"}\r\n\r\n: ping\n\ndata: [DONE]\n\n".encode()
+BODY = 'data: {"text": "é\u2028漢"}\r\n\r\n: ping\n\ndata: [DONE]\n\n'.encode()
 
 
 def chunked(pieces: list[bytes], extension: bytes = b"", trailer: bytes = b"") -> bytes:
@@ -39,7 +39,9 @@ def cut(draw: st.DrawFn, size: int) -> list[int]:
 def test_chunks_and_reads_cut_anywhere_give_the_body_back(data: st.DataObject) -> None:
     edges = [0, *data.draw(cut(len(BODY))), len(BODY)]
     pieces = [BODY[a:b] for a, b in pairwise(edges)]
-    wire = chunked(pieces, data.draw(st.sampled_from([b"", b" ;a=b"])), data.draw(st.sampled_from([b"", b"A: b\r\n"])))
+    wire = chunked(
+        pieces, data.draw(st.sampled_from([b"", b" ;a=b"])), data.draw(st.sampled_from([b"", b"A: b\r\n"]))
+    )
     exchange = recorded(wire, data.draw(cut(len(wire))))
     body, ends = decoded(exchange)
     assert body == BODY

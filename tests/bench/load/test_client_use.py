@@ -1,0 +1,46 @@
+"""Runs that say more about the client than about the endpoint."""
+
+from __future__ import annotations
+
+from qdeploy.bench.load.ceiling import Ceiling
+from qdeploy.bench.load.client_use import judge_client
+from qdeploy.bench.load.metrics import peak_in_flight, summarize
+from qdeploy.bench.records import LoadResult
+from tests.bench.load.test_metrics import OPEN, request
+
+
+def judged(ceiling: Ceiling, *, lag: int = 0, processes: int = 1) -> LoadResult:
+    """Ten requests of five events within 9.18 s."""
+    outcomes = [request(i, lag=lag) for i in range(10)]
+    result = summarize(OPEN, outcomes, 1)
+    judge_client(result, ceiling, outcomes, processes, busy=0.1)
+    return result
+
+
+def test_a_client_with_room_to_spare() -> None:
+    found = judged(Ceiling(0.01, 0.001))
+    assert found.client
+    assert abs(found.client.share - (10 * 0.01 + 50 * 0.001) / 9.18) < 1e-9
+    assert (found.client_limited, found.invalid) == (False, [])
+
+
+def test_beyond_half_of_the_ceiling_a_run_is_invalid_and_another_process_helps() -> None:
+    found = judged(Ceiling(0.4, 0.02))
+    assert found.client_limited
+    assert "at 54% of its own ceiling" in found.invalid[0]
+    assert judged(Ceiling(0.4, 0.02), processes=2).invalid == []
+
+
+def test_a_late_client_is_invalid_whatever_its_ceiling() -> None:
+    found = judged(Ceiling(0.001, 0.001), lag=50)
+    assert found.client_limited
+    assert "50.0 ms late at p99" in found.invalid[0]
+    assert found.schedule_lag_p50_ms == 50
+
+
+def test_peak_in_flight() -> None:
+    one, two, three = request(0), request(0), request(0)
+    two.dispatched_ns, two.end_ns = one.end_ns, one.end_ns + 5
+    three.dispatched_ns, three.end_ns = one.end_ns - 1, one.end_ns + 1
+    assert peak_in_flight([one, two]) == 1
+    assert peak_in_flight([one, two, three]) == 2
