@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.calibration import calibration
+from benchmarks.client import client
 from benchmarks.convert import convert
 from benchmarks.four_bits import four_bits
 from benchmarks.linear import linear
@@ -20,7 +21,7 @@ from benchmarks.speed import peers, speed
 from qdeploy.provenance import cpu_model
 
 TABLES = ("speed", "peers", "linear", "quality")
-MORE = ("methods", "calibration", "four-bits", "convert")
+MORE = ("methods", "calibration", "four-bits", "convert", "client")
 """Tables that are printed when they are asked for."""
 
 
@@ -47,6 +48,8 @@ def main() -> None:
             four_bits(model, work, options.data)
         if "convert" in options.tables:
             convert(work)
+        if "client" in options.tables:
+            client(work)
 
 
 def _options() -> argparse.Namespace:

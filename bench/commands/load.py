@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qdeploy.errors import Interrupted, UsageError
+from qdeploy.errors import GateError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from qdeploy.bench.load import LoadSpec, Measurement
+    from qdeploy.bench.records import LoadResult
 
 OPTIONS = {"requests": "num-requests", "timeout_s": "timeout"}
 """Fields of LoadSpec whose option has another name."""
@@ -82,6 +83,9 @@ def bench(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Run folder to write.", show_default=False)
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail, with exit code 1, if a run is invalid.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Put load on an endpoint; measure its latency and throughput.
@@ -134,9 +138,12 @@ def bench(
     if sweep or (slo and not (rate or concurrency or trace)):
         if baseline:
             raise UsageError("--baseline is for one run: give it with --rate, --trace or --concurrency.")
-        _several(fields, measuring, output, sweep, json)
+        results = _several(fields, measuring, output, sweep, json)
     else:
-        _one(_spec(**fields), measuring, output, baseline, json)
+        results = [_one(_spec(**fields), measuring, output, baseline, json)]
+    reasons = [reason for result in results for reason in result.invalid]
+    if strict and reasons:
+        raise GateError(f"The measurement is invalid: {'; '.join(dict.fromkeys(reasons))}.")
 
 
 def _one(
@@ -145,7 +152,7 @@ def _one(
     output: Path | None,
     baseline: Path | None,
     json: bool,
-) -> None:
+) -> LoadResult:
     """One run: measured, written, shown."""
     from rich.console import Console
 
@@ -169,6 +176,7 @@ def _one(
         Console().print(render(measurement.result))
     if measurement.result.interrupted:
         raise Interrupted(f"Interrupted after {measurement.result.requests} of {spec.requests} requests.")
+    return measurement.result
 
 
 def _several(
@@ -177,7 +185,7 @@ def _several(
     output: Path | None,
     sweeping: bool,
     json: bool,
-) -> None:
+) -> list[LoadResult]:
     """A sweep, or the search of the highest rate that meets the objective."""
     from rich.console import Console
 
@@ -206,6 +214,7 @@ def _several(
         typer.echo(found.model_dump_json(indent=2))
     else:
         Console().print(render_series(found))
+    return found.runs
 
 
 def _spec(**fields: Any) -> LoadSpec:

@@ -84,7 +84,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 async def _sleep_until(time_ns: int) -> None:
-    """Give way at least once: a loop that is behind must read answers too. Timers may go off a little early."""
+    """Give way at least once, so that a loop that is behind reads answers too. Timers may go off early."""
     await asyncio.sleep((time_ns - monotonic_ns()) / 1e9)
     while (left := time_ns - monotonic_ns()) > 0:
         await asyncio.sleep(left / 1e9)

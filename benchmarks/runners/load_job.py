@@ -16,6 +16,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+BEGIN = "begin"
+"""Said when the load begins."""
+
 Send = Callable[[int], Awaitable[float]]
 """Number of a request → seconds from its sending to its first token, by the client's own clock."""
 
@@ -40,6 +43,7 @@ class LoadJob:
         """Put the load on the server; what it cost."""
         await send(0)
         found: dict[str, Any] = {"rss_before": _resident_bytes(), "first_token_s": [], "began_s": []}
+        print(BEGIN, flush=True)
         weighing = asyncio.create_task(self._weigh(found))
         cpu, start = _cpu_seconds(), time.perf_counter()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 import time
 from typing import Any
 
@@ -12,6 +14,7 @@ from qdeploy.bench import event_loop
 from qdeploy.bench.load.client import Client
 from qdeploy.bench.load.dispatch import no_garbage_collection
 from qdeploy.bench.load.exchange import Exchange
+from qdeploy.bench.load.metrics import peak_in_flight
 from qdeploy.bench.load.outcome import read_outcome
 from qdeploy.bench.load.sse import parse_events
 from qdeploy.bench.load.wire import decoded
@@ -35,6 +38,7 @@ async def main(job: LoadJob) -> dict[str, Any]:
     outcomes = [read_outcome(exchange, 0) for exchange in exchanges]
     found["parse_s"] = time.process_time() - start
     found["failed"] = sum(outcome.error is not None for outcome in outcomes)
+    found["peak"] = peak_in_flight(outcomes)
     faults = [_faults(e, payloads[e.index], job.tokens) for e in exchanges]
     found["lost"], found["misattributed"] = (sum(column) for column in zip(*faults, strict=True))
     return found
@@ -44,9 +48,12 @@ def _faults(exchange: Exchange, payload: bytes, tokens: int) -> tuple[int, int]:
     """Events of this stream that did not come, or came twice or out of turn; and those of another stream."""
     events = [json.loads(e.data) for e in parse_events(decoded(exchange)[0]) if e.data != b"[DONE]"]
     ours = [e["choices"][0]["text"] for e in events if e["id"] == identity(payload) and e["choices"]]
-    return tokens - sum(a == f" {i}" for i, a in enumerate(ours)), sum(e["id"] != identity(payload) for e in events)
+    return tokens - sum(a == f" {i}" for i, a in enumerate(ours)), sum(
+        e["id"] != identity(payload) for e in events
+    )
 
 
 if __name__ == "__main__":
     job = LoadJob()
-    job.report(event_loop.run(main(job)))
+    run = asyncio.run if sys.argv[2:] == ["asyncio"] else event_loop.run
+    job.report(run(main(job)))

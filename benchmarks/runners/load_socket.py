@@ -1,4 +1,4 @@
-"""The reference: one blocking socket, request after request, with nothing between the clock and the kernel."""
+"""The reference: one blocking socket, request after request, and nothing between the clock and the kernel."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from load_job import LoadJob
+from load_job import BEGIN, LoadJob
 
 
 def main(job: LoadJob) -> dict[str, Any]:
     """Seconds to first token of requests sent for as long as the load beside it lasts."""
+    print(BEGIN, flush=True)
     parts, found = urlsplit(job.url), list[float]()
     with socket.create_connection((parts.hostname, parts.port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

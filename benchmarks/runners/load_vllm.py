@@ -1,4 +1,4 @@
-"""Load by the client of `vllm bench serve`, with the session that it makes and on asyncio's loop, as there."""
+"""Load by the client of `vllm bench serve`, with the session that it makes, on the loop that it uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from vllm.benchmarks.lib.endpoint_request_func import RequestFuncInput, async_re
 
 
 async def main(job: LoadJob) -> dict[str, Any]:
-    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=60, enable_cleanup_closed=True)
+    connector = aiohttp.TCPConnector(
+        limit=0, ttl_dns_cache=300, keepalive_timeout=60, enable_cleanup_closed=True
+    )
     timeout = aiohttp.ClientTimeout(total=6 * 60 * 60)
     async with aiohttp.ClientSession(connector=connector, trust_env=True, timeout=timeout) as session:
 

@@ -14,8 +14,9 @@ import typer
 from typer.testing import CliRunner
 
 from qdeploy.bench.commands.load import bench
+from qdeploy.bench.load import client_use
 from qdeploy.bench.records import LoadResult, SeriesRecord, load_record
-from qdeploy.errors import OutputError, UsageError
+from qdeploy.errors import GateError, OutputError, UsageError
 from tests.bench.load.server import Server
 
 app = typer.Typer()
@@ -35,6 +36,21 @@ def test_table(server: Server) -> None:
     assert "Closed loop, 2 concurrent" in result.stdout
     assert "n ≥ 299" in result.stdout
     assert "6 completed, 0 failed" in result.stdout
+
+
+def test_a_run_that_the_client_limited_fails_if_asked(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(client_use, "MAX_SHARE", 0.0)
+    options = [server.url, "--concurrency", "2", *SHORT, "-o"]
+    passed = CliRunner().invoke(app, [*options, str(tmp_path / "a")])
+    assert passed.exit_code == 0
+    assert "of its own ceiling" in passed.stdout.replace("\n", " ")
+    strict = CliRunner().invoke(app, [*options, str(tmp_path / "b"), "--strict"])
+    assert isinstance(strict.exception, GateError)
+    assert "of its own ceiling" in str(strict.exception)
+    load = load_record(tmp_path / "b").load
+    assert load and load.client_limited and load.invalid
 
 
 def test_table_shows_failures(server: Server) -> None:
