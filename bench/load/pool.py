@@ -75,5 +75,7 @@ class Pool:
             ssl=self._tls,
             server_hostname=self._host if self._tls else None,
         )
+        if connection.closed:  # before it was ours
+            raise ConnectionResetError(f"{self._host} closed a new connection at once")
         self._open.add(connection)
         return connection

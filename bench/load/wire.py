@@ -51,7 +51,8 @@ def decoded(exchange: Exchange) -> tuple[bytes, Sequence[int]]:
     Raises:
         MalformedError: the body is not in the encoding that its headers name.
     """
-    body, ends = bytes(exchange.body), exchange.read_ends
+    body = bytes(exchange.body)
+    ends: Sequence[int] = exchange.read_ends
     if exchange.chunked:
         spans = _spans(exchange.body)
         body, ends = b"".join(body[start:stop] for start, stop in spans), _moved(ends, spans)

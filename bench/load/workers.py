@@ -26,6 +26,7 @@ from qdeploy.errors import QDeployError
 OPENING_DELAY_NS = 100_000_000
 """Between telling the workers the start time and that time."""
 
+COUNTS = ("ended", "failed", "in_flight")
 OnProgress = Callable[[int, int, int], None]
 """Called with how many requests have ended, have failed and are in flight."""
 
@@ -91,7 +92,7 @@ async def send(workers: list[Worker], on_progress: OnProgress) -> Sent:
         worker.begin(start_ns)
 
     def changed() -> None:
-        on_progress(*(sum(getattr(w, name) for w in workers) for name in ("ended", "failed", "in_flight")))
+        on_progress(*(sum(getattr(worker, key) for worker in workers) for key in COUNTS))
 
     following = [asyncio.create_task(worker.follow(changed)) for worker in workers]
     interrupted = await until_interrupted(_all(following))
@@ -126,7 +127,7 @@ class Worker:
     async def follow(self, changed: Callable[[], None]) -> None:
         """Keep up with what it says until its outcomes are written."""
         while "busy" not in (said := await self._line()):
-            self.ended, self.failed, self.in_flight = said["ended"], said["failed"], said["in_flight"]
+            self.ended, self.failed, self.in_flight = (int(said[key]) for key in COUNTS)
             changed()
         self.busy = said["busy"]
 

@@ -30,7 +30,7 @@ async def main(job: LoadJob) -> dict[str, Any]:
             raise RuntimeError(f"not {job.tokens} tokens: {last}")
         return float(info.timings.first_token_iteration - info.timings.request_start)
 
-    found = await job.load(send)
+    found: dict[str, Any] = await job.load(send)
     await backend.process_shutdown()
     return found
 

@@ -33,7 +33,7 @@ async def main(job: LoadJob) -> dict[str, Any]:
             return (exchanges[-1].read_ns[0] - exchanges[-1].sent_ns) / 1e9
 
         with no_garbage_collection():
-            found = await job.load(send)
+            found: dict[str, Any] = await job.load(send)
     start = time.process_time()
     outcomes = [read_outcome(exchange, 0) for exchange in exchanges]
     found["parse_s"] = time.process_time() - start

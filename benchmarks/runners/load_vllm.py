@@ -28,9 +28,10 @@ async def main(job: LoadJob) -> dict[str, Any]:
             output = await async_request_openai_completions(asked, session)
             if not output.success or output.output_tokens != job.tokens:
                 raise RuntimeError(output.error or f"{output.output_tokens} tokens of {job.tokens}")
-            return output.ttft
+            return float(output.ttft)
 
-        return await job.load(send)
+        found: dict[str, Any] = await job.load(send)
+    return found
 
 
 if __name__ == "__main__":

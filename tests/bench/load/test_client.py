@@ -189,6 +189,15 @@ async def test_nobody_listens() -> None:
     assert exchange.error == "cannot connect"
 
 
+async def test_a_server_that_hangs_up_at_once() -> None:
+    async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async with scripted(script) as port:
+        exchanges = await send(port, count=20)
+    assert {e.error for e in exchanges} <= {"cannot connect", "connection reset"}
+
+
 async def test_a_kept_connection_that_the_server_closes_is_replaced_once() -> None:
     """The second request on a connection is read and dropped; on a new one it is answered."""
     requests = 0
