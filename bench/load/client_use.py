@@ -14,7 +14,7 @@ from qdeploy.bench.records import ClientUse, LoadResult
 
 
 def processes_needed(ceiling: Ceiling, spec: LoadSpec, workload: Workload, warm: Sequence[Outcome]) -> int:
-    """Processes that keep each below half of its ceiling.
+    """Processes that keep each below half of its ceiling; each has a user and a session at least.
 
     A closed loop is taken to go as fast as its warm-up went, which an endpoint under load does not exceed.
     """
@@ -24,7 +24,8 @@ def processes_needed(ceiling: Ceiling, spec: LoadSpec, workload: Workload, warm:
     else:
         ended = [o.end_ns - o.dispatched_ns for o in warm if o.error is None]
         rate = (spec.concurrency or 1) * len(ended) / max(sum(ended) / 1e9, 1e-9) if ended else 0.0
-    return ceiling.processes(rate, rate * workload.output_tokens / requests)
+    wanted = ceiling.processes(rate, rate * workload.output_tokens / requests)
+    return min(wanted, len(workload.sessions), spec.concurrency or wanted)
 
 
 def judge_client(

@@ -128,3 +128,5 @@ def test_processes_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes_needed(ceiling, LoadSpec(concurrency=990), users, warm) == 1
     assert processes_needed(ceiling, LoadSpec(concurrency=1010), users, warm) == 2
     assert processes_needed(ceiling, LoadSpec(concurrency=1010), users, []) == 1
+    fast = [request(i, ttft=0, gap=0, chunks=10) for i in range(4)]
+    assert processes_needed(ceiling, LoadSpec(concurrency=1), users, fast) == 1
