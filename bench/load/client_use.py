@@ -54,8 +54,9 @@ def _reasons(result: LoadResult, client: ClientUse) -> Iterator[str]:
             f"{MAX_RATE_ERROR:.0%}; {MAX_LAG_MS:g} ms and {MAX_LAG_SHARE:.0%} of the mean TTFT). "
             "Use a lower rate or a freer machine"
         )
-    if client.share > MAX_SHARE:
+    used = max(client.share, client.busy)
+    if used > MAX_SHARE:
         yield (
-            f"each process of the client ({client.processes}) was at {client.share:.0%} of its own ceiling "
+            f"each process of the client ({client.processes}) was at {used:.0%} of its own ceiling "
             f"(limit: {MAX_SHARE:.0%}). Use a lower load or a machine with more processors"
         )

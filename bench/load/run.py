@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, monotonic_ns, process_time
+from time import monotonic, monotonic_ns, thread_time
 from typing import Any
 
 from qdeploy.bench import event_loop
@@ -164,10 +164,10 @@ async def _send(
     exchanges = [Exchange(index) for index in range(len(workload.payloads))]
     async with Client(target.url, api_key, spec.timeout_s) as client:
         with watch, progress("Load", len(exchanges)) as bar, no_garbage_collection():
-            cpu, wall = process_time(), monotonic()
+            cpu, wall = thread_time(), monotonic()
             load = _load(client, spec, workload, exchanges, Live(bar, client).ended)
             interrupted = await until_interrupted(load)
-            busy = (process_time() - cpu) / (monotonic() - wall)
+            busy = (thread_time() - cpu) / (monotonic() - wall)
     start_ns = exchanges[0].scheduled_ns
     ended = [e for e in exchanges if e.end_ns and e.error != INTERRUPTED]
     outcomes = [read_outcome(e, start_ns, spec.stream) for e in ended]

@@ -14,7 +14,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import monotonic_ns, process_time
+from time import monotonic_ns, thread_time
 
 import numpy as np
 import pyarrow as pa
@@ -88,12 +88,12 @@ async def _work(folder: Path) -> None:
         with no_garbage_collection():
             _say(ready=True)
             start_ns = int(await commands.readline())
-            cpu, wall = process_time(), monotonic_ns()
+            cpu, wall = thread_time(), monotonic_ns()
             sending = asyncio.create_task(_send(part, client, exchanges, start_ns, report))
             stop = asyncio.create_task(commands.read())
             stop.add_done_callback(lambda _: sending.cancel())
             await asyncio.wait([sending])
-            busy = (process_time() - cpu) / ((monotonic_ns() - wall) / 1e9)
+            busy = (thread_time() - cpu) / ((monotonic_ns() - wall) / 1e9)
         if not sending.cancelled():
             sending.result()
         report.tell()

