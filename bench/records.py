@@ -142,7 +142,8 @@ class ClientUse(Record):
 
     `ceiling_requests_per_s` are requests of one event, `ceiling_events_per_s` events of open streams, by one
     process that does nothing else; `share` of that is what this load took of each of the `processes`, and
-    `busy` the share of a processor that the busiest really used.
+    `busy` the share of a processor that the busiest really used. `in_flight` is the mean number of requests
+    out when the engine was asked for its own, `engine_in_flight` what it said: running and waiting together.
     """
 
     processes: int
@@ -151,6 +152,8 @@ class ClientUse(Record):
     ceiling_events_per_s: float
     share: float
     busy: float
+    in_flight: float | None = None
+    engine_in_flight: float | None = None
 
 
 class Cost(Record):

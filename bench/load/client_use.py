@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from qdeploy.bench import event_loop
 from qdeploy.bench.load.ceiling import MAX_SHARE, Ceiling
 from qdeploy.bench.load.metrics import MAX_LAG_MS, MAX_LAG_SHARE, MAX_RATE_ERROR
 from qdeploy.bench.load.outcome import Outcome
 from qdeploy.bench.load.spec import LoadSpec
+from qdeploy.bench.load.telemetry import EngineSample
 from qdeploy.bench.load.workload import Workload
 from qdeploy.bench.records import ClientUse, LoadResult
 
@@ -30,10 +33,10 @@ def processes_needed(ceiling: Ceiling, spec: LoadSpec, workload: Workload, warm:
 
 def judge_client(
     result: LoadResult, ceiling: Ceiling, outcomes: Sequence[Outcome], processes: int, busy: float
-) -> None:
+) -> ClientUse:
     """Record what the client did, and whether the figures describe it more than the endpoint."""
     reads = sum(len(o.chunk_ns) for o in outcomes)
-    result.client = ClientUse(
+    use = result.client = ClientUse(
         processes=processes,
         event_loop=event_loop.NAME,
         ceiling_requests_per_s=ceiling.requests_per_s,
@@ -41,9 +44,26 @@ def judge_client(
         share=ceiling.share(result.requests, reads) / result.duration_s / processes,
         busy=busy,
     )
-    reasons = list(_reasons(result, result.client))
+    reasons = list(_reasons(result, use))
     result.client_limited = bool(reasons)
     result.invalid += reasons
+    return use
+
+
+def compare_in_flight(
+    use: ClientUse, outcomes: Sequence[Outcome], samples: Sequence[EngineSample], start_ns: int
+) -> None:
+    """Set what was in flight by the client beside what the engine said: a limit between them shows here."""
+    times = np.array([s.time_ns - start_ns for s in samples if s.running is not None], dtype=np.int64)
+    if not times.size:
+        return
+    begun = np.searchsorted(
+        np.sort([o.end_ns if o.sent_ns is None else o.sent_ns for o in outcomes]), times, side="right"
+    )
+    ended = np.searchsorted(np.sort([o.end_ns for o in outcomes]), times, side="right")
+    use.in_flight = float((begun - ended).mean())
+    said = [s.running + (s.waiting or 0.0) for s in samples if s.running is not None]
+    use.engine_in_flight = sum(said) / len(said)
 
 
 def _reasons(result: LoadResult, client: ClientUse) -> Iterator[str]:

@@ -79,4 +79,6 @@ def _client(result: LoadResult, client: ClientUse) -> str:
         )
     processes = "1 process" if client.processes == 1 else f"{client.processes} processes"
     parts.append(f"{processes} at {client.share:.1%} of {client.ceiling_events_per_s:,.0f} events/s")
+    if client.in_flight is not None and client.engine_in_flight is not None:
+        parts.append(f"{client.in_flight:.1f} in flight when the engine said {client.engine_in_flight:.1f}")
     return "; ".join(parts)

@@ -12,7 +12,7 @@ from qdeploy.bench import event_loop
 from qdeploy.bench.load.assess import assess
 from qdeploy.bench.load.ceiling import Ceiling, measure_ceiling
 from qdeploy.bench.load.client import Client
-from qdeploy.bench.load.client_use import judge_client, processes_needed
+from qdeploy.bench.load.client_use import compare_in_flight, judge_client, processes_needed
 from qdeploy.bench.load.discovery import look_up, negotiate
 from qdeploy.bench.load.dispatch import (
     INTERRUPTED,
@@ -138,7 +138,8 @@ async def _measure(
     if result.completed == 0:
         raise EndpointError(f"None of the {len(sent.outcomes)} requests succeeded: {_reasons(sent.outcomes)}")
     result.interrupted = sent.interrupted
-    judge_client(result, ceiling, sent.outcomes, processes, sent.busy)
+    use = judge_client(result, ceiling, sent.outcomes, processes, sent.busy)
+    compare_in_flight(use, sent.outcomes, watch.samples, sent.start_ns)
     assess(result, spec, target, workload, sent.outcomes, watch.telemetry())
     return Measurement(result, sent.outcomes, target, sent.start_ns, watch.samples)
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from qdeploy.bench.load.ceiling import Ceiling
-from qdeploy.bench.load.client_use import judge_client
+from qdeploy.bench.load.client_use import compare_in_flight, judge_client
 from qdeploy.bench.load.metrics import peak_in_flight, summarize
+from qdeploy.bench.load.telemetry import EngineSample
 from qdeploy.bench.records import LoadResult
-from tests.bench.load.test_metrics import OPEN, request
+from tests.bench.load.test_metrics import MS, OPEN, request
+
+START = 10**15
+SEEN = ((-5, 0.0, 0.0), (100, 1.0, 1.0), (500, 0.0, None), (700, None, None), (1100, 1.0, 2.0))
+"""Time in ms, what the engine then said to be running, and waiting."""
 
 
 def judged(ceiling: Ceiling, *, lag: int = 0, processes: int = 1, busy: float = 0.1) -> LoadResult:
@@ -40,6 +45,16 @@ def test_a_late_client_is_invalid_whatever_its_ceiling() -> None:
     assert found.client_limited
     assert "50.0 ms late at p99" in found.invalid[0]
     assert found.schedule_lag_p50_ms == 50
+
+
+def test_in_flight_when_the_engine_was_asked() -> None:
+    outcomes = [request(0), request(0), request(1)]  # each 180 ms from its second on
+    samples = [EngineSample(START + ms * MS, running, waiting) for ms, running, waiting in SEEN]
+    use = judged(Ceiling(0.01, 0.001)).client
+    assert use
+    compare_in_flight(use, outcomes, samples, START)
+    assert use.in_flight == (0 + 2 + 0 + 1) / 4
+    assert use.engine_in_flight == (0 + 2 + 0 + 3) / 4
 
 
 def test_peak_in_flight() -> None:
