@@ -7,12 +7,12 @@ reads its stream, without their tokenizers, schedulers and reports.
 
 from __future__ import annotations
 
-import subprocess
+import json
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,8 @@ from benchmarks.table import table
 from qdeploy.bench.load.ceiling import Ceiling, measure_ceiling
 from qdeploy.bench.mock_server import Pace, mock_server
 from qdeploy.engines.environment import installed
-from qdeploy.files import read_json, write_json
 
-ROUNDS = 2
+ROUNDS = 3
 """Of each measurement, the clients in turn; the least counts, because noise only adds."""
 
 STREAMS = {"requests": 256, "tokens": 128, "users": 32}
@@ -58,65 +57,104 @@ class Added:
     rate_error: float
 
 
-@dataclass
 class Contender:
-    """A client and what has been measured of it."""
+    """A client in a process of its own, and what has been measured of it.
 
-    name: str
-    python: Path
-    runner: str
-    options: tuple[str, ...] = ()
-    per_event_s: list[float] = field(default_factory=list)
-    parse_s: list[float] = field(default_factory=list)
-    stream_bytes: list[float] = field(default_factory=list)
+    Raises:
+        ProcessError: from any method: the process failed.
+    """
+
+    def __init__(self, name: str, python: Path, runner: str, work: Path, options: Sequence[str] = ()) -> None:
+        self.name, self.runner = name, runner
+        self.per_event_s, self.parse_s = list[float](), list[float]()
+        self.stream_bytes = 0.0
+        self._log = work / f"{name}.log"
+        command = [str(python), str(RUNNERS / runner), *options]
+        with self._log.open("wb") as log:
+            self._process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=log, text=True)
+
+    def begin(self, url: str, **fields: Any) -> None:
+        """Put a load on the server; returns when it has begun."""
+        assert self._process.stdin
+        defaults = {"users": 1, "rate": None, "weigh_at_s": None, "url": url}
+        print(json.dumps(defaults | fields), file=self._process.stdin, flush=True)
+        self._line()
+
+    def report(self) -> Report:
+        """What the load that was begun last has cost, once it is over."""
+        found: Report = json.loads(self._line())
+        return found
+
+    def end(self) -> None:
+        self._process.communicate()
+
+    def _line(self) -> str:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+            raise ProcessError(f"{self.name} failed with exit code {self._process.wait()}:\n{tail}")
+        return line
 
 
 def client(work: Path) -> None:
     """Print the tables of the load clients."""
-    contenders = _contenders()
     busy = psutil.cpu_percent(1.0)
+    contenders, socket = _contenders(work), Contender("socket", Path(sys.executable), "load_socket.py", work)
+    for contender in contenders:  # before anything else: memory that has been freed is used again
+        _weigh(contender)
     for _ in range(ROUNDS):
         for contender in contenders:
-            _cost(contender, work)
+            _cost(contender)
     print("\n## Load clients: processor time and memory\n")
     print(_cost_table(contenders))
     print(
         f"\n{STREAMS['users']} streams at once, an event each 4 ms; processors were {busy:.0f} % busy before."
     )
-    ceiling = measure_ceiling()
     print("\n## Load clients: what they add to the time to first token\n")
-    print(_latency_table(contenders, ceiling, work))
+    print(_latency_table(contenders, socket, measure_ceiling()))
     print(
         "\nAdded: the client's percentile less that of a blocking socket that asks the same server meanwhile."
     )
     print("\n## 10,000 streams at once\n")
-    print(_many_table(contenders[0], work))
+    print(_many_table(contenders[0]))
+    for contender in (*contenders, socket):
+        contender.end()
 
 
-def _contenders() -> list[Contender]:
+def _contenders(work: Path) -> list[Contender]:
     ours, here = "load_qdeploy.py", Path(sys.executable)
-    found = [Contender("qdeploy", here, ours), Contender("qdeploy without uvloop", here, ours, ("asyncio",))]
+    found = [
+        Contender("qdeploy", here, ours, work),
+        Contender("qdeploy without uvloop", here, ours, work, ["asyncio"]),
+    ]
     engines = [e for e in installed() if e.engine == "vllm"]
     if engines:
-        found.append(Contender(f"vLLM {engines[0].version} bench serve", engines[0].python, "load_vllm.py"))
+        name = f"vLLM {engines[0].version} bench serve"
+        found.append(Contender(name, engines[0].python, "load_vllm.py", work))
     else:
         print("vLLM: skipped, it is not installed. To install it: qdeploy engines install vllm")
     if GUIDELLM.installed:
-        found.append(Contender(GUIDELLM.name, GUIDELLM.python, "load_guidellm.py"))
+        found.append(Contender(GUIDELLM.name, GUIDELLM.python, "load_guidellm.py", work))
     else:
         print(f"{GUIDELLM.name}: skipped, it is not installed. To install it: {INSTALL_COMMAND}")
     return found
 
 
-def _cost(contender: Contender, work: Path) -> None:
+def _weigh(contender: Contender) -> None:
+    with mock_server(HELD_PACE) as url:
+        contender.begin(url, **HELD)
+        report = contender.report()
+    contender.stream_bytes = (report["rss_held"] - report["rss_before"]) / HELD["requests"]
+
+
+def _cost(contender: Contender) -> None:
     with mock_server(STREAMS_PACE) as url:
-        report = _run(contender, work, url, **STREAMS)
+        contender.begin(url, **STREAMS)
+        report = contender.report()
     events = STREAMS["requests"] * STREAMS["tokens"]
     contender.per_event_s.append(report["cpu_s"] / events)
     contender.parse_s.append(report.get("parse_s", 0.0) / events)
-    with mock_server(HELD_PACE) as url:
-        report = _run(contender, work, url, **HELD)
-    contender.stream_bytes.append((report["rss_held"] - report["rss_before"]) / HELD["requests"])
 
 
 def _cost_table(contenders: list[Contender]) -> str:
@@ -133,7 +171,7 @@ def _cost_table(contenders: list[Contender]) -> str:
         cost = min(c.per_event_s)
         ratios = [_ratio(cost, contenders, runner) for runner in ("load_vllm.py", "load_guidellm.py")]
         after = f"{min(c.parse_s) * 1e6:.1f} µs" if any(c.parse_s) else "–"
-        rows.append([c.name, f"{cost * 1e6:.1f} µs", *ratios, after, f"{min(c.stream_bytes) / 1e3:.1f} kB"])
+        rows.append([c.name, f"{cost * 1e6:.1f} µs", *ratios, after, f"{c.stream_bytes / 1e3:.1f} kB"])
     return table(header, rows)
 
 
@@ -142,16 +180,17 @@ def _ratio(cost: float, contenders: list[Contender], runner: str) -> str:
     return f"{cost / theirs[0]:.2f}×" if theirs else "–"
 
 
-def _latency_table(contenders: list[Contender], ceiling: Ceiling, work: Path) -> str:
+def _latency_table(contenders: list[Contender], socket: Contender, ceiling: Ceiling) -> str:
     header = ["client", "load", "p50 added", "p99 added", "p50 of the socket", "p99 of it", "rate off by"]
     half = 0.5 / ceiling.share(1.0, OPEN["tokens"])
-    rows = [_latencies(c, OPEN_RATE, work) for c in contenders]
-    return table(header, [*rows, _latencies(contenders[0], half, work, "half of its ceiling, ")])
+    rows = [_latencies(c, socket, OPEN_RATE) for c in contenders]
+    return table(header, [*rows, _latencies(contenders[0], socket, half, "half of its ceiling, ")])
 
 
-def _latencies(contender: Contender, rate: float, work: Path, load: str = "") -> list[str]:
+def _latencies(contender: Contender, socket: Contender, rate: float, load: str = "") -> list[str]:
     """Of the round in which the client added least at p99."""
-    found = min((_beside_a_socket(contender, rate, work) for _ in range(ROUNDS)), key=lambda f: f.added_ms[1])
+    rounds = [_beside_a_socket(contender, socket, rate) for _ in range(ROUNDS)]
+    found = min(rounds, key=lambda found: found.added_ms[1])
     return [
         contender.name,
         f"{load}{rate:.0f}/s of {OPEN['tokens']}",
@@ -161,13 +200,11 @@ def _latencies(contender: Contender, rate: float, work: Path, load: str = "") ->
     ]
 
 
-def _beside_a_socket(contender: Contender, rate: float, work: Path) -> Added:
-    socket = Contender("socket", Path(sys.executable), "load_socket.py")
-    with (
-        mock_server(OPEN_PACE) as url,
-        _running(contender, work, url, requests=round(rate * OPEN_S), rate=rate, **OPEN) as report,
-    ):
-        probe = _run(socket, work, url, **PROBE)
+def _beside_a_socket(contender: Contender, socket: Contender, rate: float) -> Added:
+    with mock_server(OPEN_PACE) as url:
+        contender.begin(url, requests=round(rate * OPEN_S), rate=rate, **OPEN)
+        socket.begin(url, **PROBE)
+        report, probe = contender.report(), socket.report()
     found, reference = _percentiles(report), _percentiles(probe)
     began = sorted(report["began_s"])
     achieved = (len(began) - 1) / (began[-1] - began[0])
@@ -179,51 +216,12 @@ def _percentiles(report: Report) -> NDArray[np.float64]:
     return np.quantile(np.array(report["first_token_s"]) * 1e3, [0.5, 0.99])
 
 
-def _many_table(contender: Contender, work: Path) -> str:
+def _many_table(contender: Contender) -> str:
     with mock_server(MANY_PACE) as url:
-        found = _run(contender, work, url, **MANY)
-    per_stream = (found["rss_held"] - found["rss_before"]) / MANY["requests"]
-    header = [
-        "client",
-        "most at once",
-        "events",
-        "lost",
-        "misattributed",
-        "failed",
-        "processor",
-        "memory per stream",
-    ]
-    row = [contender.name, f"{found['peak']:,}", f"{MANY['requests'] * MANY['tokens']:,}"]
+        contender.begin(url, **MANY)
+        found = contender.report()
+    events = MANY["requests"] * MANY["tokens"]
+    header = ["client", "most at once", "events", "lost", "misattributed", "failed", "processor"]
+    row = [contender.name, f"{found['peak']:,}", f"{events:,}"]
     row += [str(found[key]) for key in ("lost", "misattributed", "failed")]
-    return table(header, [[*row, f"{found['cpu_s'] / found['seconds']:.0%}", f"{per_stream / 1e3:.1f} kB"]])
-
-
-def _run(contender: Contender, work: Path, url: str, **fields: Any) -> Report:
-    with _running(contender, work, url, **fields) as report:
-        pass
-    return report
-
-
-@contextmanager
-def _running(contender: Contender, work: Path, url: str, **fields: Any) -> Iterator[dict[str, Any]]:
-    """Runs the block while the client has its load; what is yielded holds the client's report afterwards.
-
-    Raises:
-        ProcessError: it failed.
-    """
-    job, report, log = (work / f"{contender.runner}.{suffix}" for suffix in ("job", "report", "log"))
-    defaults = {"users": 1, "rate": None, "weigh_at_s": None, "url": url, "report": str(report)}
-    write_json(job, defaults | fields)
-    command = [str(contender.python), str(RUNNERS / contender.runner), str(job), *contender.options]
-    found: dict[str, Any] = {}
-    with (
-        log.open("wb") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process,
-    ):
-        assert process.stdout
-        process.stdout.readline()
-        yield found
-    if process.returncode:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise ProcessError(f"`{' '.join(command)}` failed with exit code {process.returncode}:\n{tail}")
-    found |= read_json(report)
+    return table(header, [[*row, f"{found['cpu_s'] / found['seconds']:.0%}"]])

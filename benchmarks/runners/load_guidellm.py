@@ -8,7 +8,7 @@ import uvloop
 from guidellm.backends.openai.http import OpenAIHTTPBackend
 from guidellm.schemas import GenerationRequest, RequestInfo, UsageMetrics
 from guidellm.schemas.backends import OpenAIHTTPBackendArgs
-from load_job import LoadJob
+from load_job import LoadJob, jobs, report
 
 
 async def main(job: LoadJob) -> dict[str, Any]:
@@ -36,5 +36,5 @@ async def main(job: LoadJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    job = LoadJob()
-    job.report(uvloop.run(main(job)))
+    for job in jobs():
+        report(uvloop.run(main(job)))

@@ -1,8 +1,9 @@
 """What the runner of a load client is asked for and what it answers: one client, in a process of its own.
 
-The job is a JSON file named on the command line. Requests are put on the server by `users` that each wait for
-their last one (`rate` null) or at a constant `rate`; the answer holds the client's processor time while they
-are, its resident memory before and when most are in flight, and each request's time to first token.
+Each line on standard input is a job in JSON: `requests` of `tokens` tokens, by `users` that each wait for
+their last one (`rate` null) or at a constant `rate`. The runner says "begin" when the load does, and then a
+line of JSON with the client's processor time while it lasted, its resident memory before and when most were
+in flight, and each request's time to first token.
 """
 
 from __future__ import annotations
@@ -12,29 +13,25 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 BEGIN = "begin"
-"""Said when the load begins."""
-
 Send = Callable[[int], Awaitable[float]]
 """Number of a request → seconds from its sending to its first token, by the client's own clock."""
 
 
 class LoadJob:
-    """The job: `requests` of `tokens` tokens to the server at `url`, which ends in /v1."""
+    """One load on the server at `url`, which ends in /v1."""
 
-    def __init__(self) -> None:
-        fields: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    def __init__(self, fields: dict[str, Any]) -> None:
         self.url: str = fields["url"]
         self.requests: int = fields["requests"]
         self.tokens: int = fields["tokens"]
         self.users: int = fields["users"]
         self.rate: float | None = fields["rate"]
         self.weigh_at_s: float | None = fields["weigh_at_s"]
-        self._report = Path(fields["report"])
 
     def prompt(self, index: int) -> str:
         return f"request {index}"
@@ -43,7 +40,7 @@ class LoadJob:
         """Put the load on the server; what it cost."""
         await send(0)
         found: dict[str, Any] = {"rss_before": _resident_bytes(), "first_token_s": [], "began_s": []}
-        print(BEGIN, flush=True)
+        say(BEGIN)
         weighing = asyncio.create_task(self._weigh(found))
         cpu, start = _cpu_seconds(), time.perf_counter()
 
@@ -55,9 +52,6 @@ class LoadJob:
         found |= {"cpu_s": _cpu_seconds() - cpu, "seconds": time.perf_counter() - start}
         await weighing
         return found
-
-    def report(self, found: dict[str, Any]) -> None:
-        self._report.write_text(json.dumps(found))
 
     async def _open(self, one: Callable[[int], Awaitable[None]]) -> None:
         start, tasks = time.perf_counter(), []
@@ -79,6 +73,20 @@ class LoadJob:
         if self.weigh_at_s is not None:
             await asyncio.sleep(self.weigh_at_s)
             found["rss_held"] = _resident_bytes()
+
+
+def jobs() -> Iterator[LoadJob]:
+    """The jobs that come in, until there are no more."""
+    for line in sys.stdin:
+        yield LoadJob(json.loads(line))
+
+
+def report(found: dict[str, Any]) -> None:
+    say(json.dumps(found))
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _resident_bytes() -> int:

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from load_job import LoadJob
+from load_job import LoadJob, jobs, report
 
 from qdeploy.bench import event_loop
 from qdeploy.bench.load.client import Client
@@ -54,6 +54,6 @@ def _faults(exchange: Exchange, payload: bytes, tokens: int) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    job = LoadJob()
-    run = asyncio.run if sys.argv[2:] == ["asyncio"] else event_loop.run
-    job.report(run(main(job)))
+    run = asyncio.run if sys.argv[1:] == ["asyncio"] else event_loop.run
+    for job in jobs():
+        report(run(main(job)))

@@ -8,12 +8,12 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from load_job import BEGIN, LoadJob
+from load_job import BEGIN, LoadJob, jobs, report, say
 
 
 def main(job: LoadJob) -> dict[str, Any]:
     """Seconds to first token of requests sent for as long as the load beside it lasts."""
-    print(BEGIN, flush=True)
+    say(BEGIN)
     parts, found = urlsplit(job.url), list[float]()
     with socket.create_connection((parts.hostname, parts.port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -30,5 +30,5 @@ def main(job: LoadJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    job = LoadJob()
-    job.report(main(job))
+    for job in jobs():
+        report(main(job))

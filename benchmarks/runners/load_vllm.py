@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import aiohttp
-from load_job import LoadJob
+from load_job import LoadJob, jobs, report
 from vllm.benchmarks.lib.endpoint_request_func import RequestFuncInput, async_request_openai_completions
 
 
@@ -35,5 +35,5 @@ async def main(job: LoadJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    job = LoadJob()
-    job.report(asyncio.run(main(job)))
+    for job in jobs():
+        report(asyncio.run(main(job)))
