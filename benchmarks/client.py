@@ -27,15 +27,15 @@ from qdeploy.bench.load.ceiling import Ceiling, measure_ceiling
 from qdeploy.bench.mock_server import Pace, mock_server
 from qdeploy.engines.environment import installed
 
-ROUNDS = 3
+ROUNDS = 2
 """Of each measurement, the clients in turn; the least counts, because noise only adds."""
 
 STREAMS = {"requests": 256, "tokens": 128, "users": 32}
 STREAMS_PACE = Pace(first_token_s=0.02, gap_s=0.004)
 """An event comes when the one before has been read, as it does from an engine."""
 
-HELD = {"requests": 1000, "tokens": 4, "rate": 500.0, "weigh_at_s": 4.0}
-HELD_PACE = Pace(first_token_s=0.1, gap_s=2.0)
+HELD = {"requests": 1000, "tokens": 4, "rate": 500.0, "weigh_at_s": 8.0}
+HELD_PACE = Pace(first_token_s=0.1, gap_s=4.0)
 
 OPEN = {"tokens": 64}
 OPEN_PACE = Pace(first_token_s=0.005, gap_s=0.004)
@@ -50,11 +50,12 @@ Report = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Added:
-    """p50 and p99 of the time to first token over a socket's, the socket's, and how far the rate was off."""
+    """p50 and p99 of the time to first token over a socket's, the socket's, how far the rate was off, failures."""
 
     added_ms: NDArray[np.float64]
     socket_ms: NDArray[np.float64]
     rate_error: float
+    failed: int
 
 
 class Contender:
@@ -181,7 +182,7 @@ def _ratio(cost: float, contenders: list[Contender], runner: str) -> str:
 
 
 def _latency_table(contenders: list[Contender], socket: Contender, ceiling: Ceiling) -> str:
-    header = ["client", "load", "p50 added", "p99 added", "p50 of the socket", "p99 of it", "rate off by"]
+    header = ["client", "load", "p50 added", "p99 added", "p50, p99 of the socket", "rate off by", "failed"]
     half = 0.5 / ceiling.share(1.0, OPEN["tokens"])
     rows = [_latencies(c, socket, OPEN_RATE) for c in contenders]
     return table(header, [*rows, _latencies(contenders[0], socket, half, "half of its ceiling, ")])
@@ -195,8 +196,9 @@ def _latencies(contender: Contender, socket: Contender, rate: float, load: str =
         contender.name,
         f"{load}{rate:.0f}/s of {OPEN['tokens']}",
         *(f"{value:+.2f} ms" for value in found.added_ms),
-        *(f"{value:.2f} ms" for value in found.socket_ms),
+        ", ".join(f"{value:.2f}" for value in found.socket_ms) + " ms",
         f"{found.rate_error:.2%}",
+        str(found.failed),
     ]
 
 
@@ -208,7 +210,7 @@ def _beside_a_socket(contender: Contender, socket: Contender, rate: float) -> Ad
     found, reference = _percentiles(report), _percentiles(probe)
     began = sorted(report["began_s"])
     achieved = (len(began) - 1) / (began[-1] - began[0])
-    return Added(found - reference, reference, abs(achieved / rate - 1))
+    return Added(found - reference, reference, abs(achieved / rate - 1), len(report["errors"]))
 
 
 def _percentiles(report: Report) -> NDArray[np.float64]:

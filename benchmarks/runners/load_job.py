@@ -39,14 +39,22 @@ class LoadJob:
     async def load(self, send: Send) -> dict[str, Any]:
         """Put the load on the server; what it cost."""
         await send(0)
-        found: dict[str, Any] = {"rss_before": _resident_bytes(), "first_token_s": [], "began_s": []}
+        found: dict[str, Any] = {
+            "rss_before": _resident_bytes(),
+            "first_token_s": [],
+            "began_s": [],
+            "errors": [],
+        }
         say(BEGIN)
         weighing = asyncio.create_task(self._weigh(found))
         cpu, start = _cpu_seconds(), time.perf_counter()
 
         async def one(index: int) -> None:
             found["began_s"].append(time.perf_counter() - start)
-            found["first_token_s"].append(await send(index))
+            try:
+                found["first_token_s"].append(await send(index))
+            except Exception as error:  # of whatever kind the client has
+                found["errors"].append(repr(error))
 
         await (self._open(one) if self.rate else self._closed(one))
         found |= {"cpu_s": _cpu_seconds() - cpu, "seconds": time.perf_counter() - start}
