@@ -50,7 +50,7 @@ Report = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Added:
-    """p50 and p99 of the time to first token over a socket's, the socket's, how far the rate was off, failures."""
+    """p50 and p99 of the time to first token, in ms: over a socket's, and the socket's own."""
 
     added_ms: NDArray[np.float64]
     socket_ms: NDArray[np.float64]
