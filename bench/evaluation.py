@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,12 +9,13 @@ from pathlib import Path
 from qdeploy.bench.accuracy.comparison import check_pairable, pair, task_scores
 from qdeploy.bench.accuracy.encoding import EncodedItem, encode_item
 from qdeploy.bench.accuracy.items import Task
-from qdeploy.bench.accuracy.scoring import ItemScore, score_items
+from qdeploy.bench.accuracy.scoring import JOURNAL, ItemScore, open_journal, score_items
 from qdeploy.bench.accuracy.table import read_items, write_items
 from qdeploy.bench.accuracy.tasks import load_tasks
+from qdeploy.bench.accuracy.totals import task_figures
 from qdeploy.bench.fidelity import score_windows, summarize
-from qdeploy.bench.records import Engine, Fidelity, RunRecord, TaskScore, load_record
-from qdeploy.bench.run_folder import check_free
+from qdeploy.bench.records import Engine, Fidelity, RunRecord, TaskFigure, TaskScore, load_record
+from qdeploy.bench.run_folder import check_free, resume
 from qdeploy.bench.text import Windows, load_windows
 from qdeploy.bench.token_table import read_tokens, write_tokens
 from qdeploy.bench.tokenizer import Encoder, load_encoder
@@ -69,6 +69,8 @@ def run_eval(
 ) -> RunRecord:
     """Evaluate the model behind `endpoint` and write the run folder: run.json, tokens.parquet, items.parquet.
 
+    Stopped, however it comes, the same call goes on with the answers that it has.
+
     Args:
         folder: must not exist or be empty; it appears when all is measured.
         baseline: a run folder, or an endpoint, which is then evaluated first into `folder`-baseline.
@@ -78,19 +80,21 @@ def run_eval(
         EndpointError: the endpoint fails or cannot return prompt log-probabilities.
         ComparisonError: the baseline was measured on something else.
         UsageError, OutputError: settings that cannot work; a folder that is in use.
+        Interrupted: Ctrl-C while tasks were scored.
     """
     check_free(folder)
     if isinstance(baseline, Endpoint):
         baseline_folder = folder.with_name(f"{folder.name}-baseline")
         run_eval(baseline, settings, baseline_folder)
         baseline = baseline_folder
-    _check_capabilities(probe(endpoint), settings)
+    capabilities = probe(endpoint)
+    _check_capabilities(capabilities, settings)
     plan = _plan(endpoint, settings)
     reference = _Reference.load(baseline, plan, settings) if baseline else None
     with disk_errors(folder):
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial = resume(folder, keep=JOURNAL)
+        fidelity = _fidelity(endpoint, plan, settings, partial, reference)
+        tasks, figures = _accuracy(endpoint, plan, settings, partial, reference, capabilities.listed_logprobs)
         record = RunRecord(
             kind="eval",
             name=folder.name,
@@ -99,10 +103,12 @@ def run_eval(
             settings=_recorded(settings, plan),
             baseline=str(baseline) if baseline else None,
             baseline_engine=reference.record.engine if reference else None,
-            fidelity=_fidelity(endpoint, plan, settings, partial, reference),
-            tasks=_accuracy(endpoint, plan, settings, partial, reference),
+            fidelity=fidelity,
+            tasks=tasks,
+            figures=figures,
         )
         record.save(partial)
+        (partial / JOURNAL).unlink(missing_ok=True)
         if folder.is_dir():
             folder.rmdir()
         partial.rename(folder)
@@ -190,18 +196,24 @@ def _fidelity(
 
 
 def _accuracy(
-    endpoint: Endpoint, plan: _Plan, settings: EvalSettings, folder: Path, reference: _Reference | None
-) -> list[TaskScore]:
+    endpoint: Endpoint,
+    plan: _Plan,
+    settings: EvalSettings,
+    folder: Path,
+    reference: _Reference | None,
+    listed: bool,
+) -> tuple[list[TaskScore], list[TaskFigure]]:
     if not plan.tasks:
-        return []
-    scores = score_items(endpoint, [(t.name, items) for t, items in plan.tasks], settings.concurrency)
+        return [], []
+    with open_journal(folder, endpoint, plan.encoder.sha256) as journal:
+        scores = score_items(endpoint, plan.tasks, settings.concurrency, journal, listed)
     write_items(folder / "items.parquet", scores)
     before = reference.items if reference else None
-    return [
-        score
-        for task, _ in plan.tasks
-        for score in task_scores(task, pair(task, scores, before), settings.margin)
-    ]
+    pairs = [(task, pair(task, scores, before)) for task, _ in plan.tasks]
+    return (
+        [score for task, paired in pairs for score in task_scores(task, paired, settings.margin)],
+        [figure for task, paired in pairs for figure in task_figures(task, paired)],
+    )
 
 
 def _recorded(settings: EvalSettings, plan: _Plan) -> dict[str, object]:
@@ -217,4 +229,4 @@ def _recorded(settings: EvalSettings, plan: _Plan) -> dict[str, object]:
 
 def _split_items(tasks: Sequence[tuple[Task, Sequence[EncodedItem]]]) -> int:
     """Items in which a token spans context and continuation."""
-    return sum(any(r.split for r in item.requests) for _, items in tasks for item in items)
+    return sum(item.split for _, items in tasks for item in items)

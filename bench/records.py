@@ -138,8 +138,25 @@ class TaskScore(Record):
     detectable: float | None = None
 
 
+class TaskFigure(Record):
+    """A figure of one task that is no share of its items: perplexity, F1, a bias score. No verdict."""
+
+    task: str
+    title: str
+    source: str
+    items: int
+    metric: str
+    lower_is_better: bool
+    value: Estimate
+    baseline_value: Estimate | None = None
+    difference: Estimate | None = None
+
+
 class RunRecord(Record):
-    """The manifest of a run, `run.json`."""
+    """The manifest of a run, `run.json`.
+
+    `skipped` names the tasks of a suite that were not asked, each with the reason.
+    """
 
     record: Literal["qdeploy-run"] = "qdeploy-run"
     schema_version: int = SCHEMA
@@ -153,6 +170,8 @@ class RunRecord(Record):
     load: LoadResult | None = None
     fidelity: Fidelity | None = None
     tasks: list[TaskScore] = Field(default_factory=list)
+    figures: list[TaskFigure] = Field(default_factory=list)
+    skipped: dict[str, str] = Field(default_factory=dict)
     verify: dict[str, Any] | None = None
     noise: dict[str, Any] | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from qdeploy.bench.records import Estimate, Fidelity, RunRecord, TaskScore
+from qdeploy.bench.records import Estimate, Fidelity, RunRecord, TaskFigure, TaskScore
 from qdeploy.bench.statistics import detectable_difference
 
 PLANNED_CHURN = (0.05, 0.10)
@@ -20,6 +20,9 @@ def render_eval(record: RunRecord) -> RenderableType:
     if record.tasks:
         parts.append(_tasks(record.tasks))
         parts += [_power(score) for score in record.tasks if score.part_of is None]
+    if record.figures:
+        parts.append(_figures(record.figures))
+    parts += [f"Not asked: {task}. {reason}" for task, reason in record.skipped.items()]
     return Group(*parts)
 
 
@@ -64,6 +67,18 @@ def _comparison(score: TaskScore) -> tuple[str, ...]:
         "" if score.mcnemar_p is None else f"{score.mcnemar_p:.3f}",
         score.verdict or "",
     )
+
+
+def _figures(figures: list[TaskFigure]) -> Table:
+    table = Table(title="Figures that are no shares")
+    paired = any(figure.difference is not None for figure in figures)
+    for title in ("task", "items", "metric", "value [95 % interval]", *(("difference",) if paired else ())):
+        table.add_column(title, justify="left" if title == "task" else "right")
+    for figure in figures:
+        metric = f"{figure.metric} {'↓' if figure.lower_is_better else '↑'}"
+        cells = [figure.title, str(figure.items), metric, _estimate(figure.value, "{:.4g}")]
+        table.add_row(*cells, *((_estimate(figure.difference, "{:+.4g}"),) if paired else ()))
+    return table
 
 
 def _power(score: TaskScore) -> str:

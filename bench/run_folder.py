@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from qdeploy.errors import OutputError
@@ -19,3 +20,15 @@ def check_free(folder: Path) -> None:
         raise OutputError(f"Cannot write {folder}: {nearest} is not a folder that this user may write to.")
     if nearest == folder and any(folder.iterdir()):
         raise OutputError(f"{folder} is in use. Choose another folder with -o, or remove it.")
+
+
+def resume(folder: Path, keep: str) -> Path:
+    """The folder in which the run is made until it is whole; of an earlier try it holds the file `keep`."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    for entry in partial.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != keep:
+            entry.unlink()
+    return partial

@@ -83,7 +83,5 @@ def load_encoder(endpoint: Endpoint, folder: Path | None) -> Encoder:
 
 def served_folder(endpoint: Endpoint) -> Path | None:
     """The local checkpoint folder behind the endpoint, from the `root` that vLLM's /v1/models tells."""
-    cards = (endpoint.get_optional("/v1/models") or {}).get("data") or []
-    roots = [card.get("root") for card in cards if card.get("id") == endpoint.model]
-    folder = Path(roots[0]) if roots and roots[0] else None
+    folder = Path(endpoint.root) if endpoint.root else None
     return folder if folder and folder.is_dir() else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -19,15 +20,19 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from qdeploy.engines.scores import Scores, from_echo, from_prompt_logprobs
+from qdeploy.engines.scores import NextToken, Scores, from_completion, from_echo, from_prompt_logprobs
 from qdeploy.errors import EndpointError
 
 KEY_VARIABLES = ("QDEPLOY_API_KEY", "OPENAI_API_KEY")
 ATTEMPTS = 4
 BACKOFF_S = 0.5
-"""Wait before the second attempt; doubled before each further one."""
+"""Wait before the second attempt, give or take half of it; doubled before each further one."""
+
+BUSY = 429
 
 MAX_CONNECTIONS = 64
+TOP_LOGPROBS = 20
+"""Most log-probabilities of a generated token that servers give out unless told otherwise."""
 
 
 class Endpoint:
@@ -109,6 +114,13 @@ class Endpoint:
         return int(length) if length is not None else None
 
     @property
+    def root(self) -> str | None:
+        """The folder or hub name that is served, where the server tells (vLLM does)."""
+        return next(
+            (card["root"] for card in self._cards if card["id"] == self.model and card.get("root")), None
+        )
+
+    @property
     def owner(self) -> str | None:
         """What the server calls itself in its list of models: "vllm", "sglang", "llamacpp" …"""
         return next((str(card["owned_by"]) for card in self._cards if card.get("owned_by")), None)
@@ -134,18 +146,57 @@ class Endpoint:
         data = [line[5:].strip() for line in answer.text.splitlines() if line.startswith("data:")]
         return [json.loads(chunk) for chunk in data if chunk != "[DONE]"]
 
-    def score(self, token_ids: Sequence[int], top_k: int = 0) -> Scores:
+    def score(self, token_ids: Sequence[int], top_k: int = 0, greedy: bool = False) -> Scores:
         """Log-probabilities of the sequence's own tokens and, for `top_k` > 0, of the likeliest ones.
+
+        Args:
+            greedy: without `top_k`, also tell which tokens are the likeliest ones; a longer answer.
+
+        Raises:
+            EndpointError: the sequence does not fit the model, or the server returns no such figures.
+        """
+        if len(token_ids) < 2:
+            raise EndpointError(
+                f"A sequence of {len(token_ids)} tokens has nothing to score: give at least 2."
+            )
+        self._check_length(len(token_ids))
+        if top_k > 0:
+            answer = self.complete(token_ids, max_tokens=1, prompt_logprobs=top_k)
+            return from_prompt_logprobs(token_ids, _choice(answer), top_k)
+        options = {"max_tokens": 1, "echo": True, "logprobs": int(greedy), "return_tokens_as_token_ids": True}
+        return from_echo(token_ids, _choice(self.complete(token_ids, **options)), greedy)
+
+    def next_token(self, token_ids: Sequence[int], candidates: Sequence[int], listed: bool) -> NextToken:
+        """What follows the sequence: the likeliest token, and the log-probabilities of candidates.
+
+        Args:
+            listed: ask for these very candidates (vLLM's `logprob_token_ids`); else for the likeliest 20,
+                among which they may be missing.
 
         Raises:
             EndpointError: the sequence does not fit the model, or the server returns no such figures.
         """
         self._check_length(len(token_ids))
-        if top_k > 0:
-            answer = self.complete(token_ids, max_tokens=1, prompt_logprobs=top_k)
-            return from_prompt_logprobs(token_ids, _choice(answer), top_k)
-        options = {"max_tokens": 1, "echo": True, "logprobs": 0, "return_tokens_as_token_ids": True}
-        return from_echo(token_ids, _choice(self.complete(token_ids, **options)))
+        options: dict[str, Any] = {"max_tokens": 1, "return_tokens_as_token_ids": True}
+        if listed:
+            options |= {"logprobs": 1, "logprob_token_ids": sorted(set(candidates))}
+        else:
+            options |= {"logprobs": TOP_LOGPROBS}
+        return from_completion(_choice(self.complete(token_ids, **options)))
+
+    def generate(self, token_ids: Sequence[int], **options: Any) -> str:
+        """The text that the model goes on with; greedy unless `options` say otherwise.
+
+        Raises:
+            EndpointError: the request is refused, or its answer holds no text.
+        """
+        if self.owner == "vllm":
+            # A model folder's own generation defaults would hold for greedy decoding too.
+            options = {"repetition_penalty": 1.0, **options}
+        text = _choice(self.complete(token_ids, **options)).get("text")
+        if text is None:
+            raise EndpointError(f"{self.base_url}/completions answered without a text.")
+        return str(text)
 
     def score_many(
         self,
@@ -197,8 +248,6 @@ class Endpoint:
         return {"model": self.model, "prompt": text_or_ids, "temperature": 0, **options, **more}
 
     def _check_length(self, length: int) -> None:
-        if length < 2:
-            raise EndpointError(f"A sequence of {length} tokens has nothing to score: give at least 2.")
         limit = self.max_model_len
         if limit is not None and length >= limit:
             raise EndpointError(
@@ -207,7 +256,7 @@ class Endpoint:
             )
 
     def _request(self, method: str, url: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        """Send, with another attempt after a broken connection or a 5xx answer."""
+        """Send, with another attempt after a broken connection, a 429 or a 5xx answer, and after no other."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 response = self._client.request(method, url, json=body)
@@ -221,12 +270,13 @@ class Endpoint:
             except httpx.HTTPError as error:
                 raise EndpointError(f"{url} failed: {error or type(error).__name__}.") from error
             else:
-                if response.status_code < 500:
+                if response.status_code < 500 and response.status_code != BUSY:
                     self._check_status(response)
                     return response
                 failure = None
             if attempt < ATTEMPTS:
-                time.sleep(BACKOFF_S * 2 ** (attempt - 1))
+                # Spread out, so that requests that failed together do not come back together.
+                time.sleep(BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
         if failure is not None:
             raise EndpointError(
                 f"Cannot reach {url}: {failure} ({ATTEMPTS} attempts). Is the server up, and is this its URL?"

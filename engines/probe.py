@@ -28,6 +28,7 @@ class Capabilities:
         engine: what the server calls itself, e.g. "vllm"; "unknown" where it does not say.
         prompt_logprobs: log-probabilities of the prompt's own tokens, for prompts given as token ids.
         top_k: most log-probabilities per prompt position, keyed by token id, that it gave; 0: none.
+        listed_logprobs: log-probabilities of chosen candidates for the next token, whatever their rank.
         special_tokens: tokens such as BOS that the server puts before a prompt given as text.
         empty_output: takes `max_tokens` 0.
         usage: counts tokens in a plain answer; stream_usage: at a stream's end; continuous_usage: in each
@@ -41,6 +42,7 @@ class Capabilities:
     max_model_len: int | None
     prompt_logprobs: bool
     top_k: int
+    listed_logprobs: bool
     special_tokens: int | None
     empty_output: bool
     usage: bool
@@ -86,6 +88,7 @@ def probe(endpoint: Endpoint) -> Capabilities:
         max_model_len=endpoint.max_model_len,
         prompt_logprobs=supports("prompt_logprobs", partial(_check_scores, endpoint)),
         top_k=next((k for k in TOP_K if supports(f"top_k={k}", partial(_check_top, endpoint, k))), 0),
+        listed_logprobs=supports("listed_logprobs", partial(_check_listed, endpoint)),
         special_tokens=_special_tokens(endpoint),
         empty_output=supports("empty_output", partial(_check_empty_output, endpoint)),
         usage=supports("usage", partial(_check_usage, endpoint)),
@@ -112,6 +115,16 @@ def _check_top(endpoint: Endpoint, k: int) -> None:
     found = len(top[-1]) if top else 0
     if found != k:
         raise EndpointError(f"The endpoint gave {found} log-probabilities per position of {k} asked for.")
+
+
+def _check_listed(endpoint: Endpoint) -> None:
+    """Tokens that no model would write here must come with log-probabilities too."""
+    found = endpoint.next_token(PATTERN * 2, PATTERN[1:], listed=True).logprobs
+    missing = sorted(set(PATTERN[1:]) - set(found))
+    if missing:
+        raise EndpointError(
+            f"The endpoint gave no log-probabilities of tokens {missing}, which were asked for."
+        )
 
 
 def _special_tokens(endpoint: Endpoint) -> int | None:

@@ -22,16 +22,35 @@ class Scores:
         top: [T], token id → ln p of the k likeliest tokens at each position, likeliest first; {} at t = 0.
             None when they were not asked for.
         clamped: how many of `token_logprobs` stand for −inf (the server writes −9999).
+        greedy: [T], whether each token is the likeliest one at its place; None where that was not asked for.
     """
 
     token_ids: list[int]
     token_logprobs: list[float | None]
     top: list[dict[int, float]] | None = None
     clamped: int = 0
+    greedy: list[bool] | None = None
 
     def total(self, start: int = 1) -> float:
         """Sum of the log-probabilities from position `start` on; position 0 counts nothing."""
         return sum(value for value in self.token_logprobs[start:] if value is not None)
+
+    def is_greedy(self, start: int) -> bool | None:
+        """Whether greedy decoding would write every token from `start` on; None where that is not known."""
+        return all(self.greedy[start:]) if self.greedy is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """What a model would write next.
+
+    Attributes:
+        likeliest: the token that greedy decoding writes.
+        logprobs: token id → ln p, nats, of the tokens that the server told of.
+    """
+
+    likeliest: int
+    logprobs: dict[int, float]
 
 
 def from_prompt_logprobs(token_ids: Sequence[int], choice: dict[str, Any], top_k: int) -> Scores:
@@ -55,8 +74,11 @@ def from_prompt_logprobs(token_ids: Sequence[int], choice: dict[str, Any], top_k
     return Scores(list(token_ids), chosen, top, _clamped(chosen))
 
 
-def from_echo(token_ids: Sequence[int], choice: dict[str, Any]) -> Scores:
+def from_echo(token_ids: Sequence[int], choice: dict[str, Any], greedy: bool = False) -> Scores:
     """Read `logprobs.token_logprobs` of a request with `echo`; generated tokens behind the prompt are cut.
+
+    Args:
+        greedy: also read `logprobs.top_logprobs`, which must list the likeliest token of each position.
 
     Raises:
         EndpointError: there are none for the prompt, or they are those of another sequence.
@@ -69,7 +91,41 @@ def from_echo(token_ids: Sequence[int], choice: dict[str, Any]) -> Scores:
     for position, (token, written) in enumerate(zip(token_ids, logprobs.get("tokens") or (), strict=False)):
         if str(written).startswith("token_id:") and written != f"token_id:{token}":
             raise _other_sequence(position, token)
-    return Scores(list(token_ids), values, None, _clamped(values))
+    return Scores(
+        list(token_ids), values, None, _clamped(values), _greedy(values, logprobs) if greedy else None
+    )
+
+
+def _greedy(values: Sequence[float | None], logprobs: dict[str, Any]) -> list[bool]:
+    """Which tokens are as likely as the likeliest listed beside them; lm-eval's rule."""
+    top = list(logprobs.get("top_logprobs") or ())[1 : len(values)]
+    if len(top) != len(values) - 1 or not all(top):
+        raise missing_logprobs(sum(map(bool, top)), len(values) - 1, "top_logprobs with echo")
+    likeliest = [max(listed.values()) for listed in top]
+    return [True, *(value == best for value, best in zip(values[1:], likeliest, strict=True))]
+
+
+def from_completion(choice: dict[str, Any]) -> NextToken:
+    """Read the log-probabilities of the first generated token, written as `token_id:N`.
+
+    Raises:
+        EndpointError: there are none.
+    """
+    logprobs = choice.get("logprobs") or {}
+    tokens, top = logprobs.get("tokens") or [""], (logprobs.get("top_logprobs") or [None])[0]
+    found = {_token_id(name): float(value) for name, value in (top or {}).items()}
+    likeliest = _token_id(str(tokens[0]))
+    if likeliest is None or not found or None in found:
+        raise EndpointError(
+            "The endpoint gives no log-probabilities, by token id, of the token that it generates: "
+            f"{str(logprobs)[:200]}"
+        )
+    return NextToken(likeliest, {token: value for token, value in found.items() if token is not None})
+
+
+def _token_id(written: str) -> int | None:
+    number = written.removeprefix("token_id:")
+    return int(number) if number != written and number.isdecimal() else None
 
 
 def missing_logprobs(found: int, wanted: int, field: str) -> EndpointError:

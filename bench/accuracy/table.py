@@ -26,6 +26,9 @@ SCHEMA = pa.schema(
         ("loglikelihoods", pa.list_(pa.float64())),
         ("lengths", pa.list_(pa.int32())),
         ("split", pa.bool_()),
+        ("values", pa.map_(pa.string(), pa.float64())),
+        ("parts", pa.string()),
+        ("response", pa.string()),
     ]
 )
 
@@ -45,6 +48,7 @@ def read_items(folder: Path) -> list[ItemScore]:
     if not path.is_file():
         return []
     try:
-        return [ItemScore(**row) for row in pq.read_table(path).to_pylist()]
+        rows = pq.read_table(path).to_pylist(maps_as_pydicts="strict")
+        return [ItemScore(**row) for row in rows]
     except (pa.ArrowException, TypeError) as error:
         raise ComparisonError(f"{path} is not readable as item scores: {error}") from error

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qdeploy.bench.accuracy.encoding import Generation, Request, encode_item, encode_request
+from qdeploy.bench.accuracy.items import Generate, Item, Likelihood
+from qdeploy.bench.accuracy.journal import Journal
+from qdeploy.bench.accuracy.scheduler import answer_all, jobs
+from qdeploy.bench.tokenizer import Encoder
+from qdeploy.errors import EndpointError, Interrupted
+from tests.bench.accuracy.conftest import Ask, client
+
+
+@pytest.fixture
+def requests(encoder: Encoder) -> list[Request]:
+    return [encode_request(encoder, f"Question {i}:", f" word {j}") for i in range(6) for j in range(2)]
+
+
+@pytest.fixture
+def labels(encoder: Encoder) -> list[Request]:
+    return [encode_request(encoder, f"Question {i}:", label) for i in range(3) for label in "ABCD"]
+
+
+def _scores(ask: Ask, requests: list[Request], path: Path, listed: bool, **behaviour: Any) -> tuple[Any, Any]:
+    server = ask()
+    for name, value in behaviour.items():
+        setattr(server, name, value)
+    with client(server) as endpoint, Journal(path, {}) as journal:
+        answer_all(endpoint, requests, journal, 3, listed)
+        return server, [journal.get(request) for request in requests]
+
+
+def test_the_same_request_is_sent_once(ask: Ask, requests: list[Request], journal: Journal) -> None:
+    server = ask()
+    with client(server) as endpoint:
+        answer_all(endpoint, requests * 3, journal, 4)
+        answer_all(endpoint, requests, journal, 4)
+    assert len(server.asked) == len(requests)
+
+
+def test_requests_that_begin_alike_follow_each_other(requests: list[Request]) -> None:
+    shuffled = requests[::2] + requests[1::2]
+    contexts = [job.ids[:12] for job in jobs(shuffled)]
+    assert len(list(itertools.groupby(contexts))) == len(set(contexts))
+
+
+def test_no_more_in_flight_than_asked_for(ask: Ask, requests: list[Request], journal: Journal) -> None:
+    server = ask()
+    server.delay_s = 0.01
+    with client(server) as endpoint:
+        answer_all(endpoint, requests, journal, 3)
+    assert server.peak == 3
+
+
+@pytest.mark.parametrize("behaviour", [{"lists": True}, {"lists": False, "top": 1024}])
+def test_one_request_answers_all_labels(
+    ask: Ask,
+    labels: list[Request],
+    tmp_path: Path,
+    behaviour: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qdeploy.engines.endpoint.TOP_LOGPROBS", 1024)
+    plain = [Request(r.ids, r.start, greedy=True) for r in labels]
+    _, slow = _scores(ask, [r for r in plain if r.ids[-1] == plain[0].ids[-1]], tmp_path / "one", False)
+    server, fast = _scores(ask, plain, tmp_path / "all", behaviour["lists"], **behaviour)
+    assert len(server.asked) == 3
+    assert [a.loglikelihood for a in fast[::4]] == pytest.approx([a.loglikelihood for a in slow], abs=1e-5)
+    assert [a.greedy for a in fast[::4]] == [a.greedy for a in slow]
+
+
+def test_labels_that_are_not_among_the_top_are_scored(
+    ask: Ask, labels: list[Request], tmp_path: Path
+) -> None:
+    server, answers = _scores(ask, labels, tmp_path / "top", False, lists=False, top=2)
+    _, slow = _scores(ask, labels, tmp_path / "listed", True)
+    assert len(server.asked) > len(labels)
+    assert [a.loglikelihood for a in answers] == pytest.approx([a.loglikelihood for a in slow], abs=1e-5)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_passing_trouble_is_tried_again(
+    ask: Ask, requests: list[Request], tmp_path: Path, status: int
+) -> None:
+    _, answers = _scores(ask, requests, tmp_path / "j", False, statuses=[status, status])
+    assert None not in answers
+
+
+def test_a_refusal_is_not_tried_again(ask: Ask, requests: list[Request], journal: Journal) -> None:
+    server = ask()
+    server.statuses = [400] * 50
+    with client(server) as endpoint, pytest.raises(EndpointError, match="400: as told"):
+        answer_all(endpoint, requests[:1], journal, 1)
+    assert len(server.statuses) == 49
+
+
+def test_a_dying_engine_loses_no_finished_item(ask: Ask, requests: list[Request], tmp_path: Path) -> None:
+    path, server = tmp_path / "answers.jsonl", ask()
+    server.dies_after = 5
+    with client(server) as endpoint, Journal(path, {}) as journal, pytest.raises(EndpointError):
+        answer_all(endpoint, requests, journal, 2)
+    assert len(server.asked) == 5
+    kept = len(path.read_text().splitlines()) - 1
+    assert kept == 5
+    server, answers = _scores(ask, requests, path, False)
+    assert len(server.asked) == len(requests) - 5
+    assert None not in answers
+
+
+def test_ctrl_c_keeps_what_is_under_way(ask: Ask, requests: list[Request], tmp_path: Path) -> None:
+    import signal
+
+    path, server = tmp_path / "answers.jsonl", ask()
+    server.delay_s = 0.05
+    threading.Timer(0.12, lambda: signal.raise_signal(signal.SIGINT)).start()
+    with (
+        client(server) as endpoint,
+        Journal(path, {}) as journal,
+        pytest.raises(Interrupted, match="goes on"),
+    ):
+        answer_all(endpoint, requests, journal, 2)
+    assert 0 < len(server.asked) < len(requests)
+    assert len(path.read_text().splitlines()) - 1 == len(server.asked)
+
+
+def test_a_torn_last_line_is_dropped(tmp_path: Path, requests: list[Request]) -> None:
+    path = tmp_path / "answers.jsonl"
+    with Journal(path, {"name": "m"}) as journal:
+        for request in requests:
+            journal.add(request, Likelihood(-1.5, False))
+    whole = path.read_bytes()
+    for cut in range(len(whole) - 60, len(whole)):
+        path.write_bytes(whole[:cut])
+        with Journal(path, {"name": "m"}) as journal:
+            assert len(journal.answers) == len(requests) - 1
+            journal.add(requests[-1], Likelihood(-2.0))
+        with Journal(path, {"name": "m"}) as journal:
+            assert len(journal.answers) == len(requests)
+            assert journal.get(requests[-1]) == Likelihood(-2.0)
+
+
+def test_answers_of_another_model_are_not_used(tmp_path: Path, requests: list[Request]) -> None:
+    path = tmp_path / "answers.jsonl"
+    with Journal(path, {"name": "m"}) as journal:
+        journal.add(requests[0], Likelihood(-1.5))
+    with Journal(path, {"name": "other"}) as journal:
+        assert journal.get(requests[0]) is None
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"journal": 1, "model": {"name": "other"}}
+    ]
+
+
+def test_text_ends_before_the_first_stop_sequence(ask: Ask, encoder: Encoder, journal: Journal) -> None:
+    """Also where the server leaves it in, or does not know it."""
+    server = ask()
+    free = Generate("Once", (), 12)
+    with client(server) as endpoint:
+        whole = _text(endpoint, encoder, journal, free)
+        stop = whole[4:6]
+        assert _text(endpoint, encoder, journal, Generate("Once", (stop,), 12)) == whole.split(stop)[0]
+        server.stops = False
+        assert _text(endpoint, encoder, journal, Generate("Once", (stop,), 13)) == whole.split(stop)[0]
+
+
+def _text(endpoint: Any, encoder: Encoder, journal: Journal, call: Generate) -> str:
+    [request] = encode_item(encoder, Item("0", "c", (call,), None, ()), None).requests
+    assert isinstance(request, Generation)
+    answer_all(endpoint, [request], journal, 1)
+    return str(journal.get(request))
