@@ -11,7 +11,7 @@ from qdeploy.bench.accuracy.encoding import EncodedItem, encode_item
 from qdeploy.bench.accuracy.items import Task
 from qdeploy.bench.accuracy.scoring import JOURNAL, ItemScore, open_journal, score_items
 from qdeploy.bench.accuracy.table import read_items, write_items
-from qdeploy.bench.accuracy.tasks import load_tasks
+from qdeploy.bench.accuracy.tasks import Loaded, load_all
 from qdeploy.bench.accuracy.totals import task_figures
 from qdeploy.bench.fidelity import score_windows, summarize
 from qdeploy.bench.records import Engine, Fidelity, RunRecord, TaskFigure, TaskScore, load_record
@@ -35,6 +35,9 @@ class EvalSettings:
         windows, window_tokens: how much of the text.
         top_k: log-probabilities kept at each position.
         tasks: names of tasks or task files.
+        suite: name of a suite of tasks, asked besides `tasks`; what it lacks is skipped and said.
+        num_fewshot: examples before each question where the task leaves it open; None: the task's own number.
+        data_dir: folder with the data sets' original files; None: the hub.
         limit: items a task; None takes all.
         margin: share of the baseline's accuracy that may be lost.
         concurrency: requests in flight.
@@ -46,6 +49,9 @@ class EvalSettings:
     window_tokens: int = 512
     top_k: int = 128
     tasks: tuple[str, ...] = ("smoke",)
+    suite: str | None = None
+    num_fewshot: int | None = None
+    data_dir: Path | None = None
     limit: int | None = None
     margin: float = 0.01
     concurrency: int = 8
@@ -58,6 +64,7 @@ class _Plan:
     encoder: Encoder
     windows: Windows | None
     tasks: list[tuple[Task, list[EncodedItem]]]
+    loaded: Loaded
 
 
 def run_eval(
@@ -106,6 +113,8 @@ def run_eval(
             fidelity=fidelity,
             tasks=tasks,
             figures=figures,
+            skipped=plan.loaded.skipped,
+            incomplete=plan.loaded.incomplete,
         )
         record.save(partial)
         (partial / JOURNAL).unlink(missing_ok=True)
@@ -138,11 +147,12 @@ def _plan(endpoint: Endpoint, settings: EvalSettings) -> _Plan:
     windows = None
     if settings.text is not None:
         windows = load_windows(settings.text, encoder, settings.windows, settings.window_tokens)
+    loaded = load_all(settings.tasks, settings.suite, settings.limit, settings.num_fewshot, settings.data_dir)
     tasks = [
         (task, [encode_item(encoder, item, endpoint.max_model_len) for item in task.items])
-        for task in load_tasks(settings.tasks, settings.limit)
+        for task in loaded.tasks
     ]
-    return _Plan(encoder, windows, tasks)
+    return _Plan(encoder, windows, tasks, loaded)
 
 
 @dataclass(frozen=True)
@@ -219,6 +229,7 @@ def _accuracy(
 def _recorded(settings: EvalSettings, plan: _Plan) -> dict[str, object]:
     recorded = asdict(replace(settings, tokenizer=None)) | {
         "tasks": list(settings.tasks),
+        "data_dir": str(settings.data_dir) if settings.data_dir else None,
         "tokenizer_sha256": plan.encoder.sha256,
         "bos": plan.encoder.bos_policy,
         "split_items": _split_items(plan.tasks),

@@ -155,7 +155,8 @@ class TaskFigure(Record):
 class RunRecord(Record):
     """The manifest of a run, `run.json`.
 
-    `skipped` names the tasks of a suite that were not asked, each with the reason.
+    `skipped` names the tasks of a suite that were not asked, each with the reason; `incomplete` those whose
+    number of documents is not the release's.
     """
 
     record: Literal["qdeploy-run"] = "qdeploy-run"
@@ -172,6 +173,7 @@ class RunRecord(Record):
     tasks: list[TaskScore] = Field(default_factory=list)
     figures: list[TaskFigure] = Field(default_factory=list)
     skipped: dict[str, str] = Field(default_factory=dict)
+    incomplete: dict[str, str] = Field(default_factory=dict)
     verify: dict[str, Any] | None = None
     noise: dict[str, Any] | None = None
 

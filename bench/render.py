@@ -22,6 +22,7 @@ def render_eval(record: RunRecord) -> RenderableType:
         parts += [_power(score) for score in record.tasks if score.part_of is None]
     if record.figures:
         parts.append(_figures(record.figures))
+    parts += [f"Not the whole of {task}: {what}." for task, what in record.incomplete.items()]
     parts += [f"Not asked: {task}. {reason}" for task, reason in record.skipped.items()]
     return Group(*parts)
 

@@ -5,12 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from qdeploy.bench.accuracy.items import Answer, Call, Generate, Item, Metric, Rolling, Task, Total
+from qdeploy.bench.accuracy.items import (
+    Answer,
+    Call,
+    Generate,
+    Item,
+    Metric,
+    Rolling,
+    Task,
+    Total,
+    multiple_choice,
+)
+from qdeploy.bench.accuracy.sources.catalogue import local_data
 from qdeploy.errors import UsageError
 
 FEWSHOT_SEED = 1234
@@ -18,11 +29,19 @@ MAX_NEW_TOKENS = 256
 """Of an answer whose task sets no limit; lm-eval's default."""
 
 NO_FILTER = "none"
+RANKED = "r@1"
+"""lm-eval 0.4.13 looks for the best of a flat list of log-likelihoods and flags in MuTual's r@1, and so finds the
+second choice right whatever the model says. acc is counted beside it."""
+
 OUTPUTS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 
 
 def harness_tasks(
-    name: str, limit: int | None, shots: int | None = None, cluster_by: Sequence[str] = ()
+    name: str,
+    limit: int | None,
+    shots: int | None = None,
+    cluster_by: Sequence[str] = (),
+    data_dir: Path | None = None,
 ) -> list[Task]:
     """The task, the group as one task of several kinds, all tasks of the tag, or what a YAML file defines.
 
@@ -31,21 +50,23 @@ def harness_tasks(
     Args:
         limit: items of each task, and of each part of a group; the first ones.
         shots: examples before each question, where the task does not insist on none; None: the task's own.
-        cluster_by: fields of a document by which items belong together; none: each stands for itself.
+        cluster_by: fields of a document by which items belong together ("task": all do); none: each stands
+            for itself.
+        data_dir: folder with the data sets' original files; None: the hub.
 
     Raises:
         UsageError: lm-eval is missing, knows no such task, cannot get its data, or the task needs what an
             endpoint for text has not.
     """
-    loaded = _load(name)
+    loaded = _load(name, data_dir)
     tasks = [task_of(leaf, task, limit, shots, cluster_by) for leaf, task in loaded["tasks"].items()]
     group = loaded.get("groups", {}).get(name)
     return [joined(name, tasks)] if group is not None and _alike(tasks) else tasks
 
 
-def _load(name: str) -> Any:
+def _load(name: str, data_dir: Path | None) -> Any:
     try:
-        from lm_eval.tasks import TaskManager
+        import lm_eval.tasks  # noqa: F401
     except ImportError as error:
         raise UsageError(
             f"--tasks {name} is a task of lm-eval, which is not installed: pip install 'qdeploy[eval]'. "
@@ -56,14 +77,22 @@ def _load(name: str) -> Any:
         raise UsageError(f"--tasks {name}: no such file.")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
-        # Reading the definitions of all tasks takes seconds, and a file stands for itself.
-        return TaskManager(include_defaults=not is_file).load(name)
+        with local_data(data_dir):
+            return _manager(all_tasks=not is_file).load(name)
     except (KeyError, OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"--tasks {name}: lm-eval cannot load it: {error}. Without access to the hub, give the folder of "
             "the original files with --data-dir, or a YAML file whose dataset_path is json and whose "
             "dataset_kwargs name local data_files."
         ) from error
+
+
+@cache
+def _manager(all_tasks: bool) -> Any:
+    """Reading the definitions of all tasks takes seconds; a file stands for itself."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=all_tasks)
 
 
 def _alike(tasks: Sequence[Task]) -> bool:
@@ -83,7 +112,8 @@ def joined(name: str, tasks: Sequence[Task]) -> Task:
         return graders[item.kind](own, answers)
 
     source = tasks[0].source.replace(tasks[0].name, name, 1)
-    return replace(tasks[0], name=name, title=name, source=source, items=items, grade=grade)
+    rows = sum(task.rows or 0 for task in tasks)
+    return replace(tasks[0], name=name, title=name, source=source, items=items, grade=grade, rows=rows)
 
 
 def task_of(name: str, task: Any, limit: int | None, shots: int | None, cluster_by: Sequence[str]) -> Task:
@@ -110,7 +140,8 @@ def task_of(name: str, task: Any, limit: int | None, shots: int | None, cluster_
     metadata = task.config.metadata or {}
     source = f"lm-eval {name} v{metadata.get('version', '?')}, {task.config.num_fewshot}-shot"
     metrics, totals, falling = _metrics(name, task)
-    return Task(name, name, source, items, metrics, partial(_grade, task, asked), totals, falling)
+    grade = partial(_grade, task, asked)
+    return Task(name, name, source, items, metrics, grade, totals, falling, rows=len(task.eval_docs))
 
 
 def _needs_greedy(task: Any) -> bool:
@@ -142,6 +173,8 @@ def _metrics(name: str, task: Any) -> tuple[tuple[Metric, ...], dict[Metric, Tot
                 totals[full] = aggregate
             if not rising:
                 falling.add(full)
+    if RANKED in means:
+        means.append("acc")
     if not means and not totals:
         raise UsageError(f"--tasks {name}: its definition counts no metric.")
     return tuple(means), totals, frozenset(falling)
@@ -151,7 +184,7 @@ def _item(task: Any, doc_id: str, instances: Sequence[Any], cluster_by: Sequence
     doc = instances[0].doc
     name = task.config.task
     choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else []
-    shared = "/".join(str(doc[field]) for field in cluster_by if field in doc)
+    shared = "task" if "task" in cluster_by else "/".join(str(doc[f]) for f in cluster_by if f in doc)
     return Item(
         doc_id=doc_id,
         cluster=f"{name}/{shared or doc_id}",
@@ -209,7 +242,7 @@ def _grade(
         results = [instance.filtered_resps[ensemble.name] for instance in instances]
         for metric, value in task.process_results(instances[0].doc, results).items():
             found[metric if ensemble.name == NO_FILTER else f"{metric},{ensemble.name}"] = value
-    return found
+    return {**multiple_choice(item, answers), **found} if RANKED in found else found
 
 
 def _as_lm_eval(task: Any, answer: Answer) -> object:

@@ -110,6 +110,7 @@ class Task:
         metrics: whose figure is the mean of the items' values.
         totals: metrics whose figure is made from all items at once (perplexity, F1 …).
         falling: metrics that are better when lower.
+        rows: documents that there are, asked or not; None where nobody counted.
     """
 
     name: str
@@ -120,3 +121,4 @@ class Task:
     grade: Grade = multiple_choice
     totals: Mapping[Metric, Total] = field(default_factory=dict)
     falling: frozenset[Metric] = frozenset()
+    rows: int | None = None

@@ -30,8 +30,22 @@ def evaluate(
         int, typer.Option(help="Log-probabilities kept a position; at most the engine's --max-logprobs.")
     ] = 128,
     tasks: Annotated[
-        str, typer.Option(help="Comma-separated: `smoke`, lm-eval task names or YAML files, or `none`.")
-    ] = "smoke",
+        str | None,
+        typer.Option(
+            help="Comma-separated: `smoke`, lm-eval task names or YAML files, or `none`; default: `smoke` where "
+            "no --suite is given."
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Suite of tasks: `s1` (26 data sets) or `openllm`.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(help="Examples before each question; default: the task's own number.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the data sets' original files (docs/tasks.md); default: the hub."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first items of each task.")] = None,
     margin: Annotated[
         float, typer.Option(help="Share of the baseline's accuracy that may be lost and still pass.")
@@ -47,10 +61,10 @@ def evaluate(
 
     Fidelity is measured on a text: perplexity by the protocol of the GPTQ papers (non-overlapping windows),
     and, against the baseline, a lower bound of the Kullback-Leibler divergence from the top log-probabilities
-    of both models and the share of positions where both like the same token best. Accuracy is multiple choice
-    by log-likelihood with lm-eval's protocol; `smoke` is qdeploy's own generated suite (docs/smoke-suite.md),
-    not a public benchmark. Against a baseline, items are paired, and the verdict is pass, fail or
-    inconclusive.
+    of both models and the share of positions where both like the same token best. Accuracy is of lm-eval's
+    tasks, with its prompts and metrics, or of `smoke`, qdeploy's own generated suite (docs/smoke-suite.md),
+    not a public benchmark. Against a baseline, items are paired, and the verdict is pass, fail or inconclusive.
+    A run that was stopped goes on with the same command.
 
     The endpoint must return log-probabilities of the prompt, as vLLM does; this is checked first. Text is
     tokenized here and sent as token ids. The API key is read from QDEPLOY_API_KEY or OPENAI_API_KEY.
@@ -62,6 +76,8 @@ def evaluate(
         qdeploy eval http://127.0.0.1:8000/v1 --baseline runs/baseline -o runs/w4a16
 
         qdeploy eval http://127.0.0.1:8000/v1 --tasks arc_easy,my_task.yaml --text none --limit 200
+
+        qdeploy eval http://127.0.0.1:8000/v1 --suite s1 --data-dir data --text none
     """
     from rich.console import Console
 
@@ -76,7 +92,10 @@ def evaluate(
         windows=windows,
         window_tokens=window_tokens,
         top_k=top_k,
-        tasks=() if tasks == "none" else tuple(name.strip() for name in tasks.split(",")),
+        tasks=_names(tasks, suite),
+        suite=suite,
+        num_fewshot=num_fewshot,
+        data_dir=data_dir,
         limit=limit,
         margin=margin,
         concurrency=concurrency,
@@ -89,6 +108,11 @@ def evaluate(
     else:
         Console().print(render_eval(record))
         console.print(f"Run folder: {folder}", highlight=False)
+
+
+def _names(tasks: str | None, suite: str | None) -> tuple[str, ...]:
+    given = tasks or ("none" if suite else "smoke")
+    return () if given == "none" else tuple(name.strip() for name in given.split(","))
 
 
 def _baseline(given: str | None) -> Path | Endpoint | None:

@@ -30,6 +30,12 @@ def test_a_full_server(serve: Serve) -> None:
     found.require_prompt_logprobs()
 
 
+def test_servers_that_ignore_listed_candidates_are_found(serve: Serve) -> None:
+    found = _probe(serve(listed=False))
+    assert not found.listed_logprobs
+    assert "by token id" in found.reasons["listed_logprobs"]
+
+
 def test_the_limit_of_top_k_is_found(serve: Serve) -> None:
     found = _probe(serve(max_logprobs=20))
     assert found.top_k == 20

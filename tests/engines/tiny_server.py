@@ -3,6 +3,7 @@
 Run as `tiny_server.py --model FOLDER --port N`; FOLDER/behaviour.json says how it is to behave:
 
     prompt_logprobs  false: answers without log-probabilities of the prompt, as trtllm-serve does
+    listed           false: does not know `logprob_token_ids`
     max_logprobs     most log-probabilities per position, 20
     key              refuses requests without this bearer token
     failures         number of requests to answer with 503 first
@@ -65,6 +66,11 @@ def completion(request: dict[str, Any], behaviour: dict[str, Any]) -> dict[str, 
     if behaviour.get("bos"):
         ids = [1, *ids]
     choice: dict[str, Any] = {"index": 0, "text": " word", "logprobs": None, "finish_reason": "length"}
+    if (listed := request.get("logprob_token_ids")) is not None and behaviour.get("listed", True):
+        row = logprobs(ids[-1])
+        best = max(range(VOCABULARY), key=row.__getitem__)
+        top = {f"token_id:{token}": row[token] for token in {*listed, best}}
+        choice["logprobs"] = {"tokens": [f"token_id:{best}"], "top_logprobs": [top]}
     if behaviour.get("prompt_logprobs", True):
         if request.get("echo") and request.get("logprobs") is not None:
             choice["logprobs"] = echo(ids)
