@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.accuracy import accuracy
 from benchmarks.calibration import calibration
 from benchmarks.convert import convert
 from benchmarks.four_bits import four_bits
@@ -20,7 +21,7 @@ from benchmarks.speed import peers, speed
 from qdeploy.provenance import cpu_model
 
 TABLES = ("speed", "peers", "linear", "quality")
-MORE = ("methods", "calibration", "four-bits", "convert")
+MORE = ("methods", "calibration", "four-bits", "convert", "eval")
 """Tables that are printed when they are asked for."""
 
 
@@ -47,6 +48,8 @@ def main() -> None:
             four_bits(model, work, options.data)
         if "convert" in options.tables:
             convert(work)
+        if "eval" in options.tables:
+            accuracy(model, work)
 
 
 def _options() -> argparse.Namespace:

@@ -30,8 +30,8 @@ MAX_NEW_TOKENS = 256
 
 NO_FILTER = "none"
 RANKED = "r@1"
-"""lm-eval 0.4.13 looks for the best of a flat list of log-likelihoods and flags in MuTual's r@1, and so finds the
-second choice right whatever the model says. acc is counted beside it."""
+"""For MuTual's r@1, lm-eval 0.4.13 seeks the best of a flat list of log-likelihoods and flags, and so calls
+the second choice the answer whatever the model says. acc is counted beside it."""
 
 OUTPUTS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 
@@ -132,7 +132,7 @@ def task_of(name: str, task: Any, limit: int | None, shots: int | None, cluster_
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     try:
         task.build_all_requests(limit=limit, rank=0, world_size=1)
-    except (ValueError, AttributeError, KeyError) as error:
+    except (ValueError, AttributeError, KeyError, AssertionError) as error:
         raise UsageError(f"--tasks {name}: lm-eval cannot make its prompts: {error}") from error
     asked = {str(doc): list(group) for doc, group in groupby(task.instances, key=lambda i: i.doc_id)}
     greedy = _needs_greedy(task)

@@ -32,8 +32,8 @@ def evaluate(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated: `smoke`, lm-eval task names or YAML files, or `none`; default: `smoke` where "
-            "no --suite is given."
+            help="Comma-separated: `smoke`, lm-eval task names or YAML files, or `none`; default: `smoke`, "
+            "but `none` with --suite."
         ),
     ] = None,
     suite: Annotated[
@@ -63,8 +63,8 @@ def evaluate(
     and, against the baseline, a lower bound of the Kullback-Leibler divergence from the top log-probabilities
     of both models and the share of positions where both like the same token best. Accuracy is of lm-eval's
     tasks, with its prompts and metrics, or of `smoke`, qdeploy's own generated suite (docs/smoke-suite.md),
-    not a public benchmark. Against a baseline, items are paired, and the verdict is pass, fail or inconclusive.
-    A run that was stopped goes on with the same command.
+    not a public benchmark. Against a baseline, items are paired, and the verdict is pass, fail or
+    inconclusive. A run that was stopped goes on with the same command.
 
     The endpoint must return log-probabilities of the prompt, as vLLM does; this is checked first. Text is
     tokenized here and sent as token ids. The API key is read from QDEPLOY_API_KEY or OPENAI_API_KEY.

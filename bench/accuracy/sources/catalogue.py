@@ -92,7 +92,7 @@ def local_data(folder: Path | None) -> Iterator[None]:
 
 
 def _leave_the_hub() -> None:
-    """Where it was not reached after all attempts, what is in the cache is all there is, and soon said."""
+    """It was not reached after all attempts: what is in the cache is all there is, and this is soon said."""
     import datasets.config
     import huggingface_hub.constants
 
@@ -100,7 +100,7 @@ def _leave_the_hub() -> None:
 
 
 def _data_set(splits: Splits) -> dict[str, Any]:
-    """As the hub's loader gives it; a split without a file is empty, because tasks look for examples in it."""
+    """As the hub's loader gives it; a split without a file is empty: tasks look there for examples."""
     from datasets import Dataset
 
     class Found(dict[str, Any]):

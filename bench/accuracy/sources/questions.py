@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,7 +20,7 @@ def _lettered(question: str, texts: Sequence[str], answer: str, name: str = "que
 
 
 def arc(folder: Path, level: str) -> Splits:
-    """Test as JSON lines (query, choices, gold); train and validation as MMLU-style CSV, named dev and test."""
+    """Test as JSON lines (query, choices, gold); train and validation as CSV, named dev and test."""
     test = [
         _lettered(row["query"].removeprefix("Question: "), row["choices"], LETTERS[row["gold"]])
         for row in json_lines(folder / f"arc_{level}.jsonl")
@@ -111,7 +111,8 @@ def wsc273(folder: Path) -> Splits:
 
 def _schema(row: Row) -> Row:
     """The pronoun is gone from the file; a mark stands in its place, which the prompt does not show."""
-    shared = os.path.commonprefix(row["context_options"])
+    pairs = zip(*row["context_options"], strict=False)
+    shared = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     start = shared[: shared.rfind(" ") + 1]
     options = [context[len(start) :] for context in row["context_options"]]
     text = f"{start}_ {row['continuation'].lstrip()}"

@@ -1,0 +1,126 @@
+"""Scoring over an endpoint: qdeploy beside lm-eval's `local-completions`, on the same served model.
+
+Questions are those of the smoke suite with five of them, answered, before each: once with the answers' texts
+as choices, once with their letters. Every run has a first line of its own, so that none finds its prompts in
+the engine's prefix cache.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.table import table
+from qdeploy.bench.accuracy.encoding import encode_request
+from qdeploy.bench.accuracy.items import Item, Likelihood
+from qdeploy.bench.accuracy.journal import Journal
+from qdeploy.bench.accuracy.scheduler import answer_all
+from qdeploy.bench.smoke import smoke_suite
+from qdeploy.bench.tokenizer import load_encoder
+from qdeploy.engines.endpoint import Endpoint
+from qdeploy.engines.probe import probe
+from qdeploy.engines.vllm import VllmEngine
+
+ITEMS, SHOTS, CONCURRENCY = 16, 5, 8
+Pair = tuple[str, str]
+Scorer = Callable[[Sequence[Pair]], list[float]]
+
+
+@dataclass
+class Timed:
+    """One way of scoring: seconds, and the scores."""
+
+    name: str
+    seconds: float
+    scores: list[float]
+
+
+def accuracy(model: Path, work: Path) -> None:
+    """Print the table: requests answered a second, and how far the scores are apart."""
+    print("\n## Accuracy over an endpoint\n")
+    rows = []
+    with VllmEngine().launch(model, log=work / "engine.log") as engine, Endpoint(engine.base_url) as endpoint:
+        ours = partial(_ours, endpoint, work)
+        ours(_pairs("warm-up", letters=False)[:8])
+        for kind, letters in (("texts", False), ("letters", True)):
+            scorers: dict[str, Scorer] = {
+                "qdeploy": ours,
+                f"lm-eval, {CONCURRENCY} in flight": partial(_theirs, engine.base_url, model, CONCURRENCY),
+                "lm-eval as it comes": partial(_theirs, engine.base_url, model, 1),
+            }
+            timed = [_time(name, run, f"{kind}, {name}", letters) for name, run in scorers.items()]
+            rows += [_row(kind, run, timed[0]) for run in timed]
+    print(table(["choices", "by", "seconds", "× qdeploy's", "choices a second"], rows))
+
+
+def _time(name: str, score: Scorer, salt: str, letters: bool) -> Timed:
+    pairs = _pairs(salt, letters)
+    start = time.perf_counter()
+    scores = score(pairs)
+    return Timed(name, time.perf_counter() - start, scores)
+
+
+def _row(kind: str, run: Timed, ours: Timed) -> list[str]:
+    rate = len(run.scores) / run.seconds
+    return [kind, run.name, f"{run.seconds:.1f}", f"{run.seconds / ours.seconds:.2f}", f"{rate:.1f}"]
+
+
+def _pairs(salt: str, letters: bool) -> list[Pair]:
+    """(context, continuation) of all choices."""
+    items = list(smoke_suite().items)
+    examples = "\n\n".join(
+        _question(item, letters) + _choices(item, letters)[item.gold or 0] for item in items[:SHOTS]
+    )
+    return [
+        (f"{salt}\n\n{examples}\n\n{_question(item, letters)}", choice)
+        for item in items[SHOTS : SHOTS + ITEMS]
+        for choice in _choices(item, letters)
+    ]
+
+
+def _question(item: Item, letters: bool) -> str:
+    texts = (
+        [f"{letter}. {''.join(call)}" for letter, call in zip("ABCD", item.requests, strict=False)]
+        if letters
+        else []
+    )
+    return "\n".join(["Which sentence is right?", *texts, "Answer:"])
+
+
+def _choices(item: Item, letters: bool) -> list[str]:
+    texts = [" " + "".join(call).strip() for call in item.requests if isinstance(call, tuple)]
+    return [f" {letter}" for letter, _ in zip("ABCD", texts, strict=False)] if letters else texts
+
+
+def _ours(endpoint: Endpoint, work: Path, pairs: Sequence[Pair]) -> list[float]:
+    encoder = load_encoder(endpoint, None)
+    requests = [encode_request(encoder, *pair) for pair in pairs]
+    path = work / "answers.jsonl"
+    with Journal(path, {}) as journal:
+        answer_all(endpoint, requests, journal, CONCURRENCY, probe(endpoint).listed_logprobs)
+        answers = [journal.get(request) for request in requests]
+    path.unlink()
+    return [answer.loglikelihood for answer in answers if isinstance(answer, Likelihood)]
+
+
+def _theirs(base_url: str, model: Path, concurrency: int, pairs: Sequence[Pair]) -> list[float]:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    peer = LocalCompletionsAPI(
+        base_url=f"{base_url}/completions",
+        model=model.name,
+        tokenizer=str(model),
+        tokenizer_backend="huggingface",
+        num_concurrent=concurrency,
+        max_length=2048,
+    )
+    asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+    found: list[Any] = peer.loglikelihood(asked, disable_tqdm=True)
+    return [float(loglikelihood) for loglikelihood, _ in found]

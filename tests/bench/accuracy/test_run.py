@@ -1,0 +1,68 @@
+"""Whole runs: stopped ones go on, and what is measured is in the record, the table and the comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from qdeploy.bench.accuracy.scoring import JOURNAL
+from qdeploy.bench.accuracy.table import read_items
+from qdeploy.bench.evaluation import EvalSettings, run_eval
+from qdeploy.bench.records import load_record
+from qdeploy.bench.render import render_eval
+from qdeploy.errors import EndpointError
+from tests.bench.accuracy.conftest import Ask, client, write_task
+from tests.bench.accuracy.test_parity import CASES
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SETTINGS = EvalSettings(text=None, limit=12, concurrency=2)
+
+
+def test_a_run_whose_engine_dies_goes_on_with_the_same_call(tmp_path: Path, ask: Ask) -> None:
+    whole, dying = ask(), ask()
+    with client(whole) as endpoint:
+        expected = run_eval(endpoint, SETTINGS, tmp_path / "whole")
+    requests = _scorings(whole.asked)
+    dying.dies_after = len(whole.asked) - requests // 2
+    with client(dying) as endpoint, pytest.raises(EndpointError):
+        run_eval(endpoint, SETTINGS, tmp_path / "run")
+    kept = len((tmp_path / "run.partial" / JOURNAL).read_text().splitlines()) - 1
+    assert 0 < kept < requests
+    again = ask()
+    with client(again) as endpoint:
+        record = run_eval(endpoint, SETTINGS, tmp_path / "run")
+    assert _scorings(again.asked) == requests - kept
+    assert record.tasks == expected.tasks
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "items.parquet"}
+    assert not (tmp_path / "run.partial").exists()
+
+
+def _scorings(asked: list[dict[str, object]]) -> int:
+    """Requests behind the probe's, which are of token ids that the byte tokenizer lacks."""
+    return sum(max(body["prompt"]) < 258 for body in asked if isinstance(body["prompt"], list))  # type: ignore[type-var]
+
+
+def test_figures_are_recorded_compared_and_shown(hub: Path, ask: Ask) -> None:
+    pytest.importorskip("lm_eval")
+    names = ("rolling", "sums", "shots")
+    files = [str(write_task(hub, CASES[name][0], task=name, **CASES[name][1])) for name in names]
+    settings = EvalSettings(text=None, tasks=tuple(files), concurrency=2)
+    with client(ask()) as endpoint:
+        run_eval(endpoint, settings, hub / "before")
+    with client(ask()) as endpoint:
+        record = run_eval(endpoint, settings, hub / "after", hub / "before")
+    assert load_record(hub / "after") == record
+    figures = {figure.metric: figure for figure in record.figures}
+    assert figures.keys() == {"word_perplexity", "byte_perplexity", "bits_per_byte", "f1"}
+    assert all(f.difference is not None and f.difference.value == 0 for f in figures.values())
+    assert figures["word_perplexity"].lower_is_better and not figures["f1"].lower_is_better
+    assert {score.metric for score in record.tasks} == {"exact_match,strict", "exact_match,loose", "acc"}
+    assert all(score.flips is not None and score.flips.value == 0 for score in record.tasks)
+    responses = [item.response for item in read_items(hub / "after") if item.task == "sums"]
+    assert len(responses) == 2 and all(isinstance(response, str) for response in responses)
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(render_eval(record))
+    assert "word_perplexity ↓" in capture.get()
