@@ -84,17 +84,18 @@ def _pairs(salt: str, letters: bool) -> list[Pair]:
 
 
 def _question(item: Item, letters: bool) -> str:
-    texts = (
-        [f"{letter}. {''.join(call)}" for letter, call in zip("ABCD", item.requests, strict=False)]
-        if letters
-        else []
+    lines = (
+        [f"{letter}.{text}" for letter, text in zip("ABCD", _texts(item), strict=False)] if letters else []
     )
-    return "\n".join(["Which sentence is right?", *texts, "Answer:"])
+    return "\n".join(["Which sentence is right?", *lines, "Answer:"])
+
+
+def _texts(item: Item) -> list[str]:
+    return [" " + "".join(call).strip() for call in item.requests if isinstance(call, tuple)]
 
 
 def _choices(item: Item, letters: bool) -> list[str]:
-    texts = [" " + "".join(call).strip() for call in item.requests if isinstance(call, tuple)]
-    return [f" {letter}" for letter, _ in zip("ABCD", texts, strict=False)] if letters else texts
+    return [f" {letter}" for letter in "ABCD"[: len(item.requests)]] if letters else _texts(item)
 
 
 def _ours(endpoint: Endpoint, work: Path, pairs: Sequence[Pair]) -> list[float]:
