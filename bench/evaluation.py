@@ -11,7 +11,7 @@ from qdeploy.bench.accuracy.encoding import EncodedItem, encode_item
 from qdeploy.bench.accuracy.items import Task
 from qdeploy.bench.accuracy.scoring import JOURNAL, ItemScore, open_journal, score_items
 from qdeploy.bench.accuracy.table import read_items, write_items
-from qdeploy.bench.accuracy.tasks import Loaded, load_all
+from qdeploy.bench.accuracy.tasks import Loaded, load_tasks
 from qdeploy.bench.accuracy.totals import task_figures
 from qdeploy.bench.fidelity import score_windows, summarize
 from qdeploy.bench.records import Engine, Fidelity, RunRecord, TaskFigure, TaskScore, load_record
@@ -147,7 +147,13 @@ def _plan(endpoint: Endpoint, settings: EvalSettings) -> _Plan:
     windows = None
     if settings.text is not None:
         windows = load_windows(settings.text, encoder, settings.windows, settings.window_tokens)
-    loaded = load_all(settings.tasks, settings.suite, settings.limit, settings.num_fewshot, settings.data_dir)
+    loaded = load_tasks(
+        settings.tasks,
+        settings.limit,
+        of_suite=settings.suite,
+        shots=settings.num_fewshot,
+        data_dir=settings.data_dir,
+    )
     tasks = [
         (task, [encode_item(encoder, item, endpoint.max_model_len) for item in task.items])
         for task in loaded.tasks

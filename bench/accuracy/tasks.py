@@ -27,27 +27,22 @@ class Loaded:
 
 
 def load_tasks(
-    names: Sequence[str], limit: int | None, shots: int | None = None, data_dir: Path | None = None
-) -> list[Task]:
-    """The tasks named; at most `limit` items of each, the first ones.
+    names: Sequence[str],
+    limit: int | None,
+    *,
+    of_suite: str | None = None,
+    shots: int | None = None,
+    data_dir: Path | None = None,
+) -> Loaded:
+    """The tasks named and those of a suite. What a suite lacks is skipped, and said.
 
     Args:
+        limit: items of each task, the first ones.
         shots: examples before each question, where the task leaves it open.
         data_dir: folder with the data sets' original files; None: the hub.
 
     Raises:
-        UsageError: lm-eval is needed and missing, knows no such task, or cannot get its data.
-    """
-    return load_all(names, None, limit, shots, data_dir).tasks
-
-
-def load_all(
-    names: Sequence[str], of_suite: str | None, limit: int | None, shots: int | None, data_dir: Path | None
-) -> Loaded:
-    """The tasks named and those of a suite. What a suite lacks is skipped, and said.
-
-    Raises:
-        UsageError: a task that was named, not one of the suite, cannot be asked; or none is left.
+        UsageError: lm-eval is needed and missing; a named task, or every one of the suite, cannot be asked.
     """
     loaded = Loaded()
     for name in dict.fromkeys(names):

@@ -33,7 +33,14 @@ def run_campaign(plan_file: Path, folder: Path) -> Path:
     plan = load_plan(plan_file)
     model = resolve_model(plan.model)
     if plan.eval:
-        load_tasks(plan.eval.tasks, plan.eval.limit)
+        wanted = plan.eval
+        load_tasks(
+            wanted.tasks,
+            wanted.limit,
+            of_suite=wanted.suite,
+            shots=wanted.num_fewshot,
+            data_dir=wanted.data_dir,
+        )
     state = load_state(folder)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

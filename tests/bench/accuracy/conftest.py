@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import threading
 import time
@@ -27,6 +28,7 @@ class AskedServer(TinyServer):
     Attributes:
         statuses: HTTP statuses to answer with before anything else.
         dies_after: completions after which it breaks every connection; None: never.
+        interrupts_after: completions after which Ctrl-C is pressed, once.
         lists: knows `logprob_token_ids`; stops: knows `stop`.
         top: most log-probabilities of a generated token.
     """
@@ -37,6 +39,7 @@ class AskedServer(TinyServer):
         self.asked: list[dict[str, Any]] = []
         self.statuses: list[int] = []
         self.dies_after: int | None = None
+        self.interrupts_after: int | None = None
         self.lists, self.top, self.delay_s = True, 20, 0.0
         self.stops = True
         self.in_flight = self.peak = 0
@@ -52,6 +55,9 @@ class _AskedHandler(_Handler):
             self.server.peak = max(self.server.peak, self.server.in_flight)
             number = len(self.server.asked)
             status = self.server.statuses.pop(0) if self.server.statuses else None
+        if number == self.server.interrupts_after:
+            self.server.interrupts_after = None
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         try:
             time.sleep(self.server.delay_s)
             if self.server.dies_after is not None and number >= self.server.dies_after:

@@ -33,7 +33,7 @@ def lm_eval() -> None:
 
 
 def test_limit_takes_the_first_items(hub: Path) -> None:
-    [task] = load_tasks([str(write_task(hub, DOCS, **CONFIG))], limit=2)
+    [task] = load_tasks([str(write_task(hub, DOCS, **CONFIG))], limit=2).tasks
     assert [item.requests[0] for item in task.items] == [
         ("Question: the color of snow?\nAnswer:", " black"),
         ("Question: the color of coal?\nAnswer:", " black"),

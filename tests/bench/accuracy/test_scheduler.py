@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +113,8 @@ def test_a_dying_engine_loses_no_finished_item(ask: Ask, requests: list[Request]
 
 
 def test_ctrl_c_keeps_what_is_under_way(ask: Ask, requests: list[Request], tmp_path: Path) -> None:
-    import signal
-
     path, server = tmp_path / "answers.jsonl", ask()
-    server.delay_s = 0.05
-    threading.Timer(0.12, lambda: signal.raise_signal(signal.SIGINT)).start()
+    server.delay_s, server.interrupts_after = 0.02, 3
     with (
         client(server) as endpoint,
         Journal(path, {}) as journal,

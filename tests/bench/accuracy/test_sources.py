@@ -12,7 +12,7 @@ from qdeploy.bench.accuracy.harness import harness_tasks
 from qdeploy.bench.accuracy.items import Generate, Rolling
 from qdeploy.bench.accuracy.sources import questions, sentences
 from qdeploy.bench.accuracy.suites import suite
-from qdeploy.bench.accuracy.tasks import load_all
+from qdeploy.bench.accuracy.tasks import load_tasks
 from qdeploy.errors import UnknownNameError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -134,7 +134,7 @@ def test_generation_and_rolling_tasks(hub: Path) -> None:
 def test_a_suite_says_what_it_skips(hub: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    loaded = load_all((), "s1", None, None, _write(hub, CASES["arc_easy"][0]))
+    loaded = load_tasks((), None, of_suite="s1", data_dir=_write(hub, CASES["arc_easy"][0]))
     assert [task.name for task in loaded.tasks] == ["arc_easy"]
     assert loaded.tasks[0].metrics == ("acc",)
     assert loaded.skipped.keys() == {entry.task for entry in suite("s1")} - {"arc_easy"}
@@ -144,7 +144,7 @@ def test_a_suite_says_what_it_skips(hub: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_unknown_suites_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="openllm, s1"):
-        load_all((), "s2", None, None, None)
+        load_tasks((), None, of_suite="s2")
     with pytest.raises(UsageError, match="is no folder"):
         harness_tasks("arc_easy", None, data_dir=tmp_path / "missing")
 
