@@ -9,7 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qdeploy.bench.accuracy.encoding import encode_request
 from qdeploy.bench.records import load_record
+from qdeploy.bench.tokenizer import load_encoder
+from qdeploy.engines.endpoint import Endpoint
+from qdeploy.engines.probe import probe
 from qdeploy.engines.vllm import RunningEngine, VllmEngine
 from qdeploy.formats.dequantize import dequantized_model
 from tests.e2e.conftest import qdeploy
@@ -50,6 +54,22 @@ def test_evaluation_pairs_the_endpoint_with_a_baseline(
     assert record.fidelity.same_top_token is not None
     assert record.fidelity.same_top_token.value > 0.9
     assert all(task.verdict != "fail" for task in record.tasks)
+
+
+def test_one_request_for_all_labels_says_what_scoring_each_says(engine: RunningEngine) -> None:
+    with Endpoint(engine.base_url, engine.model) as endpoint:
+        assert probe(endpoint).listed_logprobs
+        encoder = load_encoder(endpoint, None)
+        labels = [
+            encode_request(encoder, "Is snow white? Answer:", f" {word}") for word in ("yes", "no", "Mt")
+        ]
+        found = endpoint.next_token(labels[0].ids[:-1], [label.ids[-1] for label in labels], listed=True)
+        scores = [endpoint.score(label.ids, greedy=True) for label in labels]
+    assert all(len(label.ids) == label.start + 1 for label in labels)
+    totals = [score.total(label.start) for label, score in zip(labels, scores, strict=True)]
+    assert [found.logprobs[label.ids[-1]] for label in labels] == pytest.approx(totals, abs=0.05)
+    for label, score in zip(labels, scores, strict=True):
+        assert score.is_greedy(label.start) == (found.likeliest == label.ids[-1])
 
 
 def test_load_run_counts_what_it_asked_for(engine: RunningEngine, tmp_path: Path) -> None:
