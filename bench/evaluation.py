@@ -10,17 +10,17 @@ from pathlib import Path
 from qdeploy.bench.accuracy.comparison import check_pairable
 from qdeploy.bench.accuracy.encoding import EncodedItem, encode_item
 from qdeploy.bench.accuracy.items import Task
+from qdeploy.bench.accuracy.measure import Accuracy, Asking, Baseline, measure_accuracy
 from qdeploy.bench.accuracy.scoring import JOURNAL, ItemScore, open_journal
 from qdeploy.bench.accuracy.table import read_items
 from qdeploy.bench.accuracy.tasks import Loaded, load_tasks
-from qdeploy.bench.measure_accuracy import Accuracy, Asking, Baseline, measure_accuracy
-from qdeploy.bench.measure_fidelity import Scoring, measure_fidelity
+from qdeploy.bench.fidelity.measure import Scoring, measure_fidelity
+from qdeploy.bench.fidelity.text import load_windows
+from qdeploy.bench.fidelity.windows import Windows
 from qdeploy.bench.noise import shuffled
 from qdeploy.bench.records import Engine, Fidelity, Noise, RunRecord, load_record
 from qdeploy.bench.run_folder import check_free, resume
-from qdeploy.bench.text import load_windows
 from qdeploy.bench.tokenizer import Encoder, load_encoder
-from qdeploy.bench.windows import Windows
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.engines.probe import Capabilities, probe
 from qdeploy.errors import ComparisonError, UsageError, disk_errors

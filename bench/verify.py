@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 
 from qdeploy.bench.evaluation import describe
+from qdeploy.bench.fidelity.text import load_windows
+from qdeploy.bench.fidelity.windows import Windows
 from qdeploy.bench.integrity import Integrity, check_integrity
 from qdeploy.bench.records import Engine, RunRecord
 from qdeploy.bench.reference import Array, Reference, compute_reference, engine_dtype, rms
 from qdeploy.bench.suspects import Search, find_suspects
-from qdeploy.bench.text import load_windows
 from qdeploy.bench.tokenizer import encoder_of
-from qdeploy.bench.windows import Windows
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.engines.probe import probe
 from qdeploy.engines.vllm import VllmEngine

@@ -23,8 +23,8 @@ from benchmarks.peer import GUIDELLM, INSTALL_COMMAND
 from benchmarks.process import ProcessError
 from benchmarks.runs import RUNNERS
 from benchmarks.table import table
-from qdeploy.bench.load.ceiling import Ceiling, measure_ceiling
-from qdeploy.bench.mock_server import Pace, mock_server
+from qdeploy.bench.load.client.ceiling import Ceiling, measure_ceiling
+from qdeploy.bench.load.client.mock_server import Pace, mock_server
 from qdeploy.engines.environment import installed
 
 ROUNDS = 2

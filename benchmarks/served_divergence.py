@@ -20,13 +20,13 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from benchmarks.table import table
-from qdeploy.bench import monte_carlo
-from qdeploy.bench.divergence import intersection, two_pass
+from qdeploy.bench.fidelity import monte_carlo
+from qdeploy.bench.fidelity.divergence import intersection, two_pass
+from qdeploy.bench.fidelity.text import load_windows
+from qdeploy.bench.fidelity.token_table import TokenTable, concatenate, read_tokens
+from qdeploy.bench.fidelity.windows import Windows
 from qdeploy.bench.records import Estimate, Fidelity, Method, RunRecord, load_record
-from qdeploy.bench.text import load_windows
-from qdeploy.bench.token_table import TokenTable, concatenate, read_tokens
 from qdeploy.bench.tokenizer import encoder_of
-from qdeploy.bench.windows import Windows
 from qdeploy.formats.dequantize import dequantized_model
 from qdeploy.progress import progress
 

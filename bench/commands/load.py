@@ -157,9 +157,9 @@ def _one(
     from rich.console import Console
 
     from qdeploy.bench.load import save
-    from qdeploy.bench.load.assess import compare_lengths
-    from qdeploy.bench.load.render import render
-    from qdeploy.bench.load.table import output_lengths
+    from qdeploy.bench.load.figures.assess import compare_lengths
+    from qdeploy.bench.load.figures.render import render
+    from qdeploy.bench.load.figures.table import output_lengths
     from qdeploy.bench.run_folder import check_free
 
     lengths = output_lengths(baseline) if baseline else None
@@ -189,9 +189,9 @@ def _several(
     """A sweep, or the search of the highest rate that meets the objective."""
     from rich.console import Console
 
-    from qdeploy.bench.load import sweep
-    from qdeploy.bench.load.series import Series
-    from qdeploy.bench.load.series_table import render_series
+    from qdeploy.bench.load.series import sweep
+    from qdeploy.bench.load.series.series import Series
+    from qdeploy.bench.load.series.series_table import render_series
     from qdeploy.files import write_text
 
     if fields["rate"] or fields["end_rate"] or fields["concurrency"] or fields["trace"]:

@@ -12,11 +12,11 @@ from qdeploy.bench.accuracy.table import read_items
 from qdeploy.bench.compare.latency import LatencyChange, latency_changes
 from qdeploy.bench.compare.refusals import check_same_items, check_same_load, check_same_questions
 from qdeploy.bench.compare.sides import Run, Side, read_side
-from qdeploy.bench.fidelity import compare_tables
+from qdeploy.bench.fidelity.figures import compare_tables
+from qdeploy.bench.fidelity.token_table import read_tokens
 from qdeploy.bench.noise import under_floor, with_floor
 from qdeploy.bench.records import Fidelity, LoadResult, Noise, Record, TaskScore, Verdict
 from qdeploy.bench.report.compare import overall
-from qdeploy.bench.token_table import read_tokens
 from qdeploy.errors import ComparisonError
 
 HARDWARE = ("cpu", "gpu", "cores")

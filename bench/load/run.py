@@ -8,13 +8,10 @@ from pathlib import Path
 from time import monotonic, monotonic_ns, thread_time
 from typing import Any
 
-from qdeploy.bench import event_loop
-from qdeploy.bench.load.assess import assess
-from qdeploy.bench.load.ceiling import Ceiling, measure_ceiling
-from qdeploy.bench.load.client import Client
-from qdeploy.bench.load.client_use import compare_in_flight, judge_client, processes_needed
-from qdeploy.bench.load.discovery import look_up, negotiate
-from qdeploy.bench.load.dispatch import (
+from qdeploy.bench.load.client import event_loop
+from qdeploy.bench.load.client.ceiling import Ceiling, measure_ceiling
+from qdeploy.bench.load.client.client import Client
+from qdeploy.bench.load.client.dispatch import (
     INTERRUPTED,
     Tick,
     closed_loop,
@@ -22,17 +19,20 @@ from qdeploy.bench.load.dispatch import (
     open_loop,
     until_interrupted,
 )
-from qdeploy.bench.load.exchange import Exchange
-from qdeploy.bench.load.live import Live, LiveWorkers
-from qdeploy.bench.load.metrics import peak_in_flight, summarize
-from qdeploy.bench.load.outcome import Outcome, read_outcome
-from qdeploy.bench.load.prompts import WARMUP, generator, local_vocabulary
+from qdeploy.bench.load.client.exchange import Exchange
+from qdeploy.bench.load.client.use import compare_in_flight, judge_client, processes_needed
+from qdeploy.bench.load.client.workers import Sent, ready_workers, send, split
+from qdeploy.bench.load.figures.assess import assess
+from qdeploy.bench.load.figures.metrics import peak_in_flight, summarize
+from qdeploy.bench.load.figures.outcome import Outcome, read_outcome
+from qdeploy.bench.load.figures.table import write_requests, write_telemetry
 from qdeploy.bench.load.spec import LoadSpec
-from qdeploy.bench.load.table import write_requests, write_telemetry
-from qdeploy.bench.load.target import Target
-from qdeploy.bench.load.telemetry import EngineSample, Watch
-from qdeploy.bench.load.workers import Sent, ready_workers, send, split
-from qdeploy.bench.load.workload import Workload, build
+from qdeploy.bench.load.telemetry.live import Live, LiveWorkers
+from qdeploy.bench.load.telemetry.telemetry import EngineSample, Watch
+from qdeploy.bench.load.workload.discovery import look_up, negotiate
+from qdeploy.bench.load.workload.prompts import WARMUP, generator, local_vocabulary
+from qdeploy.bench.load.workload.target import Target
+from qdeploy.bench.load.workload.workload import Workload, build
 from qdeploy.bench.records import Engine, LoadResult, RunRecord
 from qdeploy.engines.endpoint import Endpoint, api_key_from_environment
 from qdeploy.errors import EndpointError, disk_errors

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from qdeploy.bench.load.slo import Limit, parse_slo
+from qdeploy.bench.load.figures.slo import Limit, parse_slo
 
 OpenArrival = Literal["poisson", "gamma", "constant"]
 Arrival = Literal["poisson", "gamma", "constant", "trace", "closed"]

@@ -10,15 +10,15 @@ from typing import Any
 
 from load_job import LoadJob, jobs, report
 
-from qdeploy.bench import event_loop
-from qdeploy.bench.load.client import Client
-from qdeploy.bench.load.dispatch import no_garbage_collection
-from qdeploy.bench.load.exchange import Exchange
-from qdeploy.bench.load.metrics import peak_in_flight
-from qdeploy.bench.load.outcome import read_outcome
-from qdeploy.bench.load.sse import parse_events
-from qdeploy.bench.load.wire import decoded
-from qdeploy.bench.mock_server import identity
+from qdeploy.bench.load.client import event_loop
+from qdeploy.bench.load.client.client import Client
+from qdeploy.bench.load.client.dispatch import no_garbage_collection
+from qdeploy.bench.load.client.exchange import Exchange
+from qdeploy.bench.load.client.mock_server import identity
+from qdeploy.bench.load.client.sse import parse_events
+from qdeploy.bench.load.client.wire import decoded
+from qdeploy.bench.load.figures.metrics import peak_in_flight
+from qdeploy.bench.load.figures.outcome import read_outcome
 
 
 async def main(job: LoadJob) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from qdeploy.bench.mock_server import Pace, identity, mock_server
+from qdeploy.bench.load.client.mock_server import Pace, identity, mock_server
 from qdeploy.engines.endpoint import Endpoint
 
 USAGE = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
@@ -69,7 +69,7 @@ def test_it_is_an_endpoint(url: str) -> None:
 
 
 def test_it_ends_with_whoever_started_it() -> None:
-    command = [sys.executable, "-m", "qdeploy.bench.mock_server", "--until-stdin-ends"]
+    command = [sys.executable, "-m", "qdeploy.bench.load.client.mock_server", "--until-stdin-ends"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
         url = process.stdout.readline().strip()

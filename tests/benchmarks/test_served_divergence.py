@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.served_divergence import exact
-from qdeploy.bench.windows import Windows
+from qdeploy.bench.fidelity.windows import Windows
 from qdeploy.formats.dequantize import dequantized_model
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe

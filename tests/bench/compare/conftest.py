@@ -13,8 +13,8 @@ from qdeploy.bench.accuracy.comparison import task_scores
 from qdeploy.bench.accuracy.items import Task
 from qdeploy.bench.accuracy.scoring import ItemScore
 from qdeploy.bench.accuracy.table import write_items
+from qdeploy.bench.fidelity.token_table import TokenTable, write_tokens
 from qdeploy.bench.records import RunRecord
-from qdeploy.bench.token_table import TokenTable, write_tokens
 from tests.bench.report.conftest import fidelity, load_result, record
 
 SETTINGS = {"tokenizer_sha256": "ab", "bos": "none"}

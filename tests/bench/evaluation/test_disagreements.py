@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qdeploy.bench.disagreements import disagreements
-from qdeploy.bench.windows import Windows
+from qdeploy.bench.fidelity.disagreements import disagreements
+from qdeploy.bench.fidelity.windows import Windows
 from tests.bench.evaluation.test_divergence import exact_kl, near, pair, random_logprobs
 from tests.conftest import byte_tokenizer
 

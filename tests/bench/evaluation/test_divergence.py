@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from qdeploy.bench.divergence import intersection, two_pass
-from qdeploy.bench.fidelity import best_divergence, score_windows, summarize
-from qdeploy.bench.token_table import TokenTable, read_tokens, write_tokens
-from qdeploy.bench.windows import Windows
+from qdeploy.bench.fidelity.divergence import intersection, two_pass
+from qdeploy.bench.fidelity.figures import best_divergence, score_windows, summarize
+from qdeploy.bench.fidelity.token_table import TokenTable, read_tokens, write_tokens
+from qdeploy.bench.fidelity.windows import Windows
 from qdeploy.errors import ComparisonError
 from tests.bench.evaluation.conftest import Serve, endpoint, exact_logprobs
 

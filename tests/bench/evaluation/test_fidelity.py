@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from qdeploy.bench.fidelity import score_windows, summarize
-from qdeploy.bench.text import load_windows
-from qdeploy.bench.token_table import read_tokens, write_tokens
+from qdeploy.bench.fidelity.figures import score_windows, summarize
+from qdeploy.bench.fidelity.text import load_windows
+from qdeploy.bench.fidelity.token_table import read_tokens, write_tokens
+from qdeploy.bench.fidelity.windows import Windows
 from qdeploy.bench.tokenizer import encoder_of
-from qdeploy.bench.windows import Windows
 from qdeploy.errors import ComparisonError, UsageError
 from tests.bench.evaluation.conftest import Serve, endpoint, exact_logprobs
 from tests.bench.evaluation.test_divergence import random_logprobs, table

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from qdeploy.bench import monte_carlo
 from qdeploy.bench.evaluation import EvalSettings, run_eval
-from qdeploy.bench.fidelity import score_windows
+from qdeploy.bench.fidelity import monte_carlo
+from qdeploy.bench.fidelity.figures import score_windows
+from qdeploy.bench.fidelity.token_table import read_tokens
+from qdeploy.bench.fidelity.windows import Windows
 from qdeploy.bench.records import Estimate, MonteCarlo
-from qdeploy.bench.token_table import read_tokens
-from qdeploy.bench.windows import Windows
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.errors import ComparisonError
 from tests.bench.evaluation.conftest import Serve, endpoint, exact_logprobs

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from qdeploy.bench.corpora import C4, PTB_VALIDATION, WIKITEXT2, load_rows
-from qdeploy.bench.fidelity import score_windows, summarize
-from qdeploy.bench.protocols import PROTOCOLS
-from qdeploy.bench.text import load_windows
+from qdeploy.bench.fidelity.corpora import C4, PTB_VALIDATION, WIKITEXT2, load_rows
+from qdeploy.bench.fidelity.figures import score_windows, summarize
+from qdeploy.bench.fidelity.protocols import PROTOCOLS
+from qdeploy.bench.fidelity.text import load_windows
+from qdeploy.bench.fidelity.wikitext import articles, detokenize, raw_file
+from qdeploy.bench.fidelity.windows import Windows, chunks, crops, rolling, rolling_windows, stream
 from qdeploy.bench.tokenizer import Encoder, encoder_of
-from qdeploy.bench.wikitext import articles, detokenize, raw_file
-from qdeploy.bench.windows import Windows, chunks, crops, rolling, rolling_windows, stream
 from qdeploy.errors import UsageError
 from tests.bench.evaluation.conftest import Serve, endpoint, exact_logprobs
 from tests.conftest import byte_tokenizer

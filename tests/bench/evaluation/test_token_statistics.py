@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qdeploy.bench.token_statistics import token_statistics
-from qdeploy.bench.token_table import TokenTable
+from qdeploy.bench.fidelity.token_statistics import token_statistics
+from qdeploy.bench.fidelity.token_table import TokenTable
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qdeploy.bench.load.arrivals import arrival_times
 from qdeploy.bench.load.spec import OpenArrival
+from qdeploy.bench.load.workload.arrivals import arrival_times
 
 
 def test_poisson_gaps_have_the_mean_and_variance_of_an_exponential() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qdeploy.bench.load.assess import assess, compare_lengths
-from qdeploy.bench.load.dialect import Dialect
-from qdeploy.bench.load.metrics import summarize
+from qdeploy.bench.load.figures.assess import assess, compare_lengths
+from qdeploy.bench.load.figures.metrics import summarize
 from qdeploy.bench.load.spec import LoadSpec
-from qdeploy.bench.load.target import Target
-from qdeploy.bench.load.workload import Workload
+from qdeploy.bench.load.workload.dialect import Dialect
+from qdeploy.bench.load.workload.target import Target
+from qdeploy.bench.load.workload.workload import Workload
 from qdeploy.bench.records import GpuUse, LoadResult, Telemetry
 from tests.bench.load.test_metrics import OPEN, failed, request
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from qdeploy.bench.load.client import Client
-from qdeploy.bench.load.exchange import Exchange
-from qdeploy.bench.load.outcome import Outcome, read_outcome
-from qdeploy.bench.mock_server import Pace, identity, mock_server
+from qdeploy.bench.load.client.client import Client
+from qdeploy.bench.load.client.exchange import Exchange
+from qdeploy.bench.load.client.mock_server import Pace, identity, mock_server
+from qdeploy.bench.load.figures.outcome import Outcome, read_outcome
 from qdeploy.errors import UsageError
 from tests.bench.load.scripted import Script, answering, read_request, scripted
 

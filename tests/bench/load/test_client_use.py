@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from qdeploy.bench.load.ceiling import Ceiling
-from qdeploy.bench.load.client_use import compare_in_flight, judge_client
-from qdeploy.bench.load.metrics import peak_in_flight, summarize
-from qdeploy.bench.load.telemetry import EngineSample
+from qdeploy.bench.load.client.ceiling import Ceiling
+from qdeploy.bench.load.client.use import compare_in_flight, judge_client
+from qdeploy.bench.load.figures.metrics import peak_in_flight, summarize
+from qdeploy.bench.load.telemetry.telemetry import EngineSample
 from qdeploy.bench.records import LoadResult
 from tests.bench.load.test_metrics import MS, OPEN, request
 

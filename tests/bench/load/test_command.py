@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from qdeploy.bench.commands.load import bench
-from qdeploy.bench.load import client_use
+from qdeploy.bench.load.client import use as client_use
 from qdeploy.bench.records import LoadResult, SeriesRecord, load_record
 from qdeploy.errors import GateError, OutputError, UsageError
 from tests.bench.load.server import Server

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qdeploy.bench.load import LoadSpec, measure
-from qdeploy.bench.load.datasets import read_dataset
-from qdeploy.bench.load.traces import read_trace
+from qdeploy.bench.load.workload.datasets import read_dataset
+from qdeploy.bench.load.workload.traces import read_trace
 from qdeploy.errors import UsageError
 from tests.bench.load.server import Server
 

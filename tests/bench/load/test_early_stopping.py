@@ -3,7 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qdeploy.bench.load.early_stopping import CONFIDENCE, binomial_cdf, tolerated, upper_bound, verdict
+from qdeploy.bench.load.figures.early_stopping import (
+    CONFIDENCE,
+    binomial_cdf,
+    tolerated,
+    upper_bound,
+    verdict,
+)
 
 
 def test_binomial_distribution() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qdeploy.bench.load.metrics import client_limited, summarize, time_per_output_token_ms
-from qdeploy.bench.load.outcome import Outcome
+from qdeploy.bench.load.figures.metrics import client_limited, summarize, time_per_output_token_ms
+from qdeploy.bench.load.figures.outcome import Outcome
 from qdeploy.bench.load.spec import LoadSpec
 
 MS = 1_000_000

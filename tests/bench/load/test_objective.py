@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from qdeploy.bench.load.objective import judge
-from qdeploy.bench.load.slo import Limit, parse_slo, presets
-from qdeploy.bench.load.steady import steady_window
+from qdeploy.bench.load.figures.objective import judge
+from qdeploy.bench.load.figures.slo import Limit, parse_slo, presets
+from qdeploy.bench.load.figures.steady import steady_window
 from tests.bench.load.test_metrics import MS, failed, request
 
 

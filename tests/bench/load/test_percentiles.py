@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qdeploy.bench.load.percentiles import distribution, order_ranks, samples_needed
+from qdeploy.bench.load.figures.percentiles import distribution, order_ranks, samples_needed
 
 
 def test_sample_floor() -> None:

@@ -6,9 +6,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from qdeploy.bench.load.dialect import Dialect
-from qdeploy.bench.load.prompts import MEASURED, WARMUP, Vocabulary, generator, vocabulary
-from qdeploy.bench.load.target import Target
+from qdeploy.bench.load.workload.dialect import Dialect
+from qdeploy.bench.load.workload.prompts import MEASURED, WARMUP, Vocabulary, generator, vocabulary
+from qdeploy.bench.load.workload.target import Target
 
 WORDS = Vocabulary(ids=tuple(range(100, 400)), prefix=(1,))
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from qdeploy.bench.load import LoadSpec, Measurement, measure, save
-from qdeploy.bench.load.assess import compare_lengths
-from qdeploy.bench.load.table import output_lengths
+from qdeploy.bench.load.figures.assess import compare_lengths
+from qdeploy.bench.load.figures.table import output_lengths
 from qdeploy.bench.records import load_record
 from qdeploy.errors import EndpointError, UsageError
 from tests.bench.load.server import Server

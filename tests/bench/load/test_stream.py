@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from qdeploy.bench.load.exchange import Exchange
-from qdeploy.bench.load.outcome import Outcome, read_outcome
-from qdeploy.bench.load.sse import parse_events
+from qdeploy.bench.load.client.exchange import Exchange
+from qdeploy.bench.load.client.sse import parse_events
+from qdeploy.bench.load.figures.outcome import Outcome, read_outcome
 
 
 def recorded(reads: list[bytes]) -> Exchange:

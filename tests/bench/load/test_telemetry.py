@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from qdeploy.bench.load import LoadSpec, measure, save
-from qdeploy.bench.load import telemetry as module
-from qdeploy.bench.load.gpu import Gpus
-from qdeploy.bench.load.telemetry import read_metrics
+from qdeploy.bench.load.telemetry import telemetry as module
+from qdeploy.bench.load.telemetry.gpu import Gpus
+from qdeploy.bench.load.telemetry.telemetry import read_metrics
 from qdeploy.bench.records import LoadResult
 from tests.bench.load.server import Server
 

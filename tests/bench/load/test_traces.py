@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from qdeploy.bench.load import LoadSpec, measure
-from qdeploy.bench.load.dialect import Dialect
-from qdeploy.bench.load.prompts import Vocabulary
-from qdeploy.bench.load.target import Target
-from qdeploy.bench.load.traces import BLOCK_TOKENS, read_trace
-from qdeploy.bench.load.workload import build
+from qdeploy.bench.load.workload.dialect import Dialect
+from qdeploy.bench.load.workload.prompts import Vocabulary
+from qdeploy.bench.load.workload.target import Target
+from qdeploy.bench.load.workload.traces import BLOCK_TOKENS, read_trace
+from qdeploy.bench.load.workload.workload import build
 from qdeploy.errors import UsageError
 from tests.bench.load.server import Server
 

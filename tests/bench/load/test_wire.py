@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdeploy.bench.load.exchange import Exchange
-from qdeploy.bench.load.wire import MalformedError, decoded, walk_chunks
+from qdeploy.bench.load.client.exchange import Exchange
+from qdeploy.bench.load.client.wire import MalformedError, decoded, walk_chunks
 
 BODY = 'data: {"text": "é\u2028漢"}\r\n\r\n: ping\n\ndata: [DONE]\n\n'.encode()
 

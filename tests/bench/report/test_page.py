@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qdeploy.bench.load.percentiles import distribution as distribution_of
+from qdeploy.bench.load.figures.percentiles import distribution as distribution_of
 from qdeploy.bench.records import load_record
 from qdeploy.bench.report import write_report
 from qdeploy.errors import ComparisonError, UsageError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qdeploy.bench import statistics as s
-from qdeploy.bench.load.percentiles import distribution
+from qdeploy.bench.load.figures.percentiles import distribution
 from qdeploy.bench.records import Estimate
 from qdeploy.bench.report.compare import percentile, ratio
 

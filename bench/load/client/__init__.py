@@ -1,0 +1,1 @@
+"""The HTTP client, its processes, and what they can do."""

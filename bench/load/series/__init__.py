@@ -1,0 +1,1 @@
+"""Several loads on one endpoint."""

@@ -1,0 +1,1 @@
+"""What engine and machine say of themselves meanwhile, and what is shown."""
