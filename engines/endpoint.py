@@ -10,20 +10,16 @@ needs Triton, which the CPU build of 0.32 lacks.
 from __future__ import annotations
 
 import json
-import os
-import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from qdeploy.engines import ports
 from qdeploy.engines.scores import (
     NextToken,
     Scores,
@@ -32,16 +28,9 @@ from qdeploy.engines.scores import (
     from_generate,
     from_prompt_logprobs,
 )
+from qdeploy.engines.transport import MAX_CONNECTIONS, NotFoundError, Transport
 from qdeploy.errors import EndpointError
 
-KEY_VARIABLES = ("QDEPLOY_API_KEY", "OPENAI_API_KEY")
-ATTEMPTS = 4
-BACKOFF_S = 0.5
-"""Wait before the second attempt, give or take half of it; doubled before each further one."""
-
-BUSY = 429
-
-MAX_CONNECTIONS = 64
 TOP_LOGPROBS = 20
 """Most log-probabilities of a generated token that servers give out unless told otherwise."""
 
@@ -68,18 +57,11 @@ class Endpoint:
     def __init__(
         self, base_url: str, model: str | None = None, api_key: str | None = None, timeout: float = 600.0
     ) -> None:
-        self.base_url = _normalized(base_url)
+        self._http = Transport(base_url, api_key, timeout)
         self._model = model
-        self._key = api_key if api_key is not None else api_key_from_environment()
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(timeout, connect=10.0),
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
-            trust_env=not _is_loopback(self.base_url),
-        )
 
     def __repr__(self) -> str:
-        key = "set" if self._key else "none"
+        key = "set" if self._http.has_key else "none"
         return f"Endpoint({self.base_url!r}, model={self._model!r}, api_key=<{key}>)"
 
     def __enter__(self) -> Endpoint:
@@ -90,12 +72,22 @@ class Endpoint:
 
     def close(self) -> None:
         """Close all connections."""
-        self._client.close()
+        self._http.close()
+
+    @property
+    def base_url(self) -> str:
+        """The address of the API, with `/v1`."""
+        return self._http.base_url
 
     @property
     def root_url(self) -> str:
         """The server without `/v1`."""
-        return self.base_url.removesuffix("/v1")
+        return self._http.root_url
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server's address is this machine's loopback."""
+        return self._http.is_local
 
     @cached_property
     def model(self) -> str:
@@ -147,7 +139,7 @@ class Endpoint:
 
     @cached_property
     def _cards(self) -> list[dict[str, Any]]:
-        return list(_object(self._request("GET", f"{self.base_url}/models")).get("data") or ())
+        return list(self._http.get_json(f"{self.base_url}/models").get("data") or ())
 
     def complete(self, prompt: str | Sequence[int], **options: Any) -> dict[str, Any]:
         """POST /v1/completions, greedy unless `options` say otherwise; returns the parsed answer.
@@ -155,16 +147,25 @@ class Endpoint:
         Raises:
             EndpointError: unreachable, refused, or an error status after all attempts.
         """
-        body = self._body(prompt, options)
-        return _object(self._request("POST", f"{self.base_url}/completions", body))
+        with self._unknown_model_named():
+            return self._http.post_json(f"{self.base_url}/completions", self._body(prompt, options))
 
     def stream(self, prompt: str | Sequence[int], **options: Any) -> list[dict[str, Any]]:
         """Like `complete` with `stream`: all chunks, once the last one is here."""
-        answer = self._request(
-            "POST", f"{self.base_url}/completions", self._body(prompt, options, stream=True)
-        )
+        body = self._body(prompt, options, stream=True)
+        with self._unknown_model_named():
+            answer = self._http.request("POST", f"{self.base_url}/completions", body)
         data = [line[5:].strip() for line in answer.text.splitlines() if line.startswith("data:")]
         return [json.loads(chunk) for chunk in data if chunk != "[DONE]"]
+
+    @contextmanager
+    def _unknown_model_named(self) -> Iterator[None]:
+        """Of a path that is not found, say first whether it is the model that the server does not have."""
+        try:
+            yield
+        except NotFoundError:
+            self.require_model()
+            raise
 
     def score(
         self,
@@ -238,8 +239,8 @@ class Endpoint:
             "prompt_logprob_start": len(token_ids) - 1 - rows,
         }
         body = {"model": self.model, "token_ids": list(token_ids), "sampling_params": parameters}
-        answer = self._request("POST", self.root_url + GENERATE, body)
-        return from_generate(token_ids, _object(answer), top_k, (rows, k))
+        answer = self._http.post_json(self.root_url + GENERATE, body)
+        return from_generate(token_ids, answer, top_k, (rows, k))
 
     def score_many(
         self,
@@ -293,42 +294,21 @@ class Endpoint:
 
     def get_optional(self, path: str) -> dict[str, Any] | None:
         """The JSON at a path under the server's root; None where the server has no such path."""
-        return self._optional("GET", path)
+        return _json(self._http.once("GET", path))
 
     def metrics_page(self) -> str | None:
         """The Prometheus text at /metrics; None where the server has none."""
-        try:
-            response = self._client.get(self.root_url + "/metrics")
-        except httpx.HTTPError:
-            return None
-        return response.text if response.is_success else None
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the server's address is this machine's loopback."""
-        return _is_loopback(self.base_url)
+        response = self._http.once("GET", "/metrics")
+        return response.text if response else None
 
     def reset_prefix_cache(self) -> bool:
         """Have the server forget all prompts; False where it does not (vLLM: VLLM_SERVER_DEV_MODE)."""
-        for path in ("/reset_prefix_cache", "/flush_cache"):
-            try:
-                if self._client.post(self.root_url + path).is_success:
-                    return True
-            except httpx.HTTPError:
-                return False
-        return False
+        return any(self._http.once("POST", path) for path in ("/reset_prefix_cache", "/flush_cache"))
 
     def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int] | None:
         """Token ids of `text` by the /tokenize path of vLLM and SGLang; None where the server has none."""
         body = {"model": self.model, "prompt": text, "add_special_tokens": add_special_tokens}
-        return (self._optional("POST", "/tokenize", body) or {}).get("tokens")
-
-    def _optional(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
-        try:
-            response = self._client.request(method, self.root_url + path, json=body)
-            return dict(response.json()) if response.is_success else None
-        except (httpx.HTTPError, ValueError):
-            return None
+        return (_json(self._http.once("POST", "/tokenize", body)) or {}).get("tokens")
 
     def _body(self, prompt: str | Sequence[int], options: dict[str, Any], **more: Any) -> dict[str, Any]:
         text_or_ids = prompt if isinstance(prompt, str) else list(prompt)
@@ -341,49 +321,6 @@ class Endpoint:
                 f"A sequence of {length} tokens does not fit {self.model}: the server's limit is {limit} "
                 f"with one generated token. Use at most {limit - 1} tokens or raise --max-model-len."
             )
-
-    def _request(self, method: str, url: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        """Send, with another attempt after a broken connection, a 429 or a 5xx answer, and after no other."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                response = self._client.request(method, url, json=body)
-            except (
-                httpx.ConnectError,
-                httpx.RemoteProtocolError,
-                httpx.ReadError,
-                httpx.WriteError,
-            ) as error:
-                failure: httpx.HTTPError | None = error
-            except httpx.HTTPError as error:
-                raise EndpointError(f"{url} failed: {error or type(error).__name__}.") from error
-            else:
-                if response.status_code < 500 and response.status_code != BUSY:
-                    self._check_status(response)
-                    return response
-                failure = None
-            if attempt < ATTEMPTS:
-                # Spread out, so that requests that failed together do not come back together.
-                time.sleep(BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-        if failure is not None:
-            raise EndpointError(
-                f"Cannot reach {url}: {failure} ({ATTEMPTS} attempts). Is the server up, and is this its URL?"
-            ) from failure
-        raise EndpointError(f"{url} answered {response.status_code} {ATTEMPTS} times: {_detail(response)}")
-
-    def _check_status(self, response: httpx.Response) -> None:
-        if response.is_success:
-            return
-        status, url = response.status_code, response.request.url
-        # vLLM also answers 403 where this path was not opened.
-        if status in (401, 403) and not url.path.endswith(GENERATE):
-            given = "the key given is not accepted" if self._key else "no key is set"
-            raise EndpointError(
-                f"{url} answered {status}, wrong API key: {given}. "
-                f"Set {KEY_VARIABLES[0]} (or {KEY_VARIABLES[1]}) to the server's key."
-            )
-        if status == 404 and url.path.endswith("/completions"):
-            self.require_model()
-        raise EndpointError(f"{url} answered {status}: {_detail(response)}")
 
 
 def _in_parallel(
@@ -405,46 +342,12 @@ def _in_parallel(
     return [results[index] for index in range(len(calls))]
 
 
-def api_key_from_environment() -> str | None:
-    """QDEPLOY_API_KEY, else OPENAI_API_KEY, else None.
-
-    Raises:
-        EndpointError: the key cannot stand in an HTTP header; the message does not show it.
-    """
-    name = next((name for name in KEY_VARIABLES if os.environ.get(name)), None)
-    key = os.environ[name] if name else None
-    if key and not (key.isascii() and key.isprintable()):
-        raise EndpointError(
-            f"{name} holds a line break or a character that no HTTP header can carry. Set it again."
-        )
-    return key
-
-
-def _normalized(url: str) -> str:
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise EndpointError(f"{url!r} is not an HTTP URL. Write it like http://127.0.0.1:8000/v1.")
-    base = f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
-    return base if base.endswith("/v1") else f"{base}/v1"
-
-
-def _is_loopback(url: str) -> bool:
-    """A proxy from the environment must not stand between this process and a local server."""
-    return urlsplit(url).hostname in ports.LOOPBACK
-
-
-def _object(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object in an answer; a web page or a proxy's notice is refused."""
+def _json(response: httpx.Response | None) -> dict[str, Any] | None:
+    """The object in an answer; None where there is none."""
     try:
-        answer = response.json()
+        return dict(response.json()) if response else None
     except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise EndpointError(
-            f"{response.request.url} answered {response.text[:200]!r}, which is no JSON object. "
-            "Is this the URL of an OpenAI-compatible server?"
-        )
-    return answer
+        return None
 
 
 def _choice(answer: dict[str, Any]) -> dict[str, Any]:
@@ -452,12 +355,3 @@ def _choice(answer: dict[str, Any]) -> dict[str, Any]:
     if not choices:
         raise EndpointError(f"The endpoint's answer has no choices: {str(answer)[:200]}")
     return dict(choices[0])
-
-
-def _detail(response: httpx.Response) -> str:
-    """The server's own message, from the OpenAI error shape where it is that."""
-    try:
-        error = response.json().get("error")
-        return str(error["message"] if isinstance(error, dict) else error)[:500]
-    except (ValueError, AttributeError, KeyError):
-        return response.text[:500] or "no message"

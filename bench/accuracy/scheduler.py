@@ -12,8 +12,9 @@ from qdeploy.bench import noise
 from qdeploy.bench.accuracy.encoding import Generation, Request
 from qdeploy.bench.accuracy.items import Answer, Likelihood
 from qdeploy.bench.accuracy.journal import Journal
-from qdeploy.engines.endpoint import MAX_CONNECTIONS, Endpoint
+from qdeploy.engines.endpoint import Endpoint
 from qdeploy.engines.scores import NextToken
+from qdeploy.engines.transport import MAX_CONNECTIONS
 from qdeploy.errors import Interrupted
 from qdeploy.progress import Task, progress
 

@@ -34,7 +34,8 @@ from qdeploy.bench.load.workload.prompts import WARMUP, generator, local_vocabul
 from qdeploy.bench.load.workload.target import Target
 from qdeploy.bench.load.workload.workload import Workload, build
 from qdeploy.bench.records import Engine, LoadResult, RunRecord
-from qdeploy.engines.endpoint import Endpoint, api_key_from_environment
+from qdeploy.engines.endpoint import Endpoint
+from qdeploy.engines.transport import api_key_from_environment
 from qdeploy.errors import EndpointError, disk_errors
 from qdeploy.progress import progress
 from qdeploy.provenance import provenance

@@ -55,13 +55,13 @@ def test_many_keep_their_order_and_report_each(serve: Serve) -> None:
 
 
 def test_a_failing_server_is_asked_again(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qdeploy.engines.endpoint.BACKOFF_S", 0.01)
+    monkeypatch.setattr("qdeploy.engines.transport.BACKOFF_S", 0.01)
     with Endpoint(serve(failures=3)) as endpoint:
         assert endpoint.score(IDS).token_logprobs[1:] == EXPECTED
 
 
 def test_attempts_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qdeploy.engines.endpoint.BACKOFF_S", 0.01)
+    monkeypatch.setattr("qdeploy.engines.transport.BACKOFF_S", 0.01)
     with (
         Endpoint(serve(failures=1000)) as endpoint,
         pytest.raises(EndpointError, match="answered 503 4 times: overloaded"),
@@ -118,7 +118,7 @@ def test_an_unknown_model_lists_what_is_served(serve: Serve) -> None:
 
 
 def test_nobody_there_is_an_error_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qdeploy.engines.endpoint.BACKOFF_S", 0.01)
+    monkeypatch.setattr("qdeploy.engines.transport.BACKOFF_S", 0.01)
     start = time.monotonic()
     with pytest.raises(EndpointError, match=r"Cannot reach http://127\.0\.0\.1:.*Is the server up"):
         Endpoint(f"127.0.0.1:{free_port()}").models()

@@ -119,7 +119,7 @@ def test_a_taken_port_is_refused_before_anything_starts(
 def test_an_engine_that_loads_but_cannot_answer_fails(
     model_folder: Folder, tiny_environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qdeploy.engines.endpoint.BACKOFF_S", 0.01)
+    monkeypatch.setattr("qdeploy.engines.transport.BACKOFF_S", 0.01)
     crash = "AttributeError: '_C' object has no attribute 'cpu_gemm_wna16'"
     folder = model_folder(QUANTIZED, log=WEIGHT_ONLY, crash=crash)
     with pytest.raises(EngineError, match=r"fails on the first request\.\n  AttributeError: .*gemm_wna16"):

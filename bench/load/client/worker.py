@@ -26,7 +26,7 @@ from qdeploy.bench.load.client.dispatch import INTERRUPTED, closed_loop, no_garb
 from qdeploy.bench.load.client.exchange import Exchange
 from qdeploy.bench.load.figures.outcome import read_outcome
 from qdeploy.bench.load.figures.table import write_requests
-from qdeploy.engines.endpoint import api_key_from_environment
+from qdeploy.engines.transport import api_key_from_environment
 from qdeploy.files import read_json
 
 JOB, PAYLOADS, REQUESTS, LOG = "job.json", "payloads.parquet", "requests.parquet", "log.txt"

@@ -20,7 +20,7 @@ from qdeploy.bench.load.figures.outcome import Outcome
 from qdeploy.bench.load.figures.table import read_requests
 from qdeploy.bench.load.workload.target import Target
 from qdeploy.bench.load.workload.workload import Workload
-from qdeploy.engines.endpoint import KEY_VARIABLES
+from qdeploy.engines.transport import KEY_VARIABLES
 from qdeploy.errors import QDeployError
 
 OPENING_DELAY_NS = 100_000_000

@@ -142,7 +142,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qdeploy.engines.endpoint.BACKOFF_S", 0.001)
+    monkeypatch.setattr("qdeploy.engines.transport.BACKOFF_S", 0.001)
 
 
 @pytest.fixture

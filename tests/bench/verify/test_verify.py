@@ -105,7 +105,7 @@ def test_verify_refuses_a_used_output_folder(quantized: Path, tmp_path: Path) ->
 
 
 def test_verify_says_when_nothing_answers(quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qdeploy.engines.endpoint.BACKOFF_S", 0.0)
+    monkeypatch.setattr("qdeploy.engines.transport.BACKOFF_S", 0.0)
     with pytest.raises(EndpointError, match="Cannot reach"):
         verify(quantized, tokens=128, url="http://127.0.0.1:9/v1")
 

@@ -1,0 +1,64 @@
+"""Runs as records: what a measurement leaves on disk, and all that a report or a comparison may read.
+
+A run folder holds `run.json` (a RunRecord) and, beside it, per-item results in Parquet (`items.parquet` for
+accuracy, `tokens.parquet` for fidelity, `requests.parquet` for load). Comparisons join two folders on keys.
+"""
+
+from __future__ import annotations
+
+from qdeploy.bench.records.accuracy import Noise, TaskFigure, TaskScore
+from qdeploy.bench.records.base import Engine, Estimate, Record, Verdict
+from qdeploy.bench.records.fidelity import (
+    Candidate,
+    Disagreement,
+    Fidelity,
+    Method,
+    MonteCarlo,
+    TokenStatistics,
+)
+from qdeploy.bench.records.load import (
+    ClientUse,
+    Cost,
+    Distribution,
+    GpuUse,
+    Level,
+    LimitResult,
+    LoadResult,
+    Percentile,
+    SeriesRecord,
+    SloResult,
+    SteadyWindow,
+    Telemetry,
+)
+from qdeploy.bench.records.run import SCHEMA, RunRecord, load_record
+
+__all__ = [
+    "SCHEMA",
+    "Candidate",
+    "ClientUse",
+    "Cost",
+    "Disagreement",
+    "Distribution",
+    "Engine",
+    "Estimate",
+    "Fidelity",
+    "GpuUse",
+    "Level",
+    "LimitResult",
+    "LoadResult",
+    "Method",
+    "MonteCarlo",
+    "Noise",
+    "Percentile",
+    "Record",
+    "RunRecord",
+    "SeriesRecord",
+    "SloResult",
+    "SteadyWindow",
+    "TaskFigure",
+    "TaskScore",
+    "Telemetry",
+    "TokenStatistics",
+    "Verdict",
+    "load_record",
+]
