@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +40,19 @@ class Timed:
 
 
 def accuracy(model: Path, work: Path) -> None:
-    """Print the table: requests answered a second, and how far the scores are apart."""
+    """Print the table: how long the same choices take."""
     print("\n## Accuracy over an endpoint\n")
-    rows = []
     with VllmEngine().launch(model, log=work / "engine.log") as engine, Endpoint(engine.base_url) as endpoint:
-        ours = partial(_ours, endpoint, work)
-        ours(_pairs("warm-up", letters=False)[:8])
-        for kind, letters in (("texts", False), ("letters", True)):
-            scorers: dict[str, Scorer] = {
-                "qdeploy": ours,
-                f"lm-eval, {CONCURRENCY} in flight": partial(_theirs, engine.base_url, model, CONCURRENCY),
-                "lm-eval as it comes": partial(_theirs, engine.base_url, model, 1),
-            }
-            timed = [_time(name, run, f"{kind}, {name}", letters) for name, run in scorers.items()]
+        scorers: dict[str, Scorer] = {
+            "qdeploy": _ours(endpoint, work),
+            f"lm-eval, {CONCURRENCY} in flight": _theirs(engine.base_url, model, CONCURRENCY),
+            "lm-eval as it comes": _theirs(engine.base_url, model, 1),
+        }
+        for score in scorers.values():
+            score(_pairs("warm-up", letters=False)[:2])
+        rows = []
+        for kind, letters in (("letters", True), ("texts", False)):
+            timed = [_time(name, score, f"{kind}, {name}", letters) for name, score in scorers.items()]
             rows += [_row(kind, run, timed[0]) for run in timed]
     print(table(["choices", "by", "seconds", "× qdeploy's", "choices a second"], rows))
 
@@ -98,18 +97,22 @@ def _choices(item: Item, letters: bool) -> list[str]:
     return [f" {letter}" for letter in "ABCD"[: len(item.requests)]] if letters else _texts(item)
 
 
-def _ours(endpoint: Endpoint, work: Path, pairs: Sequence[Pair]) -> list[float]:
-    encoder = load_encoder(endpoint, None)
-    requests = [encode_request(encoder, *pair) for pair in pairs]
-    path = work / "answers.jsonl"
-    with Journal(path, {}) as journal:
-        answer_all(endpoint, requests, journal, CONCURRENCY, probe(endpoint).listed_logprobs)
-        answers = [journal.get(request) for request in requests]
-    path.unlink()
-    return [answer.loglikelihood for answer in answers if isinstance(answer, Likelihood)]
+def _ours(endpoint: Endpoint, work: Path) -> Scorer:
+    encoder, listed = load_encoder(endpoint, None), probe(endpoint).listed_logprobs
+
+    def score(pairs: Sequence[Pair]) -> list[float]:
+        requests = [encode_request(encoder, *pair) for pair in pairs]
+        path = work / "answers.jsonl"
+        with Journal(path, {}) as journal:
+            answer_all(endpoint, requests, journal, CONCURRENCY, listed)
+            answers = [journal.get(request) for request in requests]
+        path.unlink()
+        return [answer.loglikelihood for answer in answers if isinstance(answer, Likelihood)]
+
+    return score
 
 
-def _theirs(base_url: str, model: Path, concurrency: int, pairs: Sequence[Pair]) -> list[float]:
+def _theirs(base_url: str, model: Path, concurrency: int) -> Scorer:
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
@@ -122,6 +125,10 @@ def _theirs(base_url: str, model: Path, concurrency: int, pairs: Sequence[Pair])
         num_concurrent=concurrency,
         max_length=2048,
     )
-    asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
-    found: list[Any] = peer.loglikelihood(asked, disable_tqdm=True)
-    return [float(loglikelihood) for loglikelihood, _ in found]
+
+    def score(pairs: Sequence[Pair]) -> list[float]:
+        asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+        found: list[Any] = peer.loglikelihood(asked, disable_tqdm=True)
+        return [float(loglikelihood) for loglikelihood, _ in found]
+
+    return score

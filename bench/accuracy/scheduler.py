@@ -99,8 +99,8 @@ def _send(
             while running:
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    running.remove(future)
                     _keep(future, journal, bar)
+                    running.remove(future)
                 running |= submit(len(finished))
         finally:
             # After an error or Ctrl-C, what is under way still counts.
