@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ def exact(baseline: Any, variant: Any, windows: Windows, top_k: int) -> Exact:
             chosen = q.gather(1, torch.from_numpy(firsts[-1].top_ids).long())
             seconds.append(_table(q, tokens, index, top_k, chosen))
             bar.advance()
-    first, second = concatenate(firsts), concatenate(seconds)
+    first = concatenate(firsts)
+    second = replace(concatenate(seconds), chosen_ids=first.top_ids)
     return Exact(
         float(np.concatenate(kl).mean()),
         float(two_pass(first, second).kl.mean()),

@@ -54,7 +54,7 @@ def search(series: Series) -> None:
             f"No rate can meet the objective: of requests sent one after another, {over}. Ask for less."
         )
     full = series.all_at_once()
-    if _met(full):
+    if full.slo and full.slo.met:
         raise UsageError(
             f"All {full.requests} requests at once meet the objective, so no rate is too high for so few. "
             "Raise --num-requests."
@@ -62,7 +62,7 @@ def search(series: Series) -> None:
     rate = full.request_throughput / 2
     met, failed = 0.0, math.inf
     for _ in range(2 * MOST_STEPS):
-        if _met(series.at(rate)):
+        if _met(series.at(rate), saturating_rate(series.results)):
             met = max(met, rate)
         else:
             failed = min(failed, rate)
@@ -81,15 +81,28 @@ def _between(met: float, failed: float) -> float:
 def summarize_series(results: dict[float, LoadResult]) -> SeriesRecord:
     """All runs by rate, the capacity that they show, and the highest rate within the objective."""
     rates = sorted(results)
-    fitted = capacity(rates, [completion_rate(results[rate]) for rate in rates])
-    saturating = min((r for r in rates if r > fitted and saturated(results[r])), default=math.inf)
+    saturating = saturating_rate(results)
     return SeriesRecord(
-        capacity=fitted,
+        capacity=_fitted(results),
         kept_rate=max((r for r in rates if r < saturating), default=None),
         saturating_rate=saturating if saturating < math.inf else None,
-        best_rate=max((rate for rate in rates if _met(results[rate])), default=None),
+        best_rate=max((rate for rate in rates if _met(results[rate], saturating)), default=None),
         runs=[results[rate] for rate in rates],
     )
+
+
+def saturating_rate(results: dict[float, LoadResult]) -> float:
+    """The lowest rate above the fitted capacity that saturated the endpoint; infinite if none did.
+
+    A single short run may have met a stall: what counts is what all of them show.
+    """
+    fitted = _fitted(results)
+    return min((r for r, found in results.items() if r > fitted and saturated(found)), default=math.inf)
+
+
+def _fitted(results: dict[float, LoadResult]) -> float:
+    rates = sorted(results)
+    return capacity(rates, [completion_rate(results[rate]) for rate in rates])
 
 
 def capacity(offered: Sequence[float], completed: Sequence[float]) -> float:
@@ -118,6 +131,6 @@ def saturated(result: LoadResult) -> bool:
     return completion_rate(result) < KEPT * (result.rate or 0.0)
 
 
-def _met(result: LoadResult) -> bool:
+def _met(result: LoadResult, saturating: float) -> bool:
     """Whether the limits were kept, and could be for longer: a saturated endpoint's queue only grows."""
-    return result.slo is not None and result.slo.met and not saturated(result)
+    return result.slo is not None and result.slo.met and (result.rate or 0.0) < saturating
