@@ -56,7 +56,8 @@ def jackknife(compute: Callable[[Sequence[int]], float], clusters: Sequence[str]
         return Estimate(value=value)
     left = [compute([i for i in everything if codes[i] % groups != group]) for group in range(groups)]
     error = math.sqrt((groups - 1) / groups * float(np.sum((np.array(left) - value) ** 2)))
-    if not math.isfinite(error):
+    # Where leaving out makes no difference, as with few items that agree, nothing is known of the spread.
+    if error == 0 or not math.isfinite(error):
         return Estimate(value=value)
     half = statistics.student_quantile((1 + statistics.CONFIDENCE) / 2, groups - 1) * error
     return Estimate(value=value, low=value - half, high=value + half)
