@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qdeploy.errors import CheckpointError
 from qdeploy.formats import bits
@@ -162,8 +162,8 @@ def _interleave(stream: Tensor, columns: int) -> Tensor:
 
 def _deinterleave(words: Tensor) -> Tensor:
     """int32 [C, N/8] to streams of rows, int32 [N, ceil(C/8)], padded with zeros."""
-    columns, count = words.shape
-    eights = nn.functional.pad(words, (0, 0, 0, -columns % 8)).reshape(-1, 8, count)
+    count = words.shape[1]
+    eights = bits.padded(words.T, 8).T.reshape(-1, 8, count)
     stream = torch.empty(count, 8, len(eights), dtype=torch.int32)
     for start in range(0, len(eights), BLOCK):
         block = slice(start, start + BLOCK)

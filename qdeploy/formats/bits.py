@@ -46,7 +46,7 @@ def pack(codes: Tensor, bits: int, dim: int = -1) -> Tensor:
     rows = moved.reshape(shape.numel(), length)
     stream = torch.empty(len(rows), words(length, bits), dtype=torch.int32, device=codes.device)
     for block in blocks(*rows.shape):
-        stream[block] = _joined(_padded(rows[block], 32), bits).view(torch.int32)[:, : stream.shape[1]]
+        stream[block] = _joined(padded(rows[block], 32), bits).view(torch.int32)[:, : stream.shape[1]]
     return stream.reshape(*shape, -1).movedim(-1, dim).contiguous()
 
 
@@ -66,7 +66,7 @@ def unpack(packed: Tensor, bits: int, length: int, dim: int = -1) -> Tensor:
     rows = moved.reshape(shape.numel(), moved.shape[-1])
     codes = torch.empty(len(rows), length, dtype=torch.uint8, device=packed.device)
     for block in blocks(*codes.shape):
-        stream = _padded(rows[block].contiguous(), bits)
+        stream = padded(rows[block].contiguous(), bits)
         codes[block] = _split(stream.view(torch.uint8), bits)[:, :length]
     return codes.reshape(*shape, length).movedim(-1, dim).contiguous()
 
@@ -76,8 +76,8 @@ def stored(streams: Tensor, bits: int, length: int) -> Tensor:
     return unpack(streams, bits, length) if length * bits % 32 else streams
 
 
-def _padded(rows: Tensor, multiple: int) -> Tensor:
-    """[R, L] with zeros up to a multiple of columns."""
+def padded(rows: Tensor, multiple: int) -> Tensor:
+    """[R, L] with zeros up to a multiple of columns; itself where there is nothing to add."""
     missing = -rows.shape[1] % multiple
     return torch.nn.functional.pad(rows, (0, missing)) if missing else rows
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qdeploy.errors import CheckpointError
 from qdeploy.formats import bits
@@ -225,7 +225,7 @@ def _paired_rows(stream: Tensor) -> Tensor:
 
 def _single_rows(weight: Tensor) -> Tensor:
     """The inverse of `_paired_rows`, padded to whole words."""
-    weight = nn.functional.pad(weight, (0, -weight.shape[1] % 8))
+    weight = bits.padded(weight, 8)
     pairs = torch.empty(len(weight), 2, weight.shape[1] // 2, dtype=torch.uint8, device=weight.device)
     for block in bits.blocks(*weight.shape):
         codes = weight[block].view(torch.int16) ^ SIGNS

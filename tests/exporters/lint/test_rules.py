@@ -132,7 +132,7 @@ def told(findings: Iterable[Finding], code: str) -> str:
 
 def regrouped(packed: Tensor) -> Tensor:
     """Words of AWQ in plain order."""
-    return bits.pack(awq._deinterleave(packed).T, 4)
+    return bits.pack(bits.unpack(awq._deinterleave(packed), 4, len(packed)).T, 4)
 
 
 SOUND = [
