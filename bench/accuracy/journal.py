@@ -56,9 +56,9 @@ class Journal:
     def add(self, request: Request | Generation, answer: Answer) -> None:
         """Keep an answer."""
         name = key(request)
-        self.answers[name] = answer
         said = {"text": answer} if isinstance(answer, str) else answer._asdict()
         self._write({"key": name, **said})
+        self.answers[name] = answer
 
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")

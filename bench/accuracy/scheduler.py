@@ -111,9 +111,11 @@ def _send(
 
 
 def _keep(future: Future[Answered], journal: Journal, bar: Task) -> None:
+    """Into the journal, once: Ctrl-C may come between that and striking the future off."""
     answered = future.result()
     for request, answer in answered:
-        journal.add(request, answer)
+        if journal.get(request) is None:
+            journal.add(request, answer)
     bar.advance(len(answered))
 
 

@@ -122,7 +122,7 @@ def test_ctrl_c_keeps_what_is_under_way(ask: Ask, requests: list[Request], tmp_p
     ):
         answer_all(endpoint, requests, journal, 2)
     assert 0 < len(server.asked) < len(requests)
-    assert len(path.read_text().splitlines()) - 1 == len(server.asked)
+    assert len(set(path.read_text().splitlines())) - 1 == len(server.asked)
 
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path, requests: list[Request]) -> None:
