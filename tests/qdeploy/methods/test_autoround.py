@@ -344,6 +344,18 @@ def test_the_ends_of_the_grid_stay_within_the_range(scheme: str, tmp_path: Path)
                     assert LEAST <= float(end.min()) <= float(end.max()) <= 1, name
 
 
+@pytest.mark.parametrize(("scheme", "levels"), [("W8A16", 255), ("W4A16", 15), ("W2A16", 3)])
+def test_an_end_moves_at_most_as_many_levels_as_at_4_bits(scheme: str, levels: int, tmp_path: Path) -> None:
+    """A share of the range is many levels where there are many: 8 bits lost by it."""
+    block = Block(tmp_path, replace(PRESETS[scheme], group_size=16))
+    for layer in block.layers.values():
+        tuned_layer = _Tuned(layer)
+        tuned_layer.weight()
+        tuned_layer.step(torch.randn_like(layer.weight), 0.02)
+        moved = float((1 - tuned_layer._alpha).max()) * levels
+        assert 0 < moved <= 0.02 * 15 * (1 + 1e-3)
+
+
 def gradients(block: Block, name: str) -> tuple[Tensor, ...]:
     """Of the block's squared error by V, α and β of one layer, at 0, 0.9 and 0.8."""
     layer = block.layers[name]
