@@ -75,16 +75,20 @@ def test_a_model_larger_than_the_memory_that_it_may_take(tiny_llama: Path, tmp_p
 
 @pytest.mark.parametrize("target", ["gptq", "awq", "modelopt"])
 def test_converting_takes_two_files_worth(tmp_path: Path, target: str) -> None:
-    """Of one that is read and what is made of it, however many there are; N at a time take N times that."""
+    """Of one that is read and what is made of it, however many there are; N at a time take N times that.
+
+    Half a file more where words are taken apart: blocks of them leave holes between what is kept.
+    """
+    files = 2.0 if target == "gptq" else 2.5
     warm, source = (tmp_path / name / "compressed-tensors" for name in ("warm", "large"))
     save_packed(warm, 1, 256, W4)
     save_packed(source, 8, 1536, W4)
     shard = max(file.stat().st_size for file in source.glob("*.safetensors"))
     for jobs in (1, 2):
         there = converting(warm, source, tmp_path / f"there-{jobs}", target, jobs=jobs)
-        assert there.peak < jobs * 2 * shard
+        assert there.peak < jobs * files * shard
     # What is held until a file is written would show.
     assert there.peak > shard
     convert(warm, tmp_path / "packed", target)
     back = converting(tmp_path / "packed", tmp_path / "there-1", tmp_path / "back", "compressed-tensors")
-    assert back.peak < 2 * shard
+    assert back.peak < files * shard
