@@ -19,7 +19,7 @@ from pydantic import (
 
 from qdeploy import registry
 from qdeploy.bench.evaluation import EvalSettings
-from qdeploy.bench.load import LoadSpec
+from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.errors import QDeployError, RecipeError, UnknownNameError
 from qdeploy.recipe import CalibrationConfig, Recipe
 from qdeploy.validation import explain

@@ -19,23 +19,21 @@ class Peer:
     Attributes:
         name: as people call it.
         package, version: as pip calls it.
-        runner: script in `runners` that quantizes with it.
+        runner: script in `runners` that quantizes with it; none where its packing or its client is compared.
         best: its best documented settings for 4 bits that its defaults leave out.
         asymmetric: settings with which grids have zero points.
         beside: packages that it imports and does not ask for.
-        quantizes: whether it is run on models; if not, its packing or its client alone is compared.
         environment: variables that it needs.
     """
 
     name: str
     package: str
     version: str
-    runner: str
-    best: Mapping[str, object]
-    asymmetric: Mapping[str, object]
+    runner: str = ""
+    best: Mapping[str, object] = field(default_factory=dict)
+    asymmetric: Mapping[str, object] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
-    quantizes: bool = True
 
     @property
     def folder(self) -> Path:
@@ -75,29 +73,20 @@ AUTOROUND = Peer(
     package="auto-round",
     version="0.16.1",
     runner="run_autoround.py",
-    best={},
     asymmetric={"sym": False},
 )
 MODELOPT = Peer(
     name="ModelOpt 0.47",
     package="nvidia-modelopt",
     version="0.47.0",
-    runner="",
-    best={},
-    asymmetric={},
     # Its exporter of whole models is compared on one of transformers' (benchmarks.engine_parity).
     beside=("requests", "huggingface_hub", "transformers==4.57.6"),
-    quantizes=False,
 )
 GUIDELLM = Peer(
     name="guidellm 0.8",
     package="guidellm",
     version="0.8.1",
-    runner="",
-    best={},
-    asymmetric={},
     # Its HTTP client is compared (benchmarks.client).
-    quantizes=False,
 )
 PEERS = (LLM_COMPRESSOR, GPTQMODEL)
 """Those that do what `gptq` does, and are timed beside it."""

@@ -50,7 +50,7 @@ def install(peer: Peer) -> None:
         [python, "-c", _REQUIREMENTS, peer.package], check=True, capture_output=True, text=True
     )
     subprocess.run([python, *PIP, TORCH, *listed.stdout.splitlines(), *peer.beside], check=True)
-    if peer.quantizes:
+    if peer.runner:
         _try(peer)
     write_json(peer.folder / STAMP, {"version": peer.version, "torch": TORCH})
 

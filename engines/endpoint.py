@@ -155,7 +155,7 @@ class Endpoint:
         body = self._body(prompt, options, stream=True)
         with self._unknown_model_named():
             answer = self._http.request("POST", f"{self.base_url}/completions", body)
-        data = [line[5:].strip() for line in answer.text.splitlines() if line.startswith("data:")]
+        data = [line[5:].strip() for line in answer.text.split("\n") if line.startswith("data:")]
         return [json.loads(chunk) for chunk in data if chunk != "[DONE]"]
 
     @contextmanager

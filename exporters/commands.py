@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qdeploy.exporters import options
+
 if TYPE_CHECKING:
     from qdeploy.exporters.base import Exporter, ExportReport, Memory
 
@@ -26,32 +28,14 @@ def export(
             "cpu-avx2, cpu for this machine's CPU, or auto for its GPU or else CPU. a100 and h100 have 80 GB."
         ),
     ] = "auto",
-    tensor_parallel: Annotated[
-        int,
-        typer.Option(
-            "--tensor-parallel",
-            "--tensor-parallel-size",
-            "--tp-size",
-            "--tp",
-            help="Devices that each layer is split over.",
-        ),
-    ] = 1,
+    tensor_parallel: options.TensorParallel = 1,
     backend: Annotated[
         str | None,
         typer.Option(
             help="Of TensorRT-LLM: pytorch, the default, or tensorrt for its engine builder, up to 1.2.x."
         ),
     ] = None,
-    pipeline_parallel: Annotated[
-        int,
-        typer.Option(
-            "--pipeline-parallel",
-            "--pipeline-parallel-size",
-            "--pp-size",
-            "--pp",
-            help="Stages that the model is split into, for --backend tensorrt.",
-        ),
-    ] = 1,
+    pipeline_parallel: options.PipelineParallel = 1,
     reference: Annotated[
         bool,
         typer.Option(
@@ -60,9 +44,7 @@ def export(
             "accuracy, since speed and size are then those of the 16-bit model.",
         ),
     ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON on standard output.")
-    ] = False,
+    json: options.Json = False,
 ) -> None:
     """Check a checkpoint for an engine and make a folder to serve.
 

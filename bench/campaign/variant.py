@@ -11,9 +11,9 @@ from qdeploy import registry
 from qdeploy.bench.campaign.state import StepName, VariantState
 from qdeploy.bench.campaign.steps import StepError, Steps, fingerprint, interrupted, stamp
 from qdeploy.bench.evaluation import run_eval
-from qdeploy.bench.load import measure, save
 from qdeploy.bench.load.figures.assess import compare_lengths
 from qdeploy.bench.load.figures.table import output_lengths
+from qdeploy.bench.load.run import measure, save
 from qdeploy.bench.plan import BASELINE, Plan, VariantPlan
 from qdeploy.bench.records import Engine
 from qdeploy.bench.verify import expect, judge

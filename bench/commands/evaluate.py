@@ -7,77 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qdeploy.bench.commands.eval_options import EvalOptions
+from qdeploy.cli.option_groups import with_groups
 from qdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from qdeploy.engines.endpoint import Endpoint
 
 
+@with_groups
 def evaluate(
     url: Annotated[str, typer.Argument(help="Base URL of the API, for example http://127.0.0.1:8000/v1.")],
+    asked: EvalOptions,
     baseline: Annotated[
         str | None,
         typer.Option(help="What to compare with: the run folder of an earlier eval, or a URL."),
     ] = None,
-    text: Annotated[
-        str,
-        typer.Option(
-            help="Text for fidelity: `builtin`, a text file, a perplexity protocol (above), or `none`."
-        ),
-    ] = "builtin",
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the model's tokenizer; default: the local folder that vLLM serves."),
-    ] = None,
-    windows: Annotated[
-        int | None,
-        typer.Option(help="Windows of text to score, from its start; default: a protocol's all, else 32."),
-    ] = None,
-    window_tokens: Annotated[
-        int | None, typer.Option(help="Tokens a window; default: the protocol's, else 512.")
-    ] = None,
-    top_k: Annotated[
-        int, typer.Option(help="Log-probabilities kept a position; at most the engine's --max-logprobs.")
-    ] = 128,
-    samples: Annotated[
-        int,
-        typer.Option(help="Continuations that the baseline draws for a Monte-Carlo check of the divergence."),
-    ] = 0,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated: `smoke`, lm-eval task names or YAML files, or `none`; default: `smoke`, "
-            "but `none` with --suite."
-        ),
-    ] = None,
-    suite: Annotated[
-        str | None, typer.Option(help="Suite of tasks: `s1` (26 data sets) or `openllm`.")
-    ] = None,
-    num_fewshot: Annotated[
-        int | None, typer.Option(help="Examples before each question; default: the task's own number.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with original files of data sets (docs/tasks.md) and of protocols' texts; what is "
-            "not there comes from the hub."
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first items of each task.")] = None,
-    margin: Annotated[
-        float, typer.Option(help="Share of the baseline's accuracy that may be lost and still pass.")
-    ] = 0.01,
-    until_decided: Annotated[
-        bool,
-        typer.Option(
-            "--until-decided", help="Against a baseline: score items in random order until all is decided."
-        ),
-    ] = False,
-    noise: Annotated[
-        bool,
-        typer.Option("--noise", help="Of a baseline: score it twice, for the noise floor of comparisons."),
-    ] = False,
-    concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 8,
     model: Annotated[str | None, typer.Option(help="Served model name; default: the only one.")] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Run folder to write; default: eval-MODEL.")
@@ -116,32 +61,15 @@ def evaluate(
     """
     from rich.console import Console
 
-    from qdeploy.bench.evaluation import EvalSettings, run_eval
+    from qdeploy.bench.evaluation import run_eval
     from qdeploy.bench.render import render_eval
     from qdeploy.engines.endpoint import Endpoint
     from qdeploy.progress import console
 
-    settings = EvalSettings(
-        text=None if text == "none" else text,
-        tokenizer=tokenizer,
-        windows=windows,
-        window_tokens=window_tokens,
-        top_k=top_k,
-        samples=samples,
-        tasks=_names(tasks, suite),
-        suite=suite,
-        num_fewshot=num_fewshot,
-        data_dir=data_dir,
-        limit=limit,
-        margin=margin,
-        concurrency=concurrency,
-        until_decided=until_decided,
-        noise=noise,
-    )
-    _check_has_baseline(baseline, until_decided, noise)
+    _check_has_baseline(baseline, asked)
     with Endpoint(url, model) as endpoint:
         folder = output or Path(f"eval-{endpoint.model.replace('/', '-')}")
-        record = run_eval(endpoint, settings, folder, _baseline(baseline))
+        record = run_eval(endpoint, asked.settings(), folder, _baseline(baseline))
     if json:
         typer.echo(record.model_dump_json(indent=2))
     else:
@@ -149,10 +77,10 @@ def evaluate(
         console.print(f"Run folder: {folder}", highlight=False)
 
 
-def _check_has_baseline(baseline: str | None, until_decided: bool, noise: bool) -> None:
-    if until_decided and baseline is None:
+def _check_has_baseline(baseline: str | None, asked: EvalOptions) -> None:
+    if asked.until_decided and baseline is None:
         raise UsageError("--until-decided decides against a baseline: give --baseline.")
-    if noise and baseline is not None and not _is_url(baseline):
+    if asked.noise and baseline is not None and not _is_url(baseline):
         raise UsageError(
             f"--noise measures the baseline, and {baseline} is measured already. Give --noise when you "
             "evaluate the baseline."
@@ -161,11 +89,6 @@ def _check_has_baseline(baseline: str | None, until_decided: bool, noise: bool) 
 
 def _is_url(given: str) -> bool:
     return given.startswith(("http://", "https://"))
-
-
-def _names(tasks: str | None, suite: str | None) -> tuple[str, ...]:
-    given = tasks or ("none" if suite else "smoke")
-    return () if given == "none" else tuple(name.strip() for name in given.split(","))
 
 
 def _baseline(given: str | None) -> Path | Endpoint | None:

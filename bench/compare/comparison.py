@@ -123,9 +123,8 @@ def _notes(base: Side, other: Side) -> list[str]:
     """What a reader should know before trusting the figures."""
     notes = []
     for side in (base, other):
-        limited = sum(run.record.load.client_limited for run in side.loads if run.record.load)
-        if limited:
-            notes.append(f"{side.name}: the client set the pace in {limited} load runs; distrust latencies.")
+        reasons = (reason for run in side.loads if run.record.load for reason in run.record.load.invalid)
+        notes += [f"{side.name}: a load run is invalid: {reason}." for reason in dict.fromkeys(reasons)]
     if base.loads and other.loads:
         machines = [
             [run.record.provenance.get(key) for key in HARDWARE] for run in (base.loads[0], other.loads[0])

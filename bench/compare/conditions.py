@@ -43,12 +43,17 @@ class Condition:
     limit: float
 
     def check(self, candidate: Candidate) -> list[Check]:
-        """Look at the figure, for `[*]` at that of every task.
+        """Look at the figure, for `[*]` at that of every task. One of an invalid load run decides nothing.
 
         Raises:
             ComparisonError, UsageError: as `figures.figures`.
         """
         found = figures.figures(candidate, self.figure, self.task)
+        reason = next((reason for load in candidate.loads for reason in load.invalid), None)
+        if reason and figures.is_of_load(self.figure):
+            return [
+                Check(name=self.text, verdict="inconclusive", message=f"the load run is invalid: {reason}")
+            ]
         return [self._check(where, value) for where, value in found.items()]
 
     def _check(self, where: str, value: float | None) -> Check:

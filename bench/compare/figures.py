@@ -56,6 +56,12 @@ def is_known(name: str) -> bool:
     return plain in OF_TASKS | OF_TEXT | OF_LOAD or LATENCY.fullmatch(plain) is not None
 
 
+def is_of_load(name: str) -> bool:
+    """Whether it is a figure of load runs."""
+    plain = _split(name)[0]
+    return plain in OF_LOAD or LATENCY.fullmatch(plain) is not None
+
+
 def figures(candidate: Candidate, name: str, task: str | None) -> Values:
     """The figure called `name`; of tasks, the suite's or the only task's unless `task` says which.
 

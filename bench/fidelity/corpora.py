@@ -99,11 +99,12 @@ def _read(file: Path, corpus: Corpus) -> Iterable[Any]:
 
         rows: list[Any] = pyarrow.parquet.read_table(file).to_pylist()
         return rows
+    # Not by splitlines(), which also splits at U+2028 and others that stand inside a text.
     text = _decompressed(file)
     if file.suffix in (".jsonl", ".gz"):
-        # splitlines() also splits where JSON does not: at U+2028 inside a string.
         return [json.loads(line) for line in text.split("\n") if line.strip()]
-    return [corpus.line(line) for line in text.splitlines(keepends=True)]
+    lines = text.removesuffix("\n").split("\n")
+    return [corpus.line(f"{line}\n") for line in lines]
 
 
 def _decompressed(file: Path) -> str:

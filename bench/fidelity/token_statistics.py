@@ -40,7 +40,7 @@ def token_statistics(
         ln_perplexity_correlation=_correlation(ours, theirs),
         ln_perplexity_ratio=statistics.mean_interval(difference, clusters),
         perplexity_difference=_perplexity_difference(ours, theirs, clusters),
-        design_effect=_design_effect(difference, clusters),
+        design_effect=statistics.design_effect(difference, clusters),
         kl_percentiles=_percentiles(kl, KL_PERCENTILES),
         dp_mean=statistics.mean_interval(change, clusters),
         dp_rms=statistics.mean_interval(change**2, clusters).mapped(lambda x: math.sqrt(max(x, 0.0))),
@@ -59,13 +59,6 @@ def _perplexity_difference(ours: Array, theirs: Array, clusters: Sequence[str]) 
     high, low = perplexity(ours.mean()), perplexity(theirs.mean())
     moved = statistics.mean_interval(high * (ours - ours.mean()) - low * (theirs - theirs.mean()), clusters)
     return moved.mapped(lambda step: high - low + step)
-
-
-def _design_effect(values: Array, clusters: Sequence[str]) -> float | None:
-    """SE² over clusters / SE² of independent tokens; None where either cannot be had."""
-    error, df = statistics.clustered_error(values, clusters)
-    independent = float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
-    return error * error / independent if df and independent else None
 
 
 def _percentiles(values: Array, which: Sequence[float]) -> dict[str, float]:

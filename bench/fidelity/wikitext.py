@@ -34,10 +34,10 @@ def raw_file(rows: Sequence[str]) -> str:
     return "".join(row or " \n" for row in rows)
 
 
-def articles(rows: Sequence[str]) -> list[str]:
-    """The articles, each from its title " = Title = " on, as in the document-level data set."""
+def articles(text: str) -> list[str]:
+    """Those of the raw file, each from its title " = Title = " on, as in the document-level data set."""
     pages: list[list[str]] = [[]]
-    for line in raw_file(rows).split("\n"):
+    for line in text.split("\n"):
         if _is_title(line):
             pages.append([])
         pages[-1].append(line)

@@ -136,7 +136,7 @@ def rolling(rows: Sequence[str], encoder: Encoder, length: int) -> Cut:
     The first window of an article begins with the prefix token; the last one reaches back so that it is as
     long as the others. Words and bytes are those of the article before it is detokenized.
     """
-    pages = articles(rows)
+    pages = articles(raw_file(rows))
     tokens: list[list[int]] = []
     starts: list[int] = []
     of_window: list[int] = []

@@ -55,13 +55,6 @@ class Measurement:
     samples: list[EngineSample]
 
 
-def run_load(
-    spec: LoadSpec, base_url: str, model: str | None = None, api_key: str | None = None
-) -> LoadResult:
-    """Put the load on the endpoint and return the figures. Raises as `measure`."""
-    return measure(spec, base_url, model, api_key).result
-
-
 def measure(
     spec: LoadSpec,
     base_url: str,

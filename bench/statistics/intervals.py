@@ -78,11 +78,15 @@ def is_binary(values: Array) -> bool:
     return bool(((values == 0) | (values == 1)).all())
 
 
-def design_effect(values: Array, clusters: Sequence[str]) -> float:
-    """How much clustering inflates the variance of the mean, SE²_clustered / SE²_iid; at least 1."""
+def design_effect(values: Array, clusters: Sequence[str]) -> float | None:
+    """How much clustering inflates the variance of the mean, SE²_clustered / SE²_iid.
+
+    Returns:
+        None where either cannot be had.
+    """
     variance = float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
     error, df = clustered_error(values, clusters)
-    return max(error * error / variance, 1.0) if df and variance else 1.0
+    return error * error / variance if df and variance else None
 
 
 def bootstrap_mean(values: Array, clusters: Sequence[str], seed: int = 0) -> Estimate:

@@ -9,7 +9,7 @@ import numpy as np
 
 from qdeploy.bench.records import Estimate
 from qdeploy.bench.statistics.intervals import CONFIDENCE
-from qdeploy.bench.statistics.quantiles import student_quantile
+from qdeploy.bench.statistics.quantiles import satterthwaite, student_quantile
 
 
 def ratio_of_runs(baseline: Sequence[float], variant: Sequence[float]) -> Estimate | None:
@@ -27,12 +27,8 @@ def ratio_of_runs(baseline: Sequence[float], variant: Sequence[float]) -> Estima
     difference = float(logs[1].mean() - logs[0].mean())
     parts = [float(log.var(ddof=1)) / len(log) for log in logs]
     error = math.sqrt(sum(parts))
-    half = error * student_quantile((1 + CONFIDENCE) / 2, _welch_df(parts, [len(log) for log in logs]))
+    df = satterthwaite(parts, [len(log) - 1 for log in logs])
+    half = error * student_quantile((1 + CONFIDENCE) / 2, df)
     return Estimate(
         value=math.exp(difference), low=math.exp(difference - half), high=math.exp(difference + half)
     )
-
-
-def _welch_df(parts: Sequence[float], counts: Sequence[int]) -> int:
-    scale = sum(part * part / (count - 1) for part, count in zip(parts, counts, strict=True))
-    return max(int(sum(parts) ** 2 / scale), 1) if scale else sum(counts) - 2

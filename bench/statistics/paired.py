@@ -26,7 +26,7 @@ from qdeploy.bench.statistics.intervals import (
     low_of,
     widest,
 )
-from qdeploy.bench.statistics.quantiles import student_quantile
+from qdeploy.bench.statistics.quantiles import satterthwaite, student_quantile
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,15 @@ def moments(tasks: Sequence[Pairs]) -> Moments:
     residuals = np.concatenate(parts, axis=1)
     codes, total = cluster_codes([label for task in tasks for label in task.clusters])
     sums: Array = np.stack([np.bincount(codes, row, minlength=total) for row in residuals])
-    df = sum(groups) - len(groups) if len(tasks) == 1 else _satterthwaite(parts, tasks, groups)
+    variances = [_variance(part, task.clusters) for part, task in zip(parts, tasks, strict=True)]
+    df = satterthwaite(variances, [count - 1 for count in groups])
     return Moments(baseline, variant, covariance=sums @ sums.T, df=df)
 
 
-def _satterthwaite(parts: Sequence[Array], tasks: Sequence[Pairs], groups: Sequence[int]) -> int:
-    """(Σ V_t)² / Σ V_t²/(G_t - 1), rounded down."""
-    variances = []
-    for part, task in zip(parts, tasks, strict=True):
-        sums = np.bincount(cluster_codes(task.clusters)[0], part[1] - part[0])
-        variances.append(float(sums @ sums))
-    shares = sum(v * v / (count - 1) for v, count in zip(variances, groups, strict=True))
-    return max(int(sum(variances) ** 2 / shares), 1) if shares else sum(groups) - len(groups)
+def _variance(part: Array, clusters: Sequence[str]) -> float:
+    """Of the difference, from one task's weighted residuals [2, n]."""
+    sums = np.bincount(cluster_codes(clusters)[0], part[1] - part[0])
+    return float(sums @ sums)
 
 
 def suite_mean(tasks: Sequence[Pairs], confidence: float = CONFIDENCE) -> Estimate:

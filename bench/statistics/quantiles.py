@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from statistics import NormalDist
 
@@ -56,3 +57,10 @@ def _expansion(z: float, df: int) -> float:
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return z + first / df + second / df**2 + third / df**3
+
+
+def satterthwaite(variances: Sequence[float], dfs: Sequence[int]) -> int:
+    """Degrees of freedom of a sum of independent variances, (Σ V)² / Σ V²/df, rounded down (Welch 1947)."""
+    parts = sum(v * v / df for v, df in zip(variances, dfs, strict=True))
+    # Of a single variance it is its df, which rounding must not take to the number below.
+    return max(int(sum(variances) ** 2 / parts * (1 + 1e-12)), 1) if parts else sum(dfs)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdeploy.exporters import options
+
 if TYPE_CHECKING:
     from qdeploy.exporters.base import Finding
 
@@ -37,24 +39,13 @@ def lint(
     gpu: Annotated[
         str, typer.Option("--gpu", "--device", help="Device to ask for, as for qdeploy export.")
     ] = "auto",
-    tensor_parallel: Annotated[
-        int,
-        typer.Option(
-            "--tensor-parallel",
-            "--tensor-parallel-size",
-            "--tp-size",
-            "--tp",
-            help="Devices that the model is split over.",
-        ),
-    ] = 1,
+    tensor_parallel: options.TensorParallel = 1,
     deep: Annotated[bool, typer.Option("--deep", help="Read scales, and decode every layer.")] = False,
     against: Annotated[
         Path | None, typer.Option(help="The 16-bit model, to compare decoded weights with.")
     ] = None,
     sarif: Annotated[Path | None, typer.Option(help="Write the findings here, as SARIF 2.1.0.")] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the findings as JSON on standard output.")
-    ] = False,
+    json: options.Json = False,
     explain: Annotated[
         str | None,
         typer.Option(callback=_explain, is_eager=True, metavar="CODE", help="Print a rule's page and exit."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,58 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdeploy.cli.option_groups import with_groups
 from qdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from qdeploy.recipe import Recipe
 
-Model = Annotated[
-    str | None, typer.Argument(help="Folder or hub id of the 16-bit model. May be left to the recipe file.")
-]
-RecipeFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--recipe", help="YAML file that takes the place of the other options, layer by layer if need be."
-    ),
-]
-SchemeName = Annotated[
-    str | None,
-    typer.Option(
-        "--scheme",
-        help="Number format: W4A16, W4A16_ASYM (with zero points), W8A8, W4A8, FP8_DYNAMIC, NVFP4 …; all of "
-        "them, and which engine runs them: qdeploy methods. Default: W4A16.",
-    ),
-]
-Method = Annotated[
-    str | None,
-    typer.Option(
-        help="How codes are chosen: gptq (needs calibration), rtn, …; after transforms, if any, joined by +: "
-        "smoothquant+gptq. All of them and their knobs: qdeploy methods. Default: gptq."
-    ),
-]
-GroupSize = Annotated[
-    str | None,
-    typer.Option(
-        help="Columns that share a scale: a number, 'channel', or 'auto' for the largest of 128, 64 and 32 "
-        "that divides every layer. Default: the scheme's."
-    ),
-]
-Symmetric = Annotated[
-    bool | None,
-    typer.Option(
-        "--symmetric/--asymmetric",
-        help="Fix the zero point, or choose it group by group. Default: the scheme's.",
-        show_default=False,
-    ),
-]
-KVCache = Annotated[
-    str | None,
-    typer.Option(
-        "--kv-cache",
-        help="fp8: let engines keep keys and values in FP8, in half the memory, with scales from the "
-        "calibration text. Default: none, which is 16 bits.",
-    ),
-]
 Calibration = Annotated[
     list[str] | None,
     typer.Option(
@@ -73,28 +26,6 @@ Calibration = Annotated[
         show_default=False,
     ),
 ]
-Samples = Annotated[int | None, typer.Option(help="Calibration sequences. Default: 128.")]
-SequenceLength = Annotated[int | None, typer.Option(help="Tokens in each of them. Default: 512.")]
-Seed = Annotated[int | None, typer.Option(help="Chooses the sequences. Default: 0.")]
-
-OPTIONS = tuple(
-    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-    for name, annotation in {
-        "model": Model,
-        "scheme": SchemeName,
-        "method": Method,
-        "group_size": GroupSize,
-        "symmetric": Symmetric,
-        "kv_cache": KVCache,
-        "calibration": Calibration,
-        "samples": Samples,
-        "sequence_length": SequenceLength,
-        "seed": Seed,
-        "recipe": RecipeFile,
-    }.items()
-)
-"""The options that make a recipe, in the order in which help lists them."""
-
 ActivationMemory = Annotated[
     str | None,
     typer.Option(
@@ -113,17 +44,60 @@ DeviceMemory = Annotated[
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user gave of the options that make a recipe.
+    """What the user gave of the options that make a recipe, in the order in which help lists them."""
 
-    Attributes:
-        model: overrides the one in the file; needed without a file.
-        file: YAML.
-        flags: option name, with underscores, → value; None where the option was not given.
-    """
-
-    model: str | None
-    file: Path | None
-    flags: dict[str, Any]
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Folder or hub id of the 16-bit model. May be left to the recipe file."),
+    ] = None
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            "--scheme",
+            help="Number format: W4A16, W4A16_ASYM (with zero points), W8A8, W4A8, FP8_DYNAMIC, NVFP4 …; all "
+            "of them, and which engine runs them: qdeploy methods. Default: W4A16.",
+        ),
+    ] = None
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="How codes are chosen: gptq (needs calibration), rtn, …; after transforms, if any, joined "
+            "by +: smoothquant+gptq. All of them and their knobs: qdeploy methods. Default: gptq."
+        ),
+    ] = None
+    group_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns that share a scale: a number, 'channel', or 'auto' for the largest of 128, 64 and "
+            "32 that divides every layer. Default: the scheme's."
+        ),
+    ] = None
+    symmetric: Annotated[
+        bool | None,
+        typer.Option(
+            "--symmetric/--asymmetric",
+            help="Fix the zero point, or choose it group by group. Default: the scheme's.",
+            show_default=False,
+        ),
+    ] = None
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(
+            "--kv-cache",
+            help="fp8: let engines keep keys and values in FP8, in half the memory, with scales from the "
+            "calibration text. Default: none, which is 16 bits.",
+        ),
+    ] = None
+    calibration: Calibration = None
+    samples: Annotated[int | None, typer.Option(help="Calibration sequences. Default: 128.")] = None
+    sequence_length: Annotated[int | None, typer.Option(help="Tokens in each of them. Default: 512.")] = None
+    seed: Annotated[int | None, typer.Option(help="Chooses the sequences. Default: 0.")] = None
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe", help="YAML file that takes the place of the other options, layer by layer if need be."
+        ),
+    ] = None
 
     def recipe(self) -> Recipe:
         """The recipe of a file or of flags, never of both.
@@ -134,7 +108,8 @@ class Asked:
         """
         from qdeploy.recipe import CalibrationConfig, Recipe
 
-        given = {name: value for name, value in self.flags.items() if value is not None}
+        own = ("model", "file")
+        given = {key: value for key, value in vars(self).items() if value is not None and key not in own}
         if self.file is not None:
             if given:
                 names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -151,20 +126,14 @@ class Asked:
 
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """Put the options that make a recipe before those of a command, which gets them as `asked`."""
-    own = inspect.signature(command, eval_str=True).parameters.values()
-    parameters = [*OPTIONS, *(parameter for parameter in own if parameter.name != "asked")]
+    """A command that takes these options as `asked`."""
+    expanded = with_groups(command)
 
-    @functools.wraps(command)
+    @functools.wraps(expanded)
     def run(**given: Any) -> None:
         let_idle_threads_sleep()
-        flags = {option.name: given.pop(option.name) for option in OPTIONS}
-        command(Asked(flags.pop("model"), flags.pop("recipe"), flags), **given)
+        expanded(**given)
 
-    by_name = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    # typer reads both.
-    run.__signature__ = inspect.Signature(by_name)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in by_name}
     return run
 
 

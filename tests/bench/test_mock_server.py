@@ -15,6 +15,7 @@ import pytest
 from qdeploy.bench.load.client.mock_server import Pace, identity, mock_server
 from qdeploy.engines.endpoint import Endpoint
 
+MODULE = "qdeploy.bench.load.client.mock_server"
 USAGE = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 
@@ -68,8 +69,15 @@ def test_it_is_an_endpoint(url: str) -> None:
     assert "vllm:num_requests_running{" in httpx.get(url.removesuffix("/v1") + "/metrics").text
 
 
+def test_it_is_up_in_a_moment() -> None:
+    """It is started before every load: nothing heavy is imported, and nothing twice."""
+    heavy = "{'numpy', 'httpx', 'pydantic'}"
+    check = f"import sys, {MODULE}; assert not {heavy} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-W", "error", "-c", check], check=True)
+
+
 def test_it_ends_with_whoever_started_it() -> None:
-    command = [sys.executable, "-m", "qdeploy.bench.load.client.mock_server", "--until-stdin-ends"]
+    command = [sys.executable, "-W", "error", "-m", MODULE, "--until-stdin-ends"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
         url = process.stdout.readline().strip()

@@ -13,6 +13,11 @@ Splits = dict[str, list[Row]]
 """Name of a split → its rows."""
 
 
+def text_lines(path: Path) -> list[str]:
+    """Without their ends; text has other characters than line feeds at which str.splitlines would cut."""
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
 def json_lines(path: Path) -> list[Row]:
     """One JSON object a line."""
     with path.open(encoding="utf-8") as file:
@@ -33,6 +38,6 @@ def comma_separated(path: Path, names: Sequence[str] | None = None) -> list[Row]
 
 def tab_separated(path: Path, names: Sequence[str] | None = None) -> list[Row]:
     """Tabs between fields, no quoting; the first line names them unless `names` are given."""
-    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line]
+    lines = [line.split("\t") for line in text_lines(path) if line]
     names = names or lines.pop(0)
     return [dict(zip(names, fields, strict=True)) for fields in lines]

@@ -9,7 +9,14 @@ from itertools import takewhile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from qdeploy.bench.accuracy.sources.files import Row, Splits, comma_separated, json_folder, json_lines
+from qdeploy.bench.accuracy.sources.files import (
+    Row,
+    Splits,
+    comma_separated,
+    json_folder,
+    json_lines,
+    text_lines,
+)
 
 LETTERS = "ABCDE"
 
@@ -57,7 +64,7 @@ def hellaswag(folder: Path) -> Splits:
     original = folder / "hellaswag_val.jsonl"
     if original.is_file():
         return {"validation": json_lines(original)}
-    lines = (folder / "hellaswag_val_full.txt").read_text(encoding="utf-8").splitlines()
+    lines = text_lines(folder / "hellaswag_val_full.txt")
     return {"validation": [_hellaswag(lines[i : i + 6]) for i in range(0, len(lines) - 5, 6)]}
 
 

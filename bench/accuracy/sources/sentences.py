@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from qdeploy.bench.accuracy.sources.files import Splits, comma_separated, json_lines, tab_separated
+from qdeploy.bench.fidelity.wikitext import articles
 
 ENTAILMENT = {"entailment": 0, "not_entailment": 1}
-HEADING = re.compile(r"^ = [^=].*[^=] = $")
 
 
 def rte(folder: Path) -> Splits:
@@ -60,7 +59,5 @@ def gsm8k(folder: Path) -> Splits:
 
 def wikitext(folder: Path) -> Splits:
     """The raw test set; each article, from its title on, is one document."""
-    lines = (folder / "wikitext2-raw-test.txt").read_text(encoding="utf-8").splitlines(keepends=True)
-    starts = [i for i, line in enumerate(lines) if HEADING.match(line.rstrip("\n"))]
-    ends = [*starts[1:], len(lines)]
-    return {"test": [{"page": "".join(lines[a:b])} for a, b in zip(starts, ends, strict=True)]}
+    text = (folder / "wikitext2-raw-test.txt").read_text(encoding="utf-8")
+    return {"test": [{"page": page} for page in articles(text)]}

@@ -16,8 +16,7 @@ class Exchange:
 
     `read_ns[i]` is when the read that ended at body offset `read_ends[i]` arrived. Nothing is parsed while
     the run is going: 16 bytes a read and the body itself are all that is kept. The body is as it came, in
-    chunks if `chunked` and in the content coding `encoding` ("" for none); `wire` takes both
-    off.
+    chunks if `chunked` and in the content coding `encoding` ("" for none); `wire` takes both off.
     """
 
     index: int

@@ -8,7 +8,7 @@ answers and its own number, so that an event that is lost, or given to another s
 also says when the request was read and the event written, on the machine's monotonic clock: what a client
 measures beyond that is the client's and the kernel's own.
 
-It imports the standard library alone, and is up in a moment.
+It imports the standard library alone, and uvloop where that is installed, and is up in a moment.
 """
 
 from __future__ import annotations

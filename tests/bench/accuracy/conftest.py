@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -115,18 +116,8 @@ Ask = Callable[..., AskedServer]
 @pytest.fixture
 def ask(folder: Path, model: Any) -> Iterator[Ask]:
     """Options → a running server of the tiny model."""
-    servers = []
-
-    def start(**options: Any) -> AskedServer:
-        server = AskedServer(folder, model, **options)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as servers:
+        yield lambda **options: servers.enter_context(AskedServer(folder, model, **options).running())
 
 
 @pytest.fixture

@@ -49,6 +49,20 @@ def test_requests_that_begin_alike_follow_each_other(requests: list[Request]) ->
     assert len(list(itertools.groupby(contexts))) == len(set(contexts))
 
 
+def test_a_second_measurement_asks_in_another_order(
+    ask: Ask, requests: list[Request], tmp_path: Path
+) -> None:
+    """Else the same requests shared each batch again, and the noise floor saw nothing."""
+    orders = []
+    for shuffled in (False, False, True):
+        server = ask()
+        with client(server) as endpoint, Journal(tmp_path / f"{len(orders)}.jsonl", {}) as journal:
+            answer_all(endpoint, requests, journal, 1, shuffled=shuffled)
+        orders.append([tuple(body["prompt"]) for body in server.asked])
+    assert orders[0] == orders[1] == sorted(orders[0])
+    assert orders[2] != orders[0] and sorted(orders[2]) == orders[0]
+
+
 def test_no_more_in_flight_than_asked_for(ask: Ask, requests: list[Request], journal: Journal) -> None:
     server = ask()
     server.delay_s = 0.01

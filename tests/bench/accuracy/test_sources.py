@@ -11,6 +11,7 @@ import pytest
 from qdeploy.bench.accuracy.harness import harness_tasks
 from qdeploy.bench.accuracy.items import Generate, Rolling
 from qdeploy.bench.accuracy.sources import questions, sentences
+from qdeploy.bench.accuracy.sources.files import tab_separated
 from qdeploy.bench.accuracy.suites import suite
 from qdeploy.bench.accuracy.tasks import load_tasks
 from qdeploy.errors import UnknownNameError, UsageError
@@ -158,6 +159,14 @@ def test_mutual_is_judged_by_the_likeliest_answer(hub: Path) -> None:
     graded = [task.grade(task.items[0], answers) for answers in (right, wrong)]
     assert [values["acc"] for values in graded] == [1.0, 0.0]
     assert [values["r@1"] for values in graded] == [1.0, 1.0]
+
+
+def test_only_line_feeds_end_a_row(tmp_path: Path) -> None:
+    """Texts hold other characters at which Python's own splitting would cut."""
+    text = "one\u2028two\x85three\x0cfour"
+    path = tmp_path / "rows.tsv"
+    path.write_text(f"text\tlabel\n{text}\t1\n", encoding="utf-8")
+    assert tab_separated(path) == [{"text": text, "label": "1"}]
 
 
 def test_files_that_are_not_what_they_should_be_are_refused(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_another_machine_and_a_slow_client_are_noted(tmp_path: Path) -> None:
     record = load_record(other)
     record.provenance["cpu"] = "Another CPU"
     assert record.load is not None and isinstance(record.engine, Engine)
-    record.load.client_limited = True
+    record.load.invalid = ["the client fell behind its schedule"]
     record.save(other)
     [found] = compare_folders(base, [other], 0.01).candidates
     assert len(found.notes) == 2

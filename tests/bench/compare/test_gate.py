@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from qdeploy.bench.commands.compare import compare
 from qdeploy.bench.compare import compare_folders, decide, parse_condition
+from qdeploy.bench.records import load_record
 from qdeploy.errors import ComparisonError, QDeployError, UsageError
 
 from .conftest import answered, write_bench, write_eval, write_text_eval
@@ -181,3 +182,18 @@ def test_markdown_is_tables_that_every_cell_fits(pair: tuple[Path, Path], tmp_pa
     assert "0.99: fail<br>0.999: fail" in text and "0.99: pass<br>0.999: inconclusive" in text
     columns = {line.count("|") for line in rows}
     assert columns == {5, 8}
+
+
+def test_an_invalid_load_run_opens_no_gate_and_closes_none(tmp_path: Path) -> None:
+    """Its latency says something of the client or of a cache, not of the model."""
+    base, candidate = write_bench(tmp_path / "base", 10.0), write_bench(tmp_path / "w4", 10.0)
+    record = load_record(candidate)
+    assert record.load
+    record.load.invalid = ["40% of the prompt tokens came from the prefix cache"]
+    record.save(candidate)
+    comparison = compare_folders(base, [candidate], 0.01)
+    for text in ("p99_tpot_ms>1000", "p99_tpot_ms>1", "failed>0"):
+        outcome = decide(comparison, [parse_condition(text)])
+        assert outcome.verdict == "inconclusive"
+        assert "40% of the prompt tokens" in outcome.judged[0].checks[0].message
+    assert any("40% of the prompt tokens" in note for note in comparison.candidates[0].notes)

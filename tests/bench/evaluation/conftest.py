@@ -7,10 +7,10 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -39,6 +39,14 @@ class TinyServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Serving in a thread of its own."""
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        yield self
+        self.shutdown()
+        self.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -161,18 +169,8 @@ def perturbed(folder: Path) -> Any:
 @pytest.fixture(scope="session")
 def serve(folder: Path) -> Iterator[Serve]:
     """model → a running server."""
-    servers = []
-
-    def start(model: Any, **options: Any) -> TinyServer:
-        server = TinyServer(folder, model, **options)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as servers:
+        yield lambda model, **options: servers.enter_context(TinyServer(folder, model, **options).running())
 
 
 @contextmanager

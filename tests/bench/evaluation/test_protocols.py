@@ -115,7 +115,7 @@ def test_rolling_scores_every_token_once(length: int) -> None:
 
 
 def test_articles_are_split_at_their_titles() -> None:
-    first, second = articles(ROWS)
+    first, second = articles(raw_file(ROWS))
     assert first.startswith(" = One = \n") and "= = Part = =" in first
     assert second.startswith(" = Two = \n") and "One" not in second
 
@@ -127,7 +127,7 @@ def test_the_raw_file_has_a_space_on_blank_lines() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *articles(ROWS),
+        *articles(raw_file(ROWS)),
         "1 @.@ 5 @-@ inch ( 3 @,@ 810 mm ) , a : ; . b",
         "the boys ' \" best \" hits ' of ' 1999 [ sic ] { x } at 40 ° N 's",
         "= = = = Deep = = = = \n text \n\n end",
@@ -146,7 +146,7 @@ def test_word_and_byte_perplexity_are_lm_evals(serve: Serve, model: Any) -> None
     with endpoint(serve(model)) as client:
         found = summarize(windows, score_windows(client, windows, 4, 4), None)
     weighted = []
-    for page in articles(ROWS):
+    for page in articles(raw_file(ROWS)):
         total = 0.0
         for window, start in rolling_windows(encoder(False).encode(detokenize(page)), BOS, 32):
             rows = exact_logprobs(model, window)[start - 1 : -1]
@@ -225,11 +225,11 @@ def test_wikitext_is_read_from_each_of_its_files(tmp_path: Path, kind: str) -> N
 
 
 def test_ptb_and_c4_are_read_from_their_files(tmp_path: Path) -> None:
-    (tmp_path / "ptb.valid.txt").write_text(" no it was n't <unk> \n N years \n", encoding="utf-8")
+    (tmp_path / "ptb.valid.txt").write_text(" no it was n't <unk> \n N\u2028years \n", encoding="utf-8")
     row = {"text": "a line\u2028of one row", "url": "x"}
     name = "c4-validation.00000-of-00008.json.gz"
     (tmp_path / name).write_bytes(gzip.compress((json.dumps(row, ensure_ascii=False) + "\n").encode()))
-    assert load_rows(PTB_VALIDATION, tmp_path)[1] == ["no it was n't <unk>", "N years"]
+    assert load_rows(PTB_VALIDATION, tmp_path)[1] == ["no it was n't <unk>", "N\u2028years"]
     assert load_rows(C4, tmp_path)[1] == [row["text"]]
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from qdeploy.bench.load import LoadSpec, measure
+from qdeploy.bench.load.run import measure
+from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.load.workload.datasets import read_dataset
 from qdeploy.bench.load.workload.traces import read_trace
 from qdeploy.errors import UsageError

@@ -10,9 +10,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from qdeploy.bench.load import LoadSpec, Measurement, measure, save
 from qdeploy.bench.load.figures.assess import compare_lengths
 from qdeploy.bench.load.figures.table import output_lengths
+from qdeploy.bench.load.run import Measurement, measure, save
+from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.records import load_record
 from qdeploy.errors import EndpointError, UsageError
 from tests.bench.load.server import Server

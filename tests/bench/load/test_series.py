@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qdeploy.bench.load import LoadSpec, Measurement, measure
 from qdeploy.bench.load.figures.metrics import summarize
+from qdeploy.bench.load.run import Measurement, measure
 from qdeploy.bench.load.series import sweep as module
 from qdeploy.bench.load.series.series import Series
 from qdeploy.bench.load.series.sweep import capacity, saturated, search, summarize_series, sweep
+from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.records import LoadResult
 from qdeploy.errors import EndpointError, Interrupted, OutputError, UsageError
 from tests.bench.load.server import Server

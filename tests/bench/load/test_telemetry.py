@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from qdeploy.bench.load import LoadSpec, measure, save
+from qdeploy.bench.load.run import measure, save
+from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.load.telemetry import telemetry as module
 from qdeploy.bench.load.telemetry.gpu import Gpus
 from qdeploy.bench.load.telemetry.telemetry import read_metrics

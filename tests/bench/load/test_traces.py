@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qdeploy.bench.load import LoadSpec, measure
+from qdeploy.bench.load.run import measure
+from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.load.workload.dialect import Dialect
 from qdeploy.bench.load.workload.prompts import Vocabulary
 from qdeploy.bench.load.workload.target import Target

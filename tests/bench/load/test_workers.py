@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qdeploy.bench.load import LoadSpec, measure
 from qdeploy.bench.load.client import ceiling as ceilings
 from qdeploy.bench.load.client.ceiling import Ceiling, measure_ceiling
 from qdeploy.bench.load.client.mock_server import Pace, mock_server
 from qdeploy.bench.load.client.use import processes_needed
 from qdeploy.bench.load.client.worker import read_part
 from qdeploy.bench.load.client.workers import Sent, Worker, ready_workers, send, split
+from qdeploy.bench.load.run import measure
+from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.load.workload.dialect import Dialect
 from qdeploy.bench.load.workload.target import Target
 from qdeploy.bench.load.workload.workload import Workload, build

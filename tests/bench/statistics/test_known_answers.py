@@ -7,6 +7,7 @@ import pytest
 
 from qdeploy.bench import statistics as s
 from qdeploy.bench.records import Estimate
+from qdeploy.bench.statistics.quantiles import satterthwaite
 
 
 def width(estimate: Estimate) -> float:
@@ -22,6 +23,14 @@ def paired(both: int, lost: int, gained: int, neither: int) -> tuple[s.Array, s.
     before = np.array([1.0] * (both + lost) + [0.0] * (gained + neither))
     after = np.array([1.0] * both + [0.0] * lost + [1.0] * gained + [0.0] * neither)
     return before, after
+
+
+def test_the_degrees_of_freedom_of_one_variance_are_its_own() -> None:
+    for df in range(1, 500):
+        for variance in (1 / 3, 0.1, 7e-9):
+            assert satterthwaite([variance], [df]) == df
+    assert satterthwaite([2.0, 2.0], [5, 5]) == 10
+    assert satterthwaite([0.0, 0.0], [5, 7]) == 12
 
 
 @pytest.mark.parametrize(

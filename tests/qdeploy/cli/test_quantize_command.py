@@ -154,9 +154,10 @@ def test_idle_threads_sleep_soon_unless_the_user_wants_otherwise(given: str | No
     """OpenMP reads the variable when torch loads it, so that it must be there before."""
     code = (
         "import os, sys\n"
-        "from qdeploy.cli.recipe_options import OPTIONS, with_recipe\n"
-        "show = with_recipe(lambda asked: print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules))\n"
-        "show(**{option.name: None for option in OPTIONS})"
+        "from dataclasses import fields\n"
+        "from qdeploy.cli.recipe_options import Asked, with_recipe\n"
+        "def show(asked: Asked) -> None: print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)\n"
+        "with_recipe(show)(**{field.name: None for field in fields(Asked)})"
     )
     others = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     environment = others if given is None else {**others, "GOMP_SPINCOUNT": given}
