@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qdeploy.checkpoint.manifest import Manifest, load_manifest
+from qdeploy.checkpoint.tensor_file import room_for
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.exporters.base import Finding
 from qdeploy.exporters.layers import FusedLayer, per_device, read_layers
@@ -56,7 +57,8 @@ def write_dequantized(source: Path, output: Path, without_kernel: Mapping[str, s
     dequantized = _Dequantized(Packed(reader), without_kernel)
     with ShardWriter(output, [file.stem for file in reader.files], resumable=False) as writer:
         for file in reader.files:
-            writer.add_shard(file.stem, dict(dequantized.tensors(file)))
+            room = room_for(reader.names_in(file))
+            writer.begin_shard(file.stem, dequantized.tensors(file), room)()
         left = dequantized.config()
         config = {key: value for key, value in reader.config.items() if key != "quantization_config"}
         if left is not None:

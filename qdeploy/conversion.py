@@ -1,7 +1,7 @@
 """Packed checkpoints from one format to another: codes, zero points and scales stay what they are.
 
-File by file: while one is converted, what is made of it is in memory, and of it a layer at a time. A file in
-which nothing changes becomes a hard link.
+File by file, and of each a layer at a time, which alone is in memory. A file in which nothing changes becomes
+a hard link.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from qdeploy.checkpoint.checksums import recorded_hashes
 from qdeploy.checkpoint.manifest import Conversion, load_manifest
 from qdeploy.checkpoint.model_card import make_card
+from qdeploy.checkpoint.tensor_file import room_for
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.errors import ConversionError, UnknownNameError
 from qdeploy.files import sha256_file
@@ -30,6 +31,9 @@ from qdeploy.memory import manage_heap
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.progress import progress
 from qdeploy.quantized import QuantizedLinear
+
+MOST = 2
+"""How many times as many tensors as a layer has in one format it has in another."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ class _Conversion:
         """Write what takes the file's place, or link it; what is returned finishes it."""
         names = self._reader.names_in(file)
         if any(self._changes(name) for name in names):
-            return writer.begin_shard(file.stem, dict(self._tensors(names)))
+            return writer.begin_shard(file.stem, self._tensors(names), MOST * room_for(names))
         sizes = {name: self._reader.nbytes(name) for name in names}
         return lambda: writer.link_shard(file.stem, file, sizes, self._sha256(file))
 

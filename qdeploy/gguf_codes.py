@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qdeploy.checkpoint.folder import refuse_used
 from qdeploy.checkpoint.model_card import make_card
+from qdeploy.checkpoint.tensor_file import room_for
 from qdeploy.checkpoint.writer import ShardWriter
 from qdeploy.errors import CheckpointError, ConversionError
 from qdeploy.formats import compressed_tensors
@@ -28,6 +29,9 @@ from qdeploy.quantized import QuantizedLinear
 
 PLAIN = ("F32", "F16", "BF16")
 """Types that stay in 16 bits."""
+PARTS = 3
+"""Tensors that stand for a weight."""
+
 INTERLEAVED = "llama"
 """The architecture whose rows of queries and keys llama.cpp stores in the order of its rotary embeddings."""
 
@@ -165,7 +169,8 @@ def _write(file: _File, layers: Mapping[str, _Layer], decoded: Path, output: Pat
         progress("Packing", len(reader.names)) as shown,
     ):
         for each in reader.files:
-            writer.add_shard(each.stem, dict(_tensors(file, layers, reader, each, shown)))
+            room = PARTS * room_for(reader.names_in(each))
+            writer.begin_shard(each.stem, _tensors(file, layers, reader, each, shown), room)()
         card = partial(make_card, name=output.resolve().name, source=decoded)
         writer.finish(reader.config | {"quantization_config": block}, None, decoded, card=card)
 

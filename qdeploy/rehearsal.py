@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from qdeploy.calibration import CalibrationSet
-from qdeploy.checkpoint.tensor_file import write_tensors
+from qdeploy.checkpoint.tensor_file import room_for, write_tensors
 from qdeploy.estimate import Estimate, estimate
 from qdeploy.memory import Budget, manage_heap
 from qdeploy.modeling.activations import Activations
@@ -166,7 +166,7 @@ class _Rehearsal:
             for name, found in solved.layers.items()
             for suffix, tensor in stored(found.solution.quantized, torch.bfloat16).items()
         }
-        write_tensors(self.folder / f"{block.name}.safetensors", tensors)
+        write_tensors(self.folder / f"{block.name}.safetensors", tensors.items(), room_for(tensors))
 
 
 def _weights(blocks: Sequence[Block]) -> int:

@@ -18,7 +18,7 @@ from qdeploy.checkpoint.checksums import recorded_hashes, write_checksums
 from qdeploy.checkpoint.companions import copy_companions
 from qdeploy.checkpoint.folder import refuse_used
 from qdeploy.checkpoint.manifest import MANIFEST, Conversion, load_manifest
-from qdeploy.checkpoint.tensor_file import write_tensors
+from qdeploy.checkpoint.tensor_file import room_for, write_tensors
 from qdeploy.errors import UsageError
 from qdeploy.exporters import parallel
 from qdeploy.exporters import reference as dequantized
@@ -187,12 +187,12 @@ class _Export:
             config["tie_word_embeddings"],
             stored_scales(self.packed.reader),
         )
-        hashes = {}
+        hashes, room = {}, room_for(self.packed.reader.names)
         with progress("Exporting", self.split.devices) as shown:
             for rank in self.split.ranks():
                 file = folder / f"rank{rank.index}.safetensors"
                 shown.note(file.name)
-                hashes[file.name] = write_tensors(file, dict(rank_tensors(model, rank)))
+                hashes[file.name] = write_tensors(file, rank_tensors(model, rank), room)
                 shown.advance()
         return hashes
 

@@ -15,7 +15,7 @@ tokenizer, card and checksums, renames `contents` to `OUT` and removes the rest.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +28,7 @@ from qdeploy.checkpoint.companions import copy_companions
 from qdeploy.checkpoint.folder import OutputFolder
 from qdeploy.checkpoint.manifest import MANIFEST
 from qdeploy.checkpoint.model_card import CARD
-from qdeploy.checkpoint.tensor_file import begin_tensors, finish_tensors
+from qdeploy.checkpoint.tensor_file import begin_tensors, finish_tensors, room_for
 from qdeploy.errors import disk_errors
 from qdeploy.files import fsync_folder, link_file, read_json, write_json, write_text
 
@@ -114,23 +114,27 @@ class ShardWriter:
         self, key: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None
     ) -> None:
         """Write a shard; when this returns it survives a crash. Arguments and errors are `begin_shard`'s."""
-        self.begin_shard(key, tensors, notes)()
+        self.begin_shard(key, tensors.items(), room_for(tensors), notes)()
 
     def begin_shard(
-        self, key: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None
+        self,
+        key: str,
+        tensors: Iterable[tuple[str, Tensor]],
+        room: int,
+        notes: Mapping[str, Any] | None = None,
     ) -> Callable[[], None]:
         """Write a shard; what is returned takes no tensors, and when it returns the shard survives a crash.
 
         Args:
             key: one of the keys that the writer was made with.
-            tensors: full tensor name → tensor.
+            tensors: full name and tensor, of which none is kept to write another.
+            room: bytes to leave for the file's header; see `begin_tensors`.
             notes: JSON that belongs to the shard, such as the errors of its layers.
 
         Raises:
             OutputError: the disk is full or read-only. Finished shards stay for a later run.
         """
-        sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
-        begin_tensors(self._files[key], tensors)
+        sizes = begin_tensors(self._files[key], tensors, room)
         return lambda: self._record(key, sizes, finish_tensors(self._files[key]), notes or {})
 
     def link_shard(self, key: str, file: Path, tensors: Mapping[str, int], sha256: str) -> None:

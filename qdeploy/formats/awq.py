@@ -7,10 +7,12 @@ a word along N in the order ORDER; scales [G, N]. Zero points are always stored:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qdeploy.errors import CheckpointError
@@ -31,13 +33,13 @@ SYMMETRIC = -0x77777778
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight columns is in each field of a word, from the lowest."""
 
-UNORDER = tuple(ORDER.index(column) for column in range(8))
+BLOCK = 1 << 18
+"""Words that are worked on at a time: with what is made of them, no more than a core's cache holds."""
 
-BLOCK = 128
-"""Eights that are worked on at a time; many, so that what is written of a column fills lines of the cache."""
+Words = NDArray[np.uint32]
 
-SWAPS = ((4, 0x0000FFFF), (2, 0x00FF00FF), (1, 0x0F0F0F0F))
-"""Words that are so far apart swap so many fields, those of a mask in one for the others in the other."""
+FIELDS = {4: 0x0000FFFF, 2: 0x00FF00FF, 1: 0x0F0F0F0F}
+"""The fields of a word whose number lacks this bit."""
 
 
 def shape(reader: CheckpointReader, module: str, _: Scheme) -> tuple[int, int]:
@@ -152,34 +154,61 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
 
 def _interleave(stream: Tensor, columns: int) -> Tensor:
     """Streams of rows, int32 [N, ceil(C/8)], to int32 [C, N/8]."""
-    eights = stream.reshape(-1, 8, stream.shape[1])
-    words = torch.empty(stream.shape[1], 8, len(eights), dtype=torch.int32)
-    for start in range(0, len(eights), BLOCK):
-        block = slice(start, start + BLOCK)
-        words[..., block] = _transposed(eights[block][:, ORDER]).permute(2, 1, 0)
-    return words.flatten(0, 1)[:columns].contiguous()
+    count, eights = stream.shape[1], len(stream) // 8
+    words = torch.empty(8 * count, eights, dtype=torch.int32)
+    rows = stream.reshape(eights, 8 * count)
+    for block in _blocks(eights, count):
+        planes = rows[block].T.contiguous()
+        for bit, before, after in _exchanges(planes, words[:, block]):
+            _exchange(before, after, bit)
+    return words[:columns]
 
 
 def _deinterleave(words: Tensor) -> Tensor:
     """int32 [C, N/8] to streams of rows, int32 [N, ceil(C/8)], padded with zeros."""
-    count = words.shape[1]
-    eights = bits.padded(words.T, 8).T.reshape(-1, 8, count)
-    stream = torch.empty(count, 8, len(eights), dtype=torch.int32)
-    for start in range(0, len(eights), BLOCK):
-        block = slice(start, start + BLOCK)
-        stream[..., block] = _transposed(eights[block].clone())[:, UNORDER].permute(2, 1, 0)
-    return stream.flatten(0, 1)
+    padded = bits.padded(words.T, 8).T.contiguous()
+    count, eights = len(padded) // 8, words.shape[1]
+    rows = torch.empty(eights, 8 * count, dtype=torch.int32)
+    for block in _blocks(eights, count):
+        planes = torch.empty(8 * count, len(rows[block]), dtype=torch.int32)
+        for bit, before, after in reversed(_exchanges(planes, padded[:, block])):
+            _exchange(after, before, bit)
+        rows[block] = planes.T
+    return rows.view(8 * eights, count)
 
 
-def _transposed(eights: Tensor) -> Tensor:
-    """Eight words of eight fields, int32 [R, 8, C], in place: field i of word j becomes field j of word i.
+def _blocks(eights: int, count: int) -> Iterator[slice]:
+    """Eights of rows of so many words, in blocks of about BLOCK words."""
+    step = max(1, BLOCK // (8 * count))
+    return (slice(start, start + step) for start in range(0, eights, step))
 
-    By halves, as Warren has it for bits (Hacker's Delight, 2nd edition, section 7-3).
+
+def _exchanges(planes: Tensor, words: Tensor) -> list[tuple[int, Words, Words]]:
+    """From planes [8·R, C], all words of the first of eight rows, then of the second, to words [8·R, C].
+
+    Field i of word j becomes field j of word i, as Warren has it for bits (Hacker's Delight, 2nd edition,
+    section 7-3), but for ORDER: the last bit of a row's number becomes the first of a field's.
+
+    Returns:
+        What to do: a bit of a field's number, and words before and after it is exchanged for a bit of theirs,
+        their first axis.
     """
-    for distance, mask in SWAPS:
-        pairs = eights.view(len(eights), -1, 2, distance, eights.shape[2])
-        low, high = pairs[:, :, 0], pairs[:, :, 1]
-        swapped = (low >> BITS * distance).bitwise_xor_(high).bitwise_and_(mask)
-        high ^= swapped
-        low ^= swapped << BITS * distance
-    return eights
+    rows = planes.numpy().view(np.uint32).reshape(2, 2, 2, -1, planes.shape[1])
+    fields = words.numpy().view(np.uint32).reshape(-1, 2, 2, 2, planes.shape[1])
+    last = rows.transpose(2, 0, 1, 3, 4)
+    return [
+        (4, last, last),
+        (2, rows, rows),
+        (1, rows.transpose(1, 2, 0, 3, 4), fields.transpose(3, 1, 2, 0, 4)),
+    ]
+
+
+def _exchange(source: Words, target: Words, bit: int) -> None:
+    """The fields with a bit of `source[0]` change places with those without it of `source[1]`."""
+    low, high = source
+    changed = low >> bit * BITS
+    changed ^= high
+    changed &= np.uint32(FIELDS[bit])
+    np.bitwise_xor(high, changed, out=target[1])
+    changed <<= bit * BITS
+    np.bitwise_xor(low, changed, out=target[0])

@@ -74,21 +74,17 @@ def test_a_model_larger_than_the_memory_that_it_may_take(tiny_llama: Path, tmp_p
 
 
 @pytest.mark.parametrize("target", ["gptq", "awq", "modelopt"])
-def test_converting_takes_two_files_worth(tmp_path: Path, target: str) -> None:
-    """Of one that is read and what is made of it, however many there are; N at a time take N times that.
-
-    Half a file more where words are taken apart: blocks of them leave holes between what is kept.
-    """
-    files = 2.0 if target == "gptq" else 2.5
+def test_converting_takes_no_more_than_two_files_worth(tmp_path: Path, target: str) -> None:
+    """However many files there are, for a layer at a time is in memory; N at a time take N times that."""
     warm, source = (tmp_path / name / "compressed-tensors" for name in ("warm", "large"))
     save_packed(warm, 1, 256, W4)
     save_packed(source, 8, 1536, W4)
     shard = max(file.stat().st_size for file in source.glob("*.safetensors"))
     for jobs in (1, 2):
         there = converting(warm, source, tmp_path / f"there-{jobs}", target, jobs=jobs)
-        assert there.peak < jobs * files * shard
-    # What is held until a file is written would show.
-    assert there.peak > shard
+        assert there.peak < 2 * jobs * shard
+    # A process that took nothing would prove nothing.
+    assert there.peak > shard / 4
     convert(warm, tmp_path / "packed", target)
     back = converting(tmp_path / "packed", tmp_path / "there-1", tmp_path / "back", "compressed-tensors")
-    assert back.peak < files * shard
+    assert back.peak < 2 * shard
