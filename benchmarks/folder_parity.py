@@ -25,18 +25,22 @@ from benchmarks.peer import INSTALL_COMMAND, MODELOPT
 from benchmarks.table import table
 from qdeploy.conversion import convert
 from qdeploy.files import read_json
-from qdeploy.formats.modelopt import algorithm
+from qdeploy.formats.modelopt import algorithm, scheme_of
 from qdeploy.formats.modelopt_config import FILE, MIXED
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import PRESETS, Scheme
 
 EMBEDDING = "model.embed_tokens"
-INT4, FP8 = Scheme("W4A16", 4, 64), PRESETS["FP8"]
+INT4, INT4_FP8, FP8 = Scheme("W4A16", 4, 64), scheme_of("W4A8_AWQ", 64), PRESETS["FP8"]
 CASES: tuple[tuple[Parts, bool], ...] = (
-    *(({"": scheme}, False) for scheme in (INT4, Scheme("W8A16", 8, None), PRESETS["W8A8_STATIC"], FP8)),
+    *(
+        ({"": scheme}, False)
+        for scheme in (INT4, INT4_FP8, Scheme("W8A16", 8, None), PRESETS["W8A8_STATIC"], FP8)
+    ),
     *(({"": PRESETS[name]}, False) for name in ("FP8_DYNAMIC", "FP8_BLOCK", "NVFP4", "NVFP4A16")),
     *(({"": PRESETS[name]}, False) for name in ("MXFP8", "MXFP4")),
     ({"self_attn": FP8, "mlp": INT4}, False),
+    ({"self_attn": FP8, "mlp": INT4_FP8}, False),
     ({"self_attn": FP8, "mlp": PRESETS["NVFP4"]}, True),
 )
 """Schemes of layers, and whether the cache is in FP8."""

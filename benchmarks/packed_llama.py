@@ -35,7 +35,8 @@ class PackedLlama:
     """The model in a folder of its own.
 
     Attributes:
-        work: has `packed`, in compressed-tensors, and `dense`, the float32 weights that it stands for.
+        work: has `packed`, in compressed-tensors, or where only that holds it in ModelOpt's format, and
+            `dense`, the float32 weights that it stands for.
         parts: of its layers.
         layers: module → what was packed.
         cache: whether it has scales for its cache.
@@ -69,7 +70,7 @@ def save_llama(work: Path, parts: Parts, *, cache: bool = False) -> PackedLlama:
     projections = [name for name in shapes if name.endswith("_proj")] if parts else []
     layers = {name: _layer(_scheme(parts, name), *shapes[name]) for name in projections}
     kept = {name: tensor for name, tensor in state.items() if name.removesuffix(".weight") not in layers}
-    _save(config, work / "dense", kept | {f"{name}.weight": q.dequantize() for name, q in layers.items()})
+    _save(config, work / "dense", kept | {f"{name}.weight": _dense(q) for name, q in layers.items()})
     if parts:
         _save_packed(config, work / "packed", kept, layers, cache=cache)
     return PackedLlama(work, parts, layers, cache)
@@ -87,7 +88,8 @@ def _save_packed(
     *,
     cache: bool,
 ) -> None:
-    written = FORMATS["compressed-tensors"]
+    foreign = any(q.scheme.product for q in layers.values())
+    written = FORMATS["modelopt" if foreign else "compressed-tensors"]
     packed: dict[str, Tensor] = {}
     for name, q in layers.items():
         packed |= {f"{name}.{suffix}": tensor for suffix, tensor in written.pack(name, q).items()}
@@ -97,6 +99,11 @@ def _save_packed(
     schemes = {name: q.scheme for name, q in layers.items()}
     config.quantization_config = written.config(schemes, ["lm_head"], "fp8" if cache else None).block
     _save(config, folder, {**kept, **packed})
+
+
+def _dense(q: QuantizedLinear) -> Tensor:
+    """What codes stand for, before the product rounds it."""
+    return (replace(q, divisor=None) if q.scheme.product else q).dequantize()
 
 
 def _save(config: LlamaConfig, folder: Path, state: Mapping[str, Tensor]) -> None:
@@ -117,7 +124,7 @@ def _layer(scheme: Scheme, n: int, k: int) -> QuantizedLinear:
         q.codes[:, :: scheme.group_size] = 7 if scheme.bits == 4 else 126
     if scheme.steps == "e8m0" and scheme.bits == 4:
         q.codes[q.codes == 0] = 8  # of every zero in MXFP4 it makes −0
-    if scheme.steps == "e4m3":
+    if scheme.has_divisor:
         q = replace(q, divisor=torch.tensor(DIVISOR))
     return replace(q, input_scale=torch.tensor(INPUT_SCALE)) if scheme.needs_data else q
 

@@ -39,6 +39,7 @@ class Runs:
 ANY = 10_000
 ALGORITHMS: Mapping[str, Runs] = {
     "W4A16_AWQ": Runs((80, 90), frozenset({64, 128})),
+    "W4A8_AWQ": Runs((89, 90), frozenset({128})),
     "W8A16": Runs((80, 90)),
     "FP8": Runs((89, ANY)),
     "FP8_PER_CHANNEL_PER_TOKEN": Runs((90, 90)),
@@ -47,7 +48,8 @@ ALGORITHMS: Mapping[str, Runs] = {
     "W4A16_NVFP4": Runs((100, ANY), released=False),
     "MXFP8": Runs((100, ANY), released=False),
 }
-"""Algorithm → where it runs; of those that are not here the loader knows nothing."""
+"""Algorithm → where it runs; of those that are not here the loader knows nothing. W4A8_AWQ's groups are those
+of ModelOpt's own preset."""
 
 
 def objection(scheme: Scheme, n: int, k: int, target: Target) -> str | None:

@@ -27,7 +27,8 @@ class QuantizedLinear:
             that share them.
         zeros: uint8 [N, G], or None for the symmetric grid and for minifloats.
         scheme: the number format.
-        divisor: float32 [], what E4M3 scales are divided by; None for others.
+        divisor: float32 [], what E4M3 scales, or weights that are in E4M3 before the product, are divided by;
+            None for others.
         input_scale: float32 [], the static scale of the layer's inputs; None where there is none.
         column_groups: int32 [K], the group of each column, as GPTQ's act-order may leave it and no format is
             written from; None where groups are runs of columns.
@@ -73,7 +74,7 @@ class QuantizedLinear:
     @property
     def steps(self) -> Tensor:
         """What one level is worth, float32 [N, G]."""
-        return effective(self.scales, self.divisor)
+        return effective(self.scales, self.divisor if self.scheme.steps == "e4m3" else None)
 
     def dequantize(self) -> Tensor:
         """The float32 weight [N, K] that these codes stand for: a step times each code's level."""
@@ -84,6 +85,8 @@ class QuantizedLinear:
         grouped = nn.functional.pad(self.codes, (0, padding)).reshape(n, self.scales.shape[1], -1)
         zeros = self.scheme.zero if self.zeros is None else self.zeros.float().unsqueeze(-1)
         weight = levels.decode(grouped, zeros, self.scheme) * self.steps.unsqueeze(-1)
+        if self.scheme.product is not None and self.divisor is not None:
+            weight = levels.nearest_float(weight * self.divisor, self.scheme.product) / self.divisor
         return weight.reshape(n, k + padding)[:, :k].contiguous()
 
     def _dequantize_by_column(self, groups: Tensor) -> Tensor:

@@ -98,6 +98,8 @@ class Scheme:
         element: the number format of codes; None for integers.
         steps: see `Steps`.
         rows: output channels that share one scale; None for all of the layers that engines run as one.
+        product: what kernels round weights to before they multiply, over one divisor for all layers run as
+            one; None where they multiply what codes stand for. Such schemes are read, not rounded to.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Scheme:
     element: Minifloat | Codebook | None = None
     steps: Steps = "bfloat16"
     rows: int | None = 1
+    product: Minifloat | None = None
 
     @property
     def qmax(self) -> int:
@@ -133,7 +136,12 @@ class Scheme:
     @property
     def shared_largest(self) -> bool:
         """Whether something is scaled by the largest weight of all layers that engines run as one."""
-        return self.rows is None or self.steps == "e4m3"
+        return self.rows is None or self.has_divisor
+
+    @property
+    def has_divisor(self) -> bool:
+        """Whether something of a layer is in E4M3 over one divisor: scales, or weights before the product."""
+        return self.steps == "e4m3" or self.product is not None
 
     @property
     def needs_data(self) -> bool:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 CONFIGS = {
     "W4A16": mtq.INT4_AWQ_CFG,
+    "W4A8_AWQ": mtq.W4A8_AWQ_BETA_CFG,
     "W8A16": mtq.INT8_WEIGHT_ONLY_CFG,
     "W8A8_STATIC": mtq.INT8_SMOOTHQUANT_CFG,
     "FP8": mtq.FP8_DEFAULT_CFG,
@@ -26,7 +27,7 @@ CONFIGS = {
     "MXFP8": mtq.MXFP8_DEFAULT_CFG,
     "MXFP4": mtq.MXFP4_DEFAULT_CFG,
 }
-LARGEST = {"W4A16": 7.0, "W8A16": 127.0, "W8A8_STATIC": 127.0} | dict.fromkeys(
+LARGEST = {"W4A16": 7.0, "W4A8_AWQ": 7.0, "W8A16": 127.0, "W8A8_STATIC": 127.0} | dict.fromkeys(
     ("FP8", "FP8_DYNAMIC", "FP8_BLOCK"), 448.0
 )
 """What a scale is multiplied by for the largest value that it stands for."""
@@ -90,14 +91,17 @@ def set_scales(module: Any, scheme: str, scales: torch.Tensor, job: dict[str, An
         if scheme == "NVFP4":
             inputs.amax = torch.tensor(largest / job["input_scale"])
         return
+    if scheme == "W4A8_AWQ":
+        weight, product = weight
+        product.amax = torch.tensor(448.0 / job["divisor"])
     largest = LARGEST[scheme]
     found = {"FP8": scales[0, 0], "FP8_BLOCK": scales[::128]}.get(scheme, scales)
     shape = weight.amax.shape
     del weight._amax  # its dtype is the model's, in which not every largest value is exact
     weight.amax = (found * largest).reshape(shape)
-    if scheme in ("FP8", "W8A8_STATIC"):
-        inputs.amax = torch.tensor(largest * job["input_scale"])
-    if scheme in ("W4A16", "W8A8_STATIC"):
+    if scheme in ("FP8", "W8A8_STATIC", "W4A8_AWQ"):
+        inputs.amax = torch.tensor((448.0 if scheme == "W4A8_AWQ" else largest) * job["input_scale"])
+    if scheme in ("W4A16", "W4A8_AWQ", "W8A8_STATIC"):
         inputs.pre_quant_scale = torch.ones(module.weight.shape[1], dtype=module.weight.dtype)
 
 

@@ -27,9 +27,10 @@ MIXED_EXPERTS = rule(
 DIVISORS = rule(
     "QD503",
     "error",
-    "Global scales of NVFP4 differ within layers that run as one",
-    """NVFP4's scales are E4M3 over one divisor for a matrix, and activations have one scale. vLLM takes the
-    largest for all and warns, so that the others' weights are off; TensorRT-LLM stops.""",
+    "Global scales of NVFP4 or W4A8_AWQ differ within layers that run as one",
+    """NVFP4's scales are E4M3 over one divisor for a matrix, as are W4A8_AWQ's weights before the product;
+    activations have one scale. vLLM takes the largest for all and warns, so that the others' weights are off;
+    TensorRT-LLM stops.""",
 )
 
 TOGETHER = "Give all of them one scheme in the recipe, or ignore all of them"
@@ -62,9 +63,9 @@ def _describe(scheme: Scheme | None) -> str:
 
 
 def check_divisors(subject: Subject) -> Iterator[Finding]:
-    """NVFP4 layers that run as one have one global scale of weights, and one of inputs."""
+    """Layers with a divisor that run as one have one global scale of weights, and one of inputs."""
     for name, members in fused_sets(subject.layers):
-        if all(member.scheme is not None and member.scheme.steps == "e4m3" for member in members):
+        if all(member.scheme is not None and member.scheme.has_divisor for member in members):
             yield from chain.from_iterable(_unequal(subject, name, members, suffix) for suffix in GLOBALS)
 
 

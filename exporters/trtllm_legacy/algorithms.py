@@ -17,7 +17,7 @@ from qdeploy.schemes import PRESETS, Scheme
 
 SMOOTH = "W8A8_SQ_PER_CHANNEL"
 LEGACY: Mapping[str, Runs] = {
-    name: ALGORITHMS[name] for name in ("W4A16_AWQ", "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "NVFP4")
+    name: ALGORITHMS[name] for name in ("W4A16_AWQ", "W4A8_AWQ", "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "NVFP4")
 } | {SMOOTH: Runs((80, ANY))}
 """Algorithm → where it runs."""
 
@@ -27,7 +27,7 @@ UNLISTED: Mapping[str, frozenset[str]] = {
 }
 """Architecture → algorithms that TensorRT-LLM's matrix of models and precisions does not list for it."""
 
-SCHEMES = "W4A16, W8A8_STATIC, FP8, FP8_DYNAMIC and NVFP4"
+SCHEMES = "W4A16, W4A8_AWQ, W8A8_STATIC, FP8, FP8_DYNAMIC and NVFP4"
 WEIGHT_ONLY = (
     "8-bit weights without rounded inputs are stored in an order that depends on the GPU, or rounded again "
     "while the engine is built"

@@ -105,7 +105,7 @@ def check_kernels(layers: Sequence[Layer], kv_heads: int, split: Split, target: 
         reason = objection(layer.scheme, layer.n, layer.k, target)
         if reason is not None:
             yield parallel.NO_KERNEL(reason, known, layer.name)
-        elif algorithm(layer.scheme) == modelopt.INT4:
+        elif algorithm(layer.scheme) in modelopt.PAIRED:
             yield from _check_padding(layer, split)
 
 

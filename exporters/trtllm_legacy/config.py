@@ -120,7 +120,7 @@ def quantization(scheme: Scheme | None, kept: Sequence[str], cache_in_fp8: bool)
         return found
     if scheme.group_size is not None:
         found["group_size"] = scheme.group_size
-    if algorithm(scheme) == modelopt.INT4:
+    if algorithm(scheme) in modelopt.PAIRED:
         found |= {"has_zero_point": False, "pre_quant_scale": True}
     # A list takes the place of the builder's own, which names these three.
     return found | {"exclude_modules": [HEAD, EMBEDDING, FINAL_NORM, *kept]}

@@ -4,6 +4,7 @@ By algorithm, for a device's part of N × K; the builder, not the checkpoint, pu
 
     W4A16_AWQ                   weight int8 [N/2, K], as ModelOpt packs it; weights_scaling_factor [N, G];
                                 prequant_scaling_factor [K] of ones
+    W4A8_AWQ                    the same; weights_scaling_factor_2 [1]; activation_scaling_factor [1]
     W8A8_SQ_PER_CHANNEL         weight int8 [N, K]; weights_scaling_factor [N]; activation_scaling_factor [1];
                                 prequant_scaling_factor [K] of ones
     FP8                         weight E4M3 [N, K]; weights_scaling_factor [1]; activation_scaling_factor [1]
@@ -94,9 +95,9 @@ def pack(q: QuantizedLinear, dtype: torch.dtype) -> dict[str, Tensor]:
     packed = _smooth(q) if name == SMOOTH else modelopt.pack("", q)
     found = {NAMES.get(suffix, suffix): tensor for suffix, tensor in packed.items()}
     found = {suffix: tensor.reshape(1) if tensor.ndim == 0 else tensor for suffix, tensor in found.items()}
-    if name == modelopt.INT4:
+    if name in modelopt.PAIRED:
         found["weight"] = found["weight"].view(torch.int8)
-    if name in (modelopt.INT4, SMOOTH):
+    if name in (*modelopt.PAIRED, SMOOTH):
         found["prequant_scaling_factor"] = torch.ones(q.shape[1], dtype=dtype)
     if name == modelopt.FLOATS["FP8_DYNAMIC"]:
         found["per_channel_scale"] = found.pop("weights_scaling_factor")

@@ -40,7 +40,8 @@ def storage_format(scheme: Scheme) -> str:
 
 def refusal(scheme: Scheme, _n: int, _k: int) -> str | None:
     """Why the format cannot hold a layer of the scheme; None if it can."""
-    return f"it has no {scheme.describe()}" if isinstance(scheme.element, Codebook) else None
+    unknown = isinstance(scheme.element, Codebook) or scheme.product is not None
+    return f"it has no {scheme.describe()}" if unknown else None
 
 
 def shape(reader: CheckpointReader, module: str, scheme: Scheme) -> tuple[int, int]:

@@ -4,6 +4,8 @@ By the algorithm that its config names, for a layer of N × K:
 
     W4A16_AWQ                   weight uint8 [N/2, K]: signed 4-bit codes of rows 2r (low) and 2r + 1 (high);
                                 weight_scale [N, G]; pre_quant_scale [K] where the layer reads alone
+    W4A8_AWQ                    the same; input_scale [], and weight_scale_2 [], a factor, over which weights
+                                are rounded to E4M3 before they are multiplied
     W8A16                       weight int8 [N, K]; weight_scale [N]
     W8A8_SQ_PER_CHANNEL         weight int8 [N, K]; weight_scale [N]; input_scale []; pre_quant_scale [K]
     FP8                         weight E4M3 [N, K]; weight_scale [], input_scale []
@@ -32,13 +34,16 @@ from qdeploy.formats.compressed_tensors import E8M0_BIAS
 from qdeploy.formats.tensors import FLOATING, Layout, attention_of, check, required
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.quantized import QuantizedLinear
-from qdeploy.schemes import E4M3, PRESETS, Scheme
+from qdeploy.schemes import E4M3, PRESETS, Activations, Scheme
 
 SUFFIXES = ("weight", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale")
 """Every tensor that a quantized layer may own, its bias aside."""
 
-INT4, INT8, SQ = "W4A16_AWQ", "W8A16", "W8A8_SQ_PER_CHANNEL"
-INTEGERS = (INT4, INT8, SQ)
+INT4, INT4_FP8, INT8, SQ = "W4A16_AWQ", "W4A8_AWQ", "W8A16", "W8A8_SQ_PER_CHANNEL"
+INTEGERS = (INT4, INT4_FP8, INT8, SQ)
+PAIRED = (INT4, INT4_FP8)
+"""With the codes of two rows in a byte, and scales for groups."""
+
 FLOATS = {
     "FP8": "FP8",
     "FP8_DYNAMIC": "FP8_PER_CHANNEL_PER_TOKEN",
@@ -52,7 +57,6 @@ FLOATS = {
 TensorRT-LLM asks of fp8_pb_wo."""
 
 NO_SCHEME = {
-    "W4A8_AWQ": "integer weights with two scales beside inputs in E4M3",
     "W4A8_NVFP4_FP8": "weights in E2M1 beside inputs in E4M3",
     "W4A8_MXFP4_FP8": "weights in E2M1 beside inputs in E4M3",
 }
@@ -74,11 +78,20 @@ def algorithm(scheme: Scheme) -> str | None:
         return FLOATS.get(scheme.name)
     if scheme == PRESETS["W8A8_STATIC"]:
         return SQ
+    if scheme == _paired(INT4_FP8, scheme.group_size):
+        return INT4_FP8
     if scheme.activations is not None or not scheme.symmetric:
         return None
     if scheme.bits == 4 and scheme.group_size is not None:
         return INT4
     return INT8 if scheme.bits == 8 and scheme.group_size is None else None
+
+
+def _paired(name: str, group_size: int | None) -> Scheme:
+    """The scheme of codes in pairs of rows."""
+    if name == INT4:
+        return Scheme("W4A16", 4, group_size)
+    return Scheme(name, 4, group_size, activations=Activations(E4M3, "tensor", dynamic=False), product=E4M3)
 
 
 def shape(reader: CheckpointReader, module: str, scheme: Scheme) -> tuple[int, int]:
@@ -97,7 +110,7 @@ def _sides(stored: Sequence[int], scheme: Scheme) -> tuple[int, int]:
 def layout(module: str, scheme: Scheme, n: int, k: int) -> Layout:
     """The tensors that a layer [N, K] must own."""
     name, tensors = algorithm(scheme), _weights(scheme, n, k)
-    if scheme.steps == "e4m3":
+    if scheme.has_divisor:
         tensors["weight_scale_2"] = (FLOATING, ())
     if scheme.needs_data:
         tensors["input_scale"] = (FLOATING, ())
@@ -108,12 +121,12 @@ def layout(module: str, scheme: Scheme, n: int, k: int) -> Layout:
 
 def _scaled_before(name: str | None, module: str) -> bool:
     """Whether a layer has a pre_quant_scale: of int4 those that norms do not take it from, of INT8 all."""
-    return name == SQ or (name == INT4 and module.rpartition(".")[2] in ALONE)
+    return name == SQ or (name in PAIRED and module.rpartition(".")[2] in ALONE)
 
 
 def _weights(scheme: Scheme, n: int, k: int) -> Layout:
     name, groups = algorithm(scheme), (n, scheme.groups(k))
-    if name == INT4:
+    if name in PAIRED:
         return {"weight": ((torch.uint8,), (n // 2, k)), "weight_scale": (FLOATING, groups)}
     if name in (INT8, SQ):
         return {"weight": ((torch.int8,), (n, k)), "weight_scale": (FLOATING, (n,))}
@@ -135,7 +148,7 @@ def refusal(scheme: Scheme, n: int, k: int) -> str | None:
         if not scheme.symmetric:
             return "ModelOpt has no zero points; W4A16 goes without"
         return f"ModelOpt has no {scheme.describe()}"
-    if algorithm(scheme) == INT4 and n % 2:
+    if algorithm(scheme) in PAIRED and n % 2:
         return f"ModelOpt packs pairs of rows, and there are {n}"
     if scheme.group_size and k % scheme.group_size:
         return f"ModelOpt packs whole groups, and {scheme.group_size} does not divide {k} columns"
@@ -149,8 +162,8 @@ def scheme_of(algorithm: str, group_size: int | None) -> Scheme:
         CheckpointError: none that can be read.
     """
     name = algorithm.upper()
-    if name == INT4 and group_size:
-        return Scheme("W4A16", 4, group_size)
+    if name in PAIRED and group_size:
+        return _paired(name, group_size)
     if name == INT8:
         return Scheme("W8A16", 8, None)
     if name == SQ:
@@ -180,7 +193,7 @@ def pack(module: str, q: QuantizedLinear) -> dict[str, Tensor]:
         tensors["weight_scale_2"] = 1 / q.divisor.float().reshape(())
     if q.input_scale is not None:
         scale = q.input_scale.float().reshape(())
-        tensors["input_scale"] = scale if q.divisor is None else 1 / scale
+        tensors["input_scale"] = 1 / scale if q.scheme.steps == "e4m3" else scale
     if _scaled_before(name, module):
         tensors["pre_quant_scale"] = torch.ones(q.shape[1], dtype=torch.bfloat16)
     return tensors
@@ -198,12 +211,14 @@ def nearest(q: QuantizedLinear) -> QuantizedLinear:
     """`q` as it comes back: divisors are stored as what they are 1 over."""
     if q.divisor is None:
         return q
-    inputs = None if q.input_scale is None else 1 / (1 / q.input_scale.float())
+    inputs = q.input_scale
+    if inputs is not None and q.scheme.steps == "e4m3":
+        inputs = 1 / (1 / inputs.float())
     return replace(q, divisor=1 / (1 / q.divisor.float()), input_scale=inputs)
 
 
 def _packed_codes(q: QuantizedLinear, name: str) -> Tensor:
-    if name == INT4:
+    if name in PAIRED:
         return _paired_rows(q.stream)[:, : q.shape[1]].contiguous()
     if name in (INT8, SQ):
         return (q.codes - q.scheme.zero).view(torch.int8)
@@ -244,7 +259,7 @@ def _packed_scales(q: QuantizedLinear, name: str) -> Tensor:
         return scales[0, 0].clone()
     if q.scheme.rows > 1:
         return scales[:: q.scheme.rows].contiguous()[:, None, :, None]
-    return scales if name == INT4 else scales[:, 0].contiguous()
+    return scales if name in PAIRED else scales[:, 0].contiguous()
 
 
 def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
@@ -268,7 +283,7 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
     if not scheme.needs_data:
         inputs = None
     if divisor is not None:
-        inputs = None if inputs is None else 1 / inputs.float()
+        inputs = 1 / inputs.float() if inputs is not None and scheme.steps == "e4m3" else inputs
         divisor = 1 / divisor.float().reshape(())
     return QuantizedLinear(
         stored, scales, None, scheme, divisor, None if inputs is None else inputs.float().reshape(())
@@ -276,7 +291,7 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedLinear:
 
 
 def _stored(weight: Tensor, scheme: Scheme, name: str) -> Tensor:
-    if name == INT4:
+    if name in PAIRED:
         return bits.stored(_single_rows(weight), 4, weight.shape[1])
     if name in (INT8, SQ):
         return weight.view(torch.uint8) + scheme.zero

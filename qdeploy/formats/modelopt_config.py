@@ -10,7 +10,7 @@ from typing import Any
 
 from qdeploy import __version__
 from qdeploy.errors import CheckpointError
-from qdeploy.formats.modelopt import INT4, INT8, SQ, algorithm, scheme_of
+from qdeploy.formats.modelopt import INT4, INT4_FP8, INT8, PAIRED, SQ, algorithm, scheme_of
 from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.schemes import Scheme
 
@@ -57,7 +57,7 @@ def _scheme(fields: Mapping[str, Any], module: str, reader: CheckpointReader) ->
     if not isinstance(name, str) or name == MIXED:
         raise CheckpointError(f"{reader.folder}: the config names no algorithm for {module}.")
     size = fields.get("group_size")
-    if size is None and name.upper() == INT4:
+    if size is None and name.upper() in PAIRED:
         # The block in config.json has none, in ModelOpt's own folders.
         size = reader.shape(f"{module}.weight")[1] // reader.shape(f"{module}.weight_scale")[1]
     return scheme_of(name, size)
@@ -78,7 +78,7 @@ def quantization(modules: Mapping[str, Scheme], kept: Sequence[str], kv_cache: s
 
 def _layer(scheme: Scheme) -> dict[str, Any]:
     name = algorithm(scheme)
-    if name == INT4:
+    if name in PAIRED:
         return {
             "quant_algo": name,
             "group_size": scheme.group_size,
@@ -129,4 +129,7 @@ def _mixed_groups(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def _mixed_group(name: str, size: int | None) -> dict[str, Any]:
     if name == INT4:
         return {"weights": {"dynamic": False, "num_bits": 4, "type": "int", "group_size": size}}
+    if name == INT4_FP8:  # whose integers ModelOpt's converter calls floats
+        grouped = {"type": "float", "group_size": size, "dynamic": False}
+        return {"weights": {"num_bits": 4, **grouped}, "input_activations": {"num_bits": 8, **grouped}}
     return MIXED_GROUPS.get(name, {"quant_algo": name})

@@ -222,7 +222,7 @@ def test_layers_in_sixteen_bits_are_excluded(model: Path, tmp_path: Path) -> Non
             "W8A8",
             None,
             "h100",
-            "W8A8 symmetric.* is not exported for the engine builder, only W4A16, W8A8_STATIC",
+            "W8A8 symmetric.* is not exported for the engine builder, only W4A16, W4A8_AWQ",
         ),
         ("W8A8_STATIC", None, "t4", "W8A8_SQ_PER_CHANNEL runs on sm80 and later, not on t4"),
         ("FP8", None, "a100", "FP8 runs on sm89 and later, not on a100"),

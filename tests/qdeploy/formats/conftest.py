@@ -29,6 +29,8 @@ def random_linear(scheme: Scheme, n: int = 64, k: int = 128) -> QuantizedLinear:
         q = QuantizedLinear(codes, scales, zeros, scheme)
     if scheme.activations is None or scheme.activations.dynamic:
         return q
+    if scheme.product is not None:
+        q = replace(q, divisor=torch.tensor(512.0))
     return replace(q, input_scale=static_scale(torch.tensor(3.0), scheme.activations))
 
 

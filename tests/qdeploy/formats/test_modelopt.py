@@ -92,14 +92,36 @@ def test_groups_are_whole() -> None:
 
 @pytest.mark.parametrize("name", ["NVFP4_SVD", "int8_sq"])
 def test_algorithms_that_cannot_be_read(name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"'{name}' cannot be read, only W4A16_AWQ, W8A16, .*, mxfp4"):
+    with pytest.raises(
+        CheckpointError, match=f"'{name}' cannot be read, only W4A16_AWQ, W4A8_AWQ, W8A16, .*, mxfp4"
+    ):
         modelopt.scheme_of(name, 128)
 
 
 def test_algorithms_that_no_scheme_says() -> None:
-    told = r"W4A8_AWQ' \(integer weights with two scales beside inputs in E4M3\) cannot be read"
+    told = r"W4A8_NVFP4_FP8' \(weights in E2M1 beside inputs in E4M3\) cannot be read"
     with pytest.raises(CheckpointError, match=told):
-        modelopt.scheme_of("W4A8_AWQ", 128)
+        modelopt.scheme_of("W4A8_NVFP4_FP8", 32)
+
+
+def test_weights_that_are_rounded_before_the_product() -> None:
+    scheme = modelopt.scheme_of("W4A8_AWQ", 64)
+    q = random_linear(scheme)
+    tensors = modelopt.pack("mlp.down_proj", q)
+    assert {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()} == {
+        "weight": (torch.uint8, (32, 128)),
+        "weight_scale": (torch.float32, (64, 2)),
+        "weight_scale_2": (torch.float32, ()),
+        "input_scale": (torch.float32, ()),
+        "pre_quant_scale": (torch.bfloat16, (128,)),
+    }
+    read = modelopt.unpack(tensors, scheme)
+    assert read.divisor is not None and read.input_scale is not None and q.input_scale is not None
+    assert torch.equal(read.codes, q.codes) and float(read.input_scale) == float(q.input_scale)
+    exact = (q.codes.float() - 8) * q.scales.float().repeat_interleave(64, 1)
+    rounded = (exact / tensors["weight_scale_2"]).to(torch.float8_e4m3fn).float() * tensors["weight_scale_2"]
+    assert torch.equal(read.dequantize(), rounded)
+    assert not torch.equal(rounded, exact)
 
 
 def test_fp8_in_blocks_is_spelled_as_modelopt_spells_it() -> None:
