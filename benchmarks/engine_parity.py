@@ -33,7 +33,7 @@ WHOLE, SPLIT, REPEATED = (1, 1), (2, 2), (4, 1)
 CASES: Mapping[str, tuple[Scheme | None, str, tuple[tuple[int, int], ...]]] = {
     "16 bits": (None, "h100", (WHOLE, SPLIT, REPEATED)),
     "W4A16": (Scheme("W4A16", 4, 64), "h100", (WHOLE, SPLIT, REPEATED)),
-    "W4A8_AWQ": (scheme_of("W4A8_AWQ", 128), "h100", (WHOLE, SPLIT, REPEATED)),
+    "W4A8_AWQ": (scheme_of("W4A8_AWQ", 128), "h100", (WHOLE, SPLIT)),
     "FP8": (PRESETS["FP8"], "h100", (WHOLE, SPLIT, REPEATED)),
     # ModelOpt does not repeat heads with scales by channel.
     "FP8_DYNAMIC": (PRESETS["FP8_DYNAMIC"], "h100", (WHOLE, SPLIT)),
