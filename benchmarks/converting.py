@@ -1,4 +1,4 @@
-"""Convert a checkpoint and copy it, in turn, in a process of its own: seconds of both, and memory.
+"""Convert a checkpoint, copy it and hash it, in turn, in a process of its own: seconds of each, and memory.
 
     python -m benchmarks.converting WARM SOURCE OUTPUT TARGET JOBS ROUNDS
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.process import begin_peak, status
 from qdeploy.conversion import convert
-from qdeploy.files import fsync_folder
+from qdeploy.files import fsync_folder, sha256_file
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Conversion:
     """The fastest of each, in seconds, and the resident set, in bytes, above that at the start."""
 
     copying: float
+    hashing: float
     converting: float
     peak: int
 
@@ -47,16 +48,17 @@ def main() -> None:
     warmed = output.with_name(f"{output.name}-warm")
     convert(warm, warmed, target, jobs=jobs)
     shutil.rmtree(warmed)
-    copying, converting, peaks = [], [], []
+    copying, hashing, converting, peaks = [], [], [], []
     for _ in range(rounds):
         shutil.rmtree(output, ignore_errors=True)
         copying.append(_copy(source, output.with_name(f"{output.name}-copy")))
+        hashing.append(_hash(source))
         gc.collect()
         baseline, start = begin_peak(), time.perf_counter()
         convert(source, output, target, jobs=jobs)
         converting.append(time.perf_counter() - start)
         peaks.append(status("VmHWM") - baseline)
-    print(json.dumps(asdict(Conversion(min(copying), min(converting), max(peaks)))))
+    print(json.dumps(asdict(Conversion(min(copying), min(hashing), min(converting), max(peaks)))))
 
 
 def _copy(source: Path, target: Path) -> float:
@@ -71,6 +73,14 @@ def _copy(source: Path, target: Path) -> float:
     seconds = time.perf_counter() - start
     shutil.rmtree(target)
     return seconds
+
+
+def _hash(source: Path) -> float:
+    """Seconds that the checksums take which come with a folder."""
+    start = time.perf_counter()
+    for file in source.glob("*.safetensors"):
+        sha256_file(file)
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_the_file_holds_the_tensors_and_has_the_hash_that_is_told(tmp_path: Path
 
 
 def test_every_tensor_lies_where_its_numbers_may_begin(tmp_path: Path) -> None:
-    dtypes = (torch.uint8, torch.int64, torch.bfloat16, torch.float32, torch.uint8, torch.int64)
+    dtypes = (torch.uint8, torch.int64, torch.bfloat16, torch.float32, torch.int64)
     tensors = {f"{i}": torch.ones(3, dtype=dtype) for i, dtype in enumerate(dtypes)}
     file = tmp_path / "model.safetensors"
     write_tensors(file, tensors.items(), room_for(tensors))

@@ -19,6 +19,7 @@ from qdeploy.conversion import convert
 from qdeploy.errors import ConversionError
 from qdeploy.formats.dequantize import dequantized_state
 from qdeploy.formats.packed import FORMATS
+from qdeploy.modeling.checkpoint import INDEX
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
 from qdeploy.schemes import Scheme
@@ -83,6 +84,25 @@ def fbgemm(model: Path, folder: Path) -> None:
     (folder / "qdeploy.json").unlink()
 
 
+def rounded_before_the_product(model: Path, folder: Path) -> None:
+    """W4A8_AWQ, which qdeploy rounds no model to: W4A16_AWQ with its two further scales."""
+    then(packed(W4A16), "modelopt")(model, folder)
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        modules = [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]
+        further = {"weight_scale_2": torch.tensor(2.0**-9), "input_scale": torch.tensor(0.03)}
+        added = {f"{module}.{name}": scale.clone() for module in modules for name, scale in further.items()}
+        save_file(tensors | added, file)
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"] = {
+        name: file.name for file in folder.glob("*.safetensors") for name in load_file(file)
+    }
+    (folder / INDEX).write_text(json.dumps(index))
+    for name in ("config.json", "hf_quant_config.json"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace("W4A16_AWQ", "W4A8_AWQ"))
+
+
 SOURCES: Mapping[str, Build] = {
     "compressed-tensors W4A16": packed(W4A16),
     "… with scales that float16 lacks": wide_scales,
@@ -103,6 +123,7 @@ SOURCES: Mapping[str, Build] = {
     "AWQ": then(packed(W4A16_ASYM), "awq"),
     "AWQ, all zero points 8": then(packed(W4A16), "awq"),
     "ModelOpt W4A16_AWQ": then(packed(W4A16), "modelopt"),
+    "ModelOpt W4A8_AWQ": rounded_before_the_product,
     "fp8 by tensor, static": then(minifloat("FP8"), "fp8"),
     "fp8 in blocks": then(minifloat("FP8_BLOCK"), "fp8"),
     "FBGEMM": fbgemm,
