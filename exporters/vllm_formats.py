@@ -14,6 +14,7 @@ from qdeploy.exporters.layers import Layer
 from qdeploy.exporters.lint.engine import NOT_READ
 from qdeploy.exporters.lint.subject import Subject
 from qdeploy.exporters.targets import Target
+from qdeploy.formats import ct_layout
 from qdeploy.formats.modelopt import algorithm
 from qdeploy.schemes import Scheme
 
@@ -80,8 +81,11 @@ def check_format(subject: Subject, target: Target) -> Iterator[Finding]:
         if reason is not None:
             first.setdefault(reason, layer)
     for reason, layer in first.items():
-        yield NOT_READ(
-            f"vLLM {VLLM} does not take it: {reason}",
-            f"qdeploy convert {subject.reader.folder} --to compressed-tensors -o OUT",
-            layer.name,
-        )
+        yield NOT_READ(f"vLLM {VLLM} does not take it: {reason}", _mend(subject, layer), layer.name)
+
+
+def _mend(subject: Subject, layer: Layer) -> str:
+    assert layer.scheme is not None
+    if ct_layout.refusal(layer.scheme, layer.n, layer.k):
+        return f"qdeploy export {subject.reader.folder} --engine vllm --reference makes 16 bits of it"
+    return f"qdeploy convert {subject.reader.folder} --to compressed-tensors -o OUT"

@@ -20,6 +20,7 @@ from qdeploy.modeling.checkpoint import CheckpointReader
 from qdeploy.pipeline import quantize
 from qdeploy.schemes import PRESETS, Scheme
 from tests.packed import W4A16, W4A16_ASYM, W8A16
+from tests.qdeploy.formats.test_pairs import rounded_before_the_product
 from tests.qdeploy.test_pipeline import recipe
 
 Make = Callable[..., Path]
@@ -121,6 +122,13 @@ def test_the_linter_refuses_what_vllm_cannot_load(
     found = lint(folder, engine=VllmExporter(), target=TARGETS[gpu])
     assert {finding.code for finding in found if finding.severity == "error"} == {code}
     assert told in str(found[0])
+
+
+def test_what_no_format_of_vllms_holds_is_to_be_dequantized(wide: Path, tmp_path: Path) -> None:
+    rounded_before_the_product(wide, tmp_path / "modelopt")
+    (found,) = lint(tmp_path / "modelopt", engine=VllmExporter(), target=TARGETS["h100"])
+    assert found.code == "QD612" and "reads no W4A8_AWQ" in found.problem
+    assert f"qdeploy export {tmp_path / 'modelopt'} --engine vllm --reference" in found.fix
 
 
 def test_the_linter_asks_for_the_split(packed: Path) -> None:
