@@ -59,6 +59,14 @@ def test_hostile_words_stay_words() -> None:
     assert [e.text for e in drawn(drawing.markup(), "readout")] == ["<i>", "&amp;"]
 
 
+def test_many_variants_are_told_apart_by_hue_and_shape() -> None:
+    drawing = Drawing(10, "t", "d")
+    for index in range(36):
+        drawing.marker(index, 0, 0)
+    looks = {(e.get("class"), e.tag, e.get("d")) for e in drawn(drawing.markup(), "dot")}
+    assert len(looks) == 36
+
+
 @pytest.mark.parametrize("most", [5, 8, 40])
 def test_a_name_is_shortened_in_its_middle(most: int) -> None:
     short = shortened("meta-llama/Llama-3.1-8B-Instruct", most)
