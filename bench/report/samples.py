@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from qdeploy.bench.load.figures.metrics import request_latencies
+from qdeploy.bench.load.figures.metrics import pooled_gaps, request_latencies
 from qdeploy.bench.load.figures.table import read_requests
 from qdeploy.bench.report.collect import Variant
 from qdeploy.errors import ComparisonError
@@ -18,7 +18,7 @@ MOST = 250
 def latency_samples(variant: Variant) -> dict[str, NDArray[np.float64]]:
     """The latencies of the completed requests, ms ascending, by the keys of `LoadResult.metrics`.
 
-    Those of which a request has one; nothing where there was no load run or its table is gone.
+    Gaps between tokens are pooled over requests. Nothing where there was no load run or its table is gone.
 
     Raises:
         ComparisonError: the table is broken.
@@ -27,12 +27,14 @@ def latency_samples(variant: Variant) -> dict[str, NDArray[np.float64]]:
     if load is None or variant.requests is None:
         return {}
     try:
-        outcomes = read_requests(variant.requests, chunk_times=False)
+        outcomes = read_requests(variant.requests)
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise ComparisonError(f"{variant.requests} is broken: {error}. Measure again.") from error
     done = [outcome for outcome in outcomes if outcome.error is None]
     streamed = "ttft_ms" in load.metrics
     found = request_latencies(done, scheduled=load.arrival != "closed", streamed=streamed)
+    if streamed:
+        found |= pooled_gaps(done)
     return {key: np.sort(np.array(ms, np.float64)) for key, ms in found.items() if ms}
 
 

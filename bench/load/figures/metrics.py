@@ -68,11 +68,8 @@ def latencies(spec: LoadSpec, done: Sequence[Outcome]) -> dict[str, Distribution
     """Every latency in ms. Scheduled-time ones only in an open loop: a closed loop has no schedule."""
     values = request_latencies(done, scheduled=spec.mode != "closed", streamed=spec.stream)
     found = {key: distribution(ms) for key, ms in values.items()}
-    if not spec.stream:
-        return found
-    counted = all(o.chunk_tokens is not None for o in done)
-    gaps = [gap for o in done for gap in (token_gaps_ms(o) if counted else chunk_gaps_ms(o))]
-    return found | {"itl_ms" if counted else "icl_ms": distribution(gaps, independent=False)}
+    gaps = pooled_gaps(done) if spec.stream else {}
+    return found | {key: distribution(ms, independent=False) for key, ms in gaps.items()}
 
 
 def request_latencies(done: Sequence[Outcome], scheduled: bool, streamed: bool) -> dict[str, list[float]]:
@@ -89,6 +86,13 @@ def request_latencies(done: Sequence[Outcome], scheduled: bool, streamed: bool) 
     if scheduled and streamed:
         found["ttft_sched_ms"] = [_ms(o.first_token_ns, o.scheduled_ns) for o in done]
     return found
+
+
+def pooled_gaps(done: Sequence[Outcome]) -> dict[str, list[float]]:
+    """The gaps inside all answers, in ms: between tokens if every answer tells its counts, else chunks."""
+    counted = all(o.chunk_tokens is not None for o in done)
+    gaps = [gap for o in done for gap in (token_gaps_ms(o) if counted else chunk_gaps_ms(o))]
+    return {"itl_ms" if counted else "icl_ms": gaps}
 
 
 def time_per_output_token_ms(outcome: Outcome) -> float | None:

@@ -54,10 +54,9 @@ def write_requests(path: Path, outcomes: Sequence[Outcome]) -> None:
     _write(path, [{**asdict(o), "chunks": len(o.chunk_ns)} for o in outcomes], SCHEMA)
 
 
-def read_requests(path: Path, chunk_times: bool = True) -> list[Outcome]:
-    """What `write_requests` wrote; most of it is the time of each chunk, which may be left out."""
-    unread = {"chunks"} if chunk_times else {"chunks", "chunk_ns"}
-    rows = pq.read_table(path, columns=[name for name in SCHEMA.names if name not in unread]).to_pylist()
+def read_requests(path: Path) -> list[Outcome]:
+    """What `write_requests` wrote."""
+    rows = pq.read_table(path, columns=[name for name in SCHEMA.names if name != "chunks"]).to_pylist()
     return [Outcome(**row) for row in rows]
 
 

@@ -16,7 +16,8 @@ from qdeploy.bench.report.plots.frame import Frame
 from qdeploy.bench.report.samples import latency_samples, steps
 from qdeploy.bench.report.scales import Axis, fitted
 
-SHOWN = (("ttft_sched_ms", "ttft_ms"), ("tpot_ms",), ("e2e_sched_ms", "e2e_ms"))
+SHOWN = (("ttft_sched_ms", "ttft_ms"), ("tpot_ms",), ("itl_ms",), ("icl_ms",), ("e2e_sched_ms", "e2e_ms"))
+POOLED = ("itl_ms", "icl_ms")
 """Keys of the metrics drawn, each from the schedule where there is one."""
 
 MARKED = (0.5, 0.9, 0.99)
@@ -39,7 +40,7 @@ def distribution_panels(variants: Sequence[Variant]) -> list[str]:
 def _panel(metric: Metric, found: Sequence[tuple[int, Variant, NDArray[np.float64]]]) -> str:
     frame = Frame(
         title=f"Distribution of {metric.short}",
-        up="Share of requests, %",
+        up=f"Share of {'gaps' if metric.key in POOLED else 'requests'}, %",
         across=f"{metric.short}, ms",
         x=fitted([float(ms) for _, _, ordered in found for ms in ordered[[0, -1]]]),
         y=SHARES,

@@ -76,7 +76,7 @@ def test_a_name_is_shortened_in_its_middle(most: int) -> None:
 
 def test_curves_rise_to_all_requests_inside_the_drawing(simulated: Evidence) -> None:
     panels = distribution_panels(simulated.variants)
-    assert len(panels) == 3
+    assert len(panels) == 4
     for panel in panels:
         curves = [e for e in drawn(panel, "curve") if len(corners(e.get("d", ""))) > 2]
         assert len(curves) == len(SPEEDS)
