@@ -19,9 +19,9 @@ def linear(low: float, high: float, start: float, stop: float) -> Scale:
 
 
 def logarithmic(low: float, high: float, start: float, stop: float) -> Scale:
-    """Map [low, high] to [start, stop] so that equal ratios are equally far; all must be positive."""
+    """Map positive [low, high] to [start, stop], equal ratios equally far; what is less goes to `start`."""
     inner = linear(math.log(low), math.log(high), start, stop)
-    return lambda value: inner(math.log(value))
+    return lambda value: inner(math.log(max(value, low)))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ SHOWN = (("ttft_sched_ms", "ttft_ms"), ("tpot_ms",), ("itl_ms",), ("icl_ms",), (
 POOLED = ("itl_ms", "icl_ms")
 """Keys of the metrics drawn, each from the schedule where there is one."""
 
+FAR = 10
 MARKED = (0.5, 0.9, 0.99)
 SHARES = Axis(0, 100, (0, 25, 50, 75, 90, 100))
 
@@ -42,7 +43,7 @@ def _panel(metric: Metric, found: Sequence[tuple[int, Variant, NDArray[np.float6
         title=f"Distribution of {metric.short}",
         up=f"Share of {'gaps' if metric.key in POOLED else 'requests'}, %",
         across=f"{metric.short}, ms",
-        x=fitted([float(ms) for _, _, ordered in found for ms in ordered[[0, -1]]]),
+        x=_time_axis([ordered for _, _, ordered in found]),
         y=SHARES,
         entries=len(found),
         hint="Point at a curve, or go to it with Tab, for its percentiles.",
@@ -56,6 +57,12 @@ def _panel(metric: Metric, found: Sequence[tuple[int, Variant, NDArray[np.float6
                     at, share = _estimate(p, p.value), Estimate(value=100 * p.q)
                     frame.mark(index, at, share, f"{variant.name}: {_words(p)}")
     return frame.markup()
+
+
+def _time_axis(found: Sequence[NDArray[np.float64]]) -> Axis:
+    """An axis for values in ms; those far below a median, as of chunks read at once, are at its edge."""
+    ends = [(max(ordered[0], np.median(ordered) / FAR), ordered[-1]) for ordered in found]
+    return fitted([float(ms) for pair in ends for ms in pair])
 
 
 def _stairs(ordered: NDArray[np.float64]) -> list[tuple[float, float]]:

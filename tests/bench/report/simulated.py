@@ -69,7 +69,7 @@ def simulate(spec: LoadSpec, ms_per_token: float) -> Measurement:
         )
         heapq.heappush(slots, float(times[-1]))
         heapq.heappush(users, float(times[-1]))
-        outcomes.append(_outcome(index, sent, times.tolist(), spec))
+        outcomes.append(outcome(index, sent, times.tolist(), spec))
     result = summarize(spec, outcomes, peak_in_flight(outcomes))
     result.steady = steady_window(outcomes, spec.concurrency)
     if spec.limits:
@@ -77,7 +77,8 @@ def simulate(spec: LoadSpec, ms_per_token: float) -> Measurement:
     return Measurement(result, outcomes, Target("http://127.0.0.1:8000/v1", "m", None, Dialect()), 0, [])
 
 
-def _outcome(index: int, sent_ms: float, times_ms: Sequence[float], spec: LoadSpec) -> Outcome:
+def outcome(index: int, sent_ms: float, times_ms: Sequence[float], spec: LoadSpec) -> Outcome:
+    """A request whose tokens come at the times, one a chunk."""
     sent, stamps = int(sent_ms * 1e6), [int(ms * 1e6) for ms in times_ms]
     return Outcome(
         index=index,

@@ -8,19 +8,23 @@ from xml.etree import ElementTree
 
 import pytest
 
+from qdeploy.bench.load.figures.metrics import summarize
+from qdeploy.bench.load.figures.table import write_requests
+from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.records import Estimate, TaskScore
 from qdeploy.bench.report.checkpoint import Checkpoint
 from qdeploy.bench.report.collect import Evidence, Variant, collect
 from qdeploy.bench.report.numbers import number
 from qdeploy.bench.report.plots.accuracy import forest_panels
 from qdeploy.bench.report.plots.distributions import distribution_panels
+from qdeploy.bench.report.plots.frame import LEFT
 from qdeploy.bench.report.plots.layers import layer_panels
 from qdeploy.bench.report.plots.pareto import pareto_plots
 from qdeploy.bench.report.plots.rates import knee_words, rate_plots, series_words
 from qdeploy.bench.report.svg import WIDTH, Drawing, shortened
 
 from .conftest import manifest, record, task_score
-from .simulated import SPEEDS, simulated_campaign
+from .simulated import SPEEDS, outcome, simulated_campaign
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,19 @@ def test_curves_rise_to_all_requests_inside_the_drawing(simulated: Evidence) -> 
             xs, ys = zip(*corners(curve.get("d", "")), strict=True)
             assert list(xs) == sorted(xs) and list(ys) == sorted(ys, reverse=True)
             assert min(xs) >= 0 and max(xs) <= WIDTH
+
+
+def test_gaps_of_chunks_read_at_once_are_at_the_edge(tmp_path: Path) -> None:
+    spec = LoadSpec(rate=1.0, requests=20, output_tokens=5)
+    outcomes = [
+        outcome(i, 1000.0 * i, [1000 * i + ms for ms in (100, 100, 120, 140, 940)], spec) for i in range(20)
+    ]
+    write_requests(tmp_path / "requests.parquet", outcomes)
+    run = record("bench", "v", False, load=summarize(spec, outcomes, 1))
+    panels = distribution_panels([Variant("v", bench=run, requests=tmp_path / "requests.parquet")])
+    (_, curve) = drawn(next(panel for panel in panels if "ITL" in panel), "curve")
+    xs = [x for x, _ in corners(curve.get("d", ""))]
+    assert xs[0] == min(xs) == LEFT and max(xs) > WIDTH * 0.9
 
 
 def test_every_variant_is_read_with_its_percentiles(simulated: Evidence) -> None:

@@ -39,6 +39,7 @@ def test_a_larger_value_is_farther(a: float, b: float) -> None:
 def test_equal_ratios_are_equally_far() -> None:
     scale = logarithmic(1, 1000, 0, 3)
     assert [scale(10.0**i) for i in range(4)] == pytest.approx([0, 1, 2, 3])
+    assert scale(0.0) == scale(0.5) == 0
 
 
 def test_marks_are_round() -> None:
