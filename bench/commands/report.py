@@ -17,9 +17,8 @@ def report(
     """Write one HTML page on what quantization cost and won.
 
     Reads what `qdeploy run`, `qdeploy eval`, `qdeploy bench` and `qdeploy verify` left in their folders and
-    measures nothing. The page is one file without scripts that loads nothing from elsewhere: send it, print
-    it, archive it. Every figure stands with its sample size and interval; a difference that is not
-    significant is called so.
+    measures nothing. The page is one file that loads nothing from elsewhere: send it, print it, archive it.
+    Every figure stands with its sample size and interval; a difference that is not significant is called so.
 
     Folders given one by one, of sweeps too, are joined by the checkpoint that they measured.
 

@@ -13,11 +13,11 @@ import yaml
 from markupsafe import Markup
 
 from qdeploy.bench import noise
-from qdeploy.bench.load.series.sweep import completion_rate, saturated
+from qdeploy.bench.load.series.sweep import completion_rate
 from qdeploy.bench.report import compare, fidelity, metrics, numbers, places, samples, words
 from qdeploy.bench.report.collect import Evidence, Variant, collect
 from qdeploy.bench.report.drawings import draw
-from qdeploy.bench.report.plots.rates import series_words
+from qdeploy.bench.report.plots.rates import beyond_knee, series_words
 from qdeploy.errors import UsageError, disk_errors
 from qdeploy.files import write_text
 
@@ -37,7 +37,7 @@ FILTERS = (
     places.visible,
     places.harmless,
     completion_rate,
-    saturated,
+    beyond_knee,
     series_words,
 )
 

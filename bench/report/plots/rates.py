@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qdeploy.bench.load.figures.slo import Limit, parse_slo
-from qdeploy.bench.load.series.sweep import completion_rate, saturated
+from qdeploy.bench.load.series.sweep import completion_rate
 from qdeploy.bench.records import Estimate, LoadResult, Percentile, SeriesRecord
 from qdeploy.bench.report.collect import Variant
 from qdeploy.bench.report.compare import percentile
@@ -127,15 +127,24 @@ def _mark(frame: Frame, one: Swept, run: LoadResult, seen: Estimate, what: str) 
     best = rate == one.series.best_rate
     if best:
         frame.drawing.circle(frame.x(rate), frame.y(seen.value), 8, f"ring {hue(one.index)}")
-    remarks = ["saturated"] * saturated(run) + ["highest rate within the objective"] * best + run.invalid
+    remarks = (
+        ["saturated"] * beyond_knee(run, one.series)
+        + ["highest rate within the objective"] * best
+        + run.invalid
+    )
     tip = ", ".join([f"{one.name} at {number(rate)} requests/s: {what}", *remarks])
-    frame.mark(one.index, Estimate(value=rate), seen, tip, "hollow" if saturated(run) else "")
+    frame.mark(one.index, Estimate(value=rate), seen, tip, "hollow" if beyond_knee(run, one.series) else "")
 
 
 def _knee(frame: Frame, one: Swept) -> None:
     if one.series.saturating_rate is not None:
         x = frame.x(one.series.capacity)
         frame.drawing.line(x, TOP, x, BOTTOM, f"knee {hue(one.index)}")
+
+
+def beyond_knee(run: LoadResult, series: SeriesRecord) -> bool:
+    """Whether the rate saturates the endpoint by all runs together: a single one may have met a stall."""
+    return series.saturating_rate is not None and (run.rate or 0.0) >= series.saturating_rate
 
 
 def knee_words(series: SeriesRecord) -> str:

@@ -141,6 +141,17 @@ def test_the_knee_and_the_best_rate_are_drawn_where_they_are(simulated: Evidence
     ] * 4
 
 
+def test_a_run_below_the_knee_that_met_a_stall_is_not_hollow(simulated: Evidence) -> None:
+    series = simulated.variants[0].series
+    assert series and series.kept_rate
+    stalled = series.runs[0].model_copy(update={"request_throughput": 0.5, "steady": None})
+    plots = rate_plots(
+        [Variant("one", series=series.model_copy(update={"runs": [stalled, *series.runs[1:]]}))]
+    )
+    beyond = [run for run in series.runs if run.rate and run.rate > series.kept_rate]
+    assert plots and len(drawn(plots.completion, "hollow")) == len(beyond) == 1
+
+
 def test_a_series_that_never_saturated_has_no_knee(simulated: Evidence) -> None:
     series = simulated.variants[0].series
     assert series
