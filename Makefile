@@ -11,7 +11,7 @@ DEMO := demo
 MODEL := $(DEMO)/SmolLM2-135M-Instruct
 TORCH := torch==2.13.0
 
-.PHONY: demo test check benchmark peers engine model clean
+.PHONY: demo test check benchmark peers engine model browser clean
 
 # Engine and model come side by side: installing leaves a core idle.
 demo: $(VENV)/.user
@@ -19,6 +19,7 @@ demo: $(VENV)/.user
 	$(BIN)/qdeploy run demo.yaml -o $(DEMO)/run
 
 test: check
+	-$(MAKE) --no-print-directory browser
 	$(MAKE) --no-print-directory -j2 engine model
 	QDEPLOY_TEST_MODEL=$(abspath $(MODEL)) $(BIN)/python -m pytest -m e2e
 
@@ -34,6 +35,12 @@ benchmark: $(VENV)/.dev model
 # Environments of the peers that the benchmark measures against; without them it leaves the peers out.
 peers: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.peers install
+
+# The report is tested in the Chromium or Chrome that is there; fetched is one only where there is none.
+browser: $(VENV)/.dev
+	for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v $$name && exit; \
+	done; $(BIN)/playwright install --only-shell chromium
 
 engine: $(VENV)/.user
 	$(BIN)/qdeploy engines install vllm

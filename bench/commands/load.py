@@ -122,6 +122,7 @@ def _several(
     from qdeploy.bench.load.series import sweep
     from qdeploy.bench.load.series.series import Series
     from qdeploy.bench.load.series.series_table import render_series
+    from qdeploy.bench.records import SERIES
     from qdeploy.files import write_text
 
     if fields.keys() & {"rate", "end_rate", "concurrency", "trace"}:
@@ -139,7 +140,7 @@ def _several(
         sweep.search(series)
     found = sweep.summarize_series(series.results)
     if output:
-        write_text(output / "series.json", found.model_dump_json(indent=2) + "\n")
+        write_text(output / SERIES, found.model_dump_json(indent=2) + "\n")
     if json:
         typer.echo(found.model_dump_json(indent=2))
     else:

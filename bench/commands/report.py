@@ -10,7 +10,7 @@ import typer
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Campaign folders or run folders.", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(help="Campaigns, runs, sweeps.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it.")] = Path("report.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the path and the verdicts as JSON.")] = False,
 ) -> None:
@@ -20,13 +20,13 @@ def report(
     measures nothing. The page is one file that loads nothing from elsewhere: send it, print it, archive it.
     Every figure stands with its sample size and interval; a difference that is not significant is called so.
 
-    Run folders given one by one are joined by the checkpoint that they measured.
+    Folders given one by one, of sweeps too, are joined by the checkpoint that they measured.
 
     Examples:
 
         qdeploy report campaign -o report.html
 
-        qdeploy report runs/base-eval runs/w4-eval runs/base-bench runs/w4-bench
+        qdeploy report runs/base-eval runs/w4-eval runs/base-bench runs/w4-bench runs/w4-sweep
     """
     from qdeploy.bench.report import write_report
     from qdeploy.progress import console

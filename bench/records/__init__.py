@@ -30,10 +30,11 @@ from qdeploy.bench.records.load import (
     SteadyWindow,
     Telemetry,
 )
-from qdeploy.bench.records.run import SCHEMA, RunRecord, load_record
+from qdeploy.bench.records.run import SCHEMA, SERIES, RunRecord, load_record, load_series
 
 __all__ = [
     "SCHEMA",
+    "SERIES",
     "Candidate",
     "ClientUse",
     "Cost",
@@ -61,4 +62,5 @@ __all__ = [
     "TokenStatistics",
     "Verdict",
     "load_record",
+    "load_series",
 ]

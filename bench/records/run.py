@@ -10,12 +10,13 @@ from pydantic import Field
 from qdeploy.bench.records.accuracy import Noise, TaskFigure, TaskScore
 from qdeploy.bench.records.base import Engine, Record
 from qdeploy.bench.records.fidelity import Fidelity
-from qdeploy.bench.records.load import LoadResult
+from qdeploy.bench.records.load import LoadResult, SeriesRecord
 from qdeploy.errors import ComparisonError
 from qdeploy.files import read_json, write_text
 from qdeploy.validation import first
 
 SCHEMA = 1
+SERIES = "series.json"
 
 
 class RunRecord(Record):
@@ -66,3 +67,16 @@ def load_record(folder: Path) -> RunRecord:
     except ValueError as error:
         raise ComparisonError(f"{path} is not a run record of schema {SCHEMA} ({first(error)}).") from error
     return record
+
+
+def load_series(folder: Path) -> SeriesRecord:
+    """Read what `qdeploy bench --sweep -o` or a search wrote into `folder`.
+
+    Raises:
+        ComparisonError: its series.json is not one of this schema.
+    """
+    path = folder / SERIES
+    try:
+        return SeriesRecord.model_validate(read_json(path))
+    except ValueError as error:
+        raise ComparisonError(f"{path} is not the record of a series ({first(error)}).") from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qdeploy.bench.records import Engine, RunRecord, load_record
+from qdeploy.bench.records import SERIES, Engine, RunRecord, SeriesRecord, load_record, load_series
 from qdeploy.bench.report.checkpoint import Checkpoint, read_checkpoint
 from qdeploy.errors import ComparisonError
 from qdeploy.files import read_json
@@ -17,7 +17,10 @@ KINDS = ("bench", "eval", "verify")
 
 @dataclass(frozen=True)
 class Variant:
-    """One served model and all that was measured on it; what was not is None."""
+    """One served model and all that was measured on it; what was not is None.
+
+    `requests` is the table of the load run's requests, `series` the runs at several rates.
+    """
 
     name: str
     is_baseline: bool = False
@@ -26,6 +29,8 @@ class Variant:
     bench: RunRecord | None = None
     eval: RunRecord | None = None
     verify: RunRecord | None = None
+    requests: Path | None = None
+    series: SeriesRecord | None = None
 
     @property
     def runs(self) -> list[RunRecord]:
@@ -56,7 +61,7 @@ def collect(paths: Sequence[Path]) -> Evidence:
     """Read campaign and run folders.
 
     Raises:
-        ComparisonError: a folder is neither; the same model has two runs of a kind; there is nothing to show.
+        ComparisonError: a folder is neither; the same model has two of a kind; there is nothing to show.
     """
     variants: list[Variant] = []
     plans: list[str] = []
@@ -69,7 +74,7 @@ def collect(paths: Sequence[Path]) -> Evidence:
         else:
             loose.append(path)
     variants += _group(loose)
-    if not any(variant.runs for variant in variants):
+    if not any(variant.runs or variant.series for variant in variants):
         raise ComparisonError(
             f"Nothing was measured yet in {', '.join(map(str, paths))}: no variant has a finished run."
         )
@@ -86,25 +91,47 @@ def _campaign_variant(campaign: Path, entry: dict[str, Any]) -> Variant:
         is_baseline=entry["kind"] == "baseline",
         checkpoint=read_checkpoint(campaign / entry["checkpoint"]),
         export=read_json(export) if export.is_file() else {},
+        requests=_requests(folder / "bench"),
+        series=next((load_series(path.parent) for path in sorted(folder.glob(f"*/{SERIES}"))), None),
         **runs,
     )
 
 
+def _requests(run: Path) -> Path | None:
+    table = run / "requests.parquet"
+    return table if table.is_file() else None
+
+
 def _group(folders: Sequence[Path]) -> list[Variant]:
-    """Run folders given one by one, joined by the checkpoint (or model name) that they measured."""
+    """Folders of runs and series given one by one, joined by the checkpoint (or model name) they measured."""
     variants: dict[str, Variant] = {}
     for folder in folders:
-        record = load_record(folder)
+        record, part = _loose_part(folder)
         key = record.engine.checkpoint or record.engine.model
         variant = variants.get(key) or _loose_variant(record)
-        if getattr(variant, record.kind) is not None:
+        if taken := next((kind for kind in part if getattr(variant, kind) is not None), None):
+            what = "series" if taken == "series" else f"{taken} run"
             raise ComparisonError(
-                f"{folder} is a second {record.kind} run of {key}. A report shows one "
-                "of each kind: leave one out."
+                f"{folder} is a second {what} of {key}. A report shows one of each kind: leave one out."
             )
-        part: dict[str, Any] = {record.kind: record}
         variants[key] = replace(variant, **part)
     return _with_one_baseline(list(variants.values()))
+
+
+def _loose_part(folder: Path) -> tuple[RunRecord, dict[str, Any]]:
+    """A record that names what was measured in `folder`, and what of a Variant is in it."""
+    if (folder / SERIES).is_file():
+        runs = sorted(folder.glob("*/run.json"))
+        if not runs:
+            raise ComparisonError(
+                f"{folder} holds a series without its runs: give the folder that was written."
+            )
+        return load_record(runs[0].parent), {"series": load_series(folder)}
+    record = load_record(folder)
+    part: dict[str, Any] = {record.kind: record}
+    if record.kind == "bench":
+        part["requests"] = _requests(folder)
+    return record, part
 
 
 def _loose_variant(record: RunRecord) -> Variant:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
+from markupsafe import Markup
 
 from qdeploy.bench import noise
-from qdeploy.bench.report import compare, fidelity, metrics, numbers, words
+from qdeploy.bench.load.series.sweep import completion_rate
+from qdeploy.bench.report import compare, fidelity, metrics, numbers, places, samples, words
 from qdeploy.bench.report.collect import Evidence, Variant, collect
-from qdeploy.bench.report.plots.accuracy import forest_panels
-from qdeploy.bench.report.plots.fidelity import kl_panels
-from qdeploy.bench.report.plots.latency import latency_panels
-from qdeploy.bench.report.plots.layers import layer_panels
+from qdeploy.bench.report.drawings import draw
+from qdeploy.bench.report.plots.rates import beyond_knee, series_words
 from qdeploy.errors import UsageError, disk_errors
 from qdeploy.files import write_text
 
@@ -30,6 +32,13 @@ FILTERS = (
     numbers.interval,
     numbers.interval_percent,
     numbers.interval_points,
+    places.expectations,
+    places.at_most,
+    places.visible,
+    places.harmless,
+    completion_rate,
+    beyond_knee,
+    series_words,
 )
 
 
@@ -56,9 +65,14 @@ def summaries(evidence: Evidence) -> list[words.Summary]:
 
 
 def render(evidence: Evidence) -> str:
-    """The report as one HTML document that loads nothing from elsewhere."""
+    """The report as one HTML document that loads nothing from elsewhere and runs nothing.
+
+    Its policy lets a browser apply the page's own style sheet, known by its hash, and nothing else: whatever
+    a model wrote, no script can run and no request can be made.
+    """
+    loader = jinja2.PackageLoader("qdeploy.bench.report")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("qdeploy.bench.report"),
+        loader=loader,
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -66,7 +80,9 @@ def render(evidence: Evidence) -> str:
     )
     environment.filters |= {filter.__name__: filter for filter in FILTERS}
     environment.filters["yaml"] = _yaml
-    return environment.get_template("report.html").render(_context(evidence))
+    style = loader.get_source(environment, "style.css")[0]
+    context = _context(evidence) | {"style": Markup(style), "style_hash": _hash(style)}
+    return environment.get_template("report.html").render(context)
 
 
 def _context(evidence: Evidence) -> dict[str, Any]:
@@ -85,12 +101,8 @@ def _context(evidence: Evidence) -> dict[str, Any]:
         "size_factor": lambda variant: words.size_factor(variant, baseline),
         "task_words": words.task_words,
         "fidelity": fidelity,
-        "plots": {
-            "latency": latency_panels(variants),
-            "accuracy": forest_panels(variants),
-            "kl": kl_panels(variants),
-            "layers": layer_panels(variants),
-        },
+        "plots": draw(evidence),
+        "curve_steps": samples.MOST,
         "commands": _commands(variants),
     }
 
@@ -116,6 +128,11 @@ def _commands(variants: Sequence[Variant]) -> list[str]:
     sources += [run.provenance for variant in variants for run in variant.runs]
     ordered = sorted(sources, key=lambda source: str(source.get("created", "")))
     return list(dict.fromkeys(source["command"] for source in ordered if source.get("command")))
+
+
+def _hash(text: str) -> str:
+    """As a Content-Security-Policy names it."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _yaml(value: Any) -> str:

@@ -2,17 +2,36 @@
 
 Panels are 360 units wide, the width of a phone, and text is 11 to 12 units: at any size the page shows them,
 the type stays legible. Colours are classes that the page's style sheet defines, for light, dark and print.
+A variant has a hue, a shape and a dash, so that colour is never all that tells it from another.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from xml.etree import ElementTree
 
+from qdeploy.bench.report.scales import Scale, tick_label
+
 WIDTH = 360
-Scale = Callable[[float], float]
+LINE = 14
+"""From one line of text to the next."""
+
+READ = 58
+"""Most characters of a line of text across the whole drawing."""
+
+HUES = 6
+CORNERS: tuple[tuple[tuple[float, float], ...], ...] = (
+    (),
+    ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    ((0, -1.15), (1.1, 0.85), (-1.1, 0.85)),
+    ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)),
+    ((0, 1.15), (1.1, -0.85), (-1.1, -0.85)),
+    ((-1.2, -0.5), (1.2, -0.5), (1.2, 0.5), (-1.2, 0.5)),
+)
+"""The shapes of variants, in radii from the middle: none is the circle."""
 
 
 class Drawing:
@@ -25,6 +44,7 @@ class Drawing:
             "svg",
             {"viewBox": f"0 0 {WIDTH} {_text(height)}", "role": "img", "aria-labelledby": " ".join(names)},
         )
+        self._into = self._root
         self._add("title", title, id=names[0])
         self._add("desc", description, id=names[1])
 
@@ -37,12 +57,49 @@ class Drawing:
     def circle(self, x: float, y: float, radius: float, style: str) -> None:
         self._add("circle", cx=x, cy=y, r=radius, style=style)
 
+    def path(self, points: Iterable[tuple[float, float]], style: str, closed: bool = False) -> None:
+        """Straight lines from point to point."""
+        if commands := _commands(points):
+            self._add("path", d=commands + ("Z" if closed else ""), style=style)
+
+    def marker(self, index: int, x: float, y: float, style: str = "", radius: float = 4.0) -> None:
+        """The shape of the variant `index`, in its hue."""
+        corners = CORNERS[(index + index // HUES) % len(CORNERS)]
+        style = f"dot {hue(index)} {style}".rstrip()
+        if not corners:
+            self.circle(x, y, radius, style)
+            return
+        self.path([(x + radius * dx, y + radius * dy) for dx, dy in corners], style, closed=True)
+
     def text(self, x: float, y: float, text: str, style: str = "", anchor: str = "start") -> None:
         self._add("text", text, x=x, y=y, style=style, text_anchor=anchor)
 
     def tooltip(self, text: str) -> None:
         """A title for the shape drawn last, shown when pointed at."""
-        ElementTree.SubElement(self._root[-1], "title").text = text
+        ElementTree.SubElement(self._into[-1], "title").text = text
+
+    @contextmanager
+    def reading(self, name: str, lines: Sequence[str], x: float, y: float) -> Iterator[None]:
+        """What is drawn inside, `name`, can be pointed at and reached by Tab; then `lines` stand at (x, y).
+
+        The place is for all readings of the drawing, so keep it free; `hint` fills it until then.
+        """
+        self._root.set("role", "group")
+        attributes = {
+            "class": "reading",
+            "tabindex": "0",
+            "role": "img",
+            "aria-label": ", ".join([name, *lines]),
+        }
+        self._into = ElementTree.SubElement(self._root, "g", attributes)
+        yield
+        for number, line in enumerate(lines):
+            self.text(x, y + LINE * number, shortened(line, READ), "readout")
+        self._into = self._root
+
+    def hint(self, x: float, y: float, text: str) -> None:
+        """What stands in the place of the readings while none is shown."""
+        self.text(x, y, text, "tick hint")
 
     def markup(self) -> str:
         return ElementTree.tostring(self._root, encoding="unicode")
@@ -54,46 +111,43 @@ class Drawing:
             for k, v in attributes.items()
             if v != ""
         }
-        ElementTree.SubElement(self._root, tag, cleaned).text = content
+        ElementTree.SubElement(self._into, tag, cleaned).text = content
 
 
-def linear(low: float, high: float, start: float, stop: float) -> Scale:
-    """Map [low, high] to [start, stop]; a range of no extent maps to `start`."""
-    span = high - low
-    return lambda value: start + (value - low) / span * (stop - start) if span else start
+def hue(index: int) -> str:
+    """The class of the variant `index`: its colour and the dash of its lines."""
+    return f"v{index % HUES}"
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """At most `most` round values covering [low, high]; the ends lie at or inside the range."""
-    span = high - low
-    if span <= 0:
-        return [low]
-    raw = span / most
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [i * step for i in range(first, last + 1)]
-
-
-def nice_top(values: Sequence[float]) -> float:
-    """A round number at or above the largest value; 1 where there is nothing to show."""
-    top = max(values, default=0.0)
-    if top <= 0:
-        return 1.0
-    step = ticks(0, top)
-    return math.ceil(top / step[1] - 1e-9) * step[1] if len(step) > 1 else top
+def shortened(name: str, most: int) -> str:
+    """`name` in at most `most` characters, its middle left out if need be: SVG does not wrap."""
+    if len(name) <= most:
+        return name
+    head = (most - 1) // 2
+    return f"{name[:head]}…{name[head + 1 - most :]}"
 
 
 def axis(drawing: Drawing, scale: Scale, marks: Sequence[float], top: float, bottom: float) -> None:
     """Vertical grid lines at `marks`, labelled below `bottom`."""
     for mark in marks:
         drawing.line(scale(mark), top, scale(mark), bottom, "grid")
-        drawing.text(scale(mark), bottom + 14, tick_label(mark), "tick", "middle")
+        drawing.text(scale(mark), bottom + LINE, tick_label(mark), "tick", "middle")
 
 
-def tick_label(value: float) -> str:
-    return f"{value:,.6g}".replace("-", "−")
+def side_axis(drawing: Drawing, scale: Scale, marks: Sequence[float], left: float, right: float) -> None:
+    """Horizontal grid lines at `marks`, labelled left of `left`."""
+    for mark in marks:
+        drawing.line(left, scale(mark), right, scale(mark), "grid")
+        drawing.text(left - 6, scale(mark) + 4, tick_label(mark), "tick", "end")
+
+
+def _commands(points: Iterable[tuple[float, float]]) -> str:
+    """The path through the points, to a tenth of a unit; level and upright steps in short, for stairs."""
+    rounded = [(f"{x:.1f}".removesuffix(".0"), f"{y:.1f}".removesuffix(".0")) for x, y in points]
+    commands = [f"M{x} {y}" for x, y in rounded[:1]]
+    for (x1, y1), (x, y) in pairwise(rounded):
+        commands.append(f"V{y}" if x == x1 else f"H{x}" if y == y1 else f"L{x} {y}")
+    return "".join(commands)
 
 
 def _text(value: float) -> str:

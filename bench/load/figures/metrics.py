@@ -66,27 +66,33 @@ def peak_in_flight(outcomes: Sequence[Outcome]) -> int:
 
 def latencies(spec: LoadSpec, done: Sequence[Outcome]) -> dict[str, Distribution]:
     """Every latency in ms. Scheduled-time ones only in an open loop: a closed loop has no schedule."""
-    found = {
-        "e2e_ms": distribution([_ms(o.last_token_ns, o.sent_ns) for o in done]),
-        "ntpot_ms": distribution([_ms(o.last_token_ns, o.sent_ns) / (o.output_tokens or 1) for o in done]),
-    }
-    if spec.mode != "closed":
-        found["e2e_sched_ms"] = distribution([_ms(o.last_token_ns, o.scheduled_ns) for o in done])
-    return found | _streamed(spec, done) if spec.stream else found
+    values = request_latencies(done, scheduled=spec.mode != "closed", streamed=spec.stream)
+    found = {key: distribution(ms) for key, ms in values.items()}
+    gaps = pooled_gaps(done) if spec.stream else {}
+    return found | {key: distribution(ms, independent=False) for key, ms in gaps.items()}
 
 
-def _streamed(spec: LoadSpec, done: Sequence[Outcome]) -> dict[str, Distribution]:
-    """The latencies that only a stream shows."""
+def request_latencies(done: Sequence[Outcome], scheduled: bool, streamed: bool) -> dict[str, list[float]]:
+    """The latencies of which a completed request has one, in ms; some only if `scheduled` or `streamed`."""
     found = {
-        "ttft_ms": distribution([_ms(o.first_token_ns, o.sent_ns) for o in done]),
-        "tpot_ms": distribution([t for o in done if (t := time_per_output_token_ms(o)) is not None]),
+        "e2e_ms": [_ms(o.last_token_ns, o.sent_ns) for o in done],
+        "ntpot_ms": [_ms(o.last_token_ns, o.sent_ns) / (o.output_tokens or 1) for o in done],
     }
-    if spec.mode != "closed":
-        found["ttft_sched_ms"] = distribution([_ms(o.first_token_ns, o.scheduled_ns) for o in done])
+    if scheduled:
+        found["e2e_sched_ms"] = [_ms(o.last_token_ns, o.scheduled_ns) for o in done]
+    if streamed:
+        found["ttft_ms"] = [_ms(o.first_token_ns, o.sent_ns) for o in done]
+        found["tpot_ms"] = [t for o in done if (t := time_per_output_token_ms(o)) is not None]
+    if scheduled and streamed:
+        found["ttft_sched_ms"] = [_ms(o.first_token_ns, o.scheduled_ns) for o in done]
+    return found
+
+
+def pooled_gaps(done: Sequence[Outcome]) -> dict[str, list[float]]:
+    """The gaps inside all answers, in ms: between tokens if every answer tells its counts, else chunks."""
     counted = all(o.chunk_tokens is not None for o in done)
     gaps = [gap for o in done for gap in (token_gaps_ms(o) if counted else chunk_gaps_ms(o))]
-    found["itl_ms" if counted else "icl_ms"] = distribution(gaps, independent=False)
-    return found
+    return {"itl_ms" if counted else "icl_ms": gaps}
 
 
 def time_per_output_token_ms(outcome: Outcome) -> float | None:

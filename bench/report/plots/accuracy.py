@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from qdeploy.bench.records import Estimate, TaskScore
 from qdeploy.bench.report.collect import Variant
 from qdeploy.bench.report.numbers import estimate_points, points
-from qdeploy.bench.report.svg import WIDTH, Drawing, axis, linear, ticks
+from qdeploy.bench.report.scales import linear, ticks
+from qdeploy.bench.report.svg import WIDTH, Drawing, axis, hue, shortened
 
 LEFT, RIGHT, TOP, ROW = 8, 8, 40, 42
+TITLE = 24
+"""Most characters of a task's title beside its figure."""
 
 
 def forest_panels(variants: Sequence[Variant]) -> list[str]:
@@ -25,6 +28,9 @@ def forest_panels(variants: Sequence[Variant]) -> list[str]:
 
 
 def _reach(task: TaskScore, difference: Estimate) -> float:
+    """How far the scale must go: of a part, which may have few items, only to its value."""
+    if task.part_of:
+        return abs(difference.value)
     ends = (difference.value, difference.low or 0, difference.high or 0, slack(task) or 0)
     return max(abs(end) for end in ends)
 
@@ -50,16 +56,15 @@ def _panel(index: int, name: str, rows: list[tuple[TaskScore, Estimate]], reach:
     drawing.line(x(0), TOP, x(0), bottom, "reference")
     for row, (task, difference) in enumerate(rows):
         y = TOP + ROW * row
-        drawing.text(LEFT, y + 14, f"{task.title}  n = {task.items:,}", "label")
+        drawing.text(LEFT, y + 14, f"{shortened(task.title, TITLE)}  n = {task.items:,}", "label")
         limit = slack(task)
         if limit is not None:
             drawing.line(x(-limit * 100), y + 18, x(-limit * 100), y + ROW - 4, "margin")
         if difference.low is not None and difference.high is not None:
-            drawing.line(
-                x(difference.low * 100), y + 28, x(difference.high * 100), y + 28, f"interval v{index}"
-            )
-        drawing.circle(x(difference.value * 100), y + 28, 4.5, f"dot v{index}")
-        drawing.tooltip(points(difference.value))
+            low, high = max(difference.low, -reach), min(difference.high, reach)
+            drawing.line(x(low * 100), y + 28, x(high * 100), y + 28, f"interval {hue(index)}")
+        drawing.marker(index, x(difference.value * 100), y + 28)
+        drawing.text(WIDTH - RIGHT, y + 14, points(difference.value), "tick over", "end")
     drawing.text(LEFT, bottom + 30, "worse", "tick")
     drawing.text(WIDTH - RIGHT, bottom + 30, "better", "tick", "end")
     return drawing.markup()

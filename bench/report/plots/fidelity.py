@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from qdeploy.bench.records import Fidelity
 from qdeploy.bench.report.collect import Variant
 from qdeploy.bench.report.numbers import number
-from qdeploy.bench.report.svg import WIDTH, Drawing, Scale, linear, nice_top, tick_label, ticks
+from qdeploy.bench.report.scales import Scale, linear, nice_top, ticks
+from qdeploy.bench.report.svg import WIDTH, Drawing, side_axis
 
 LEFT, RIGHT, TOP, HEIGHT = 48, 10, 44, 120
 
@@ -35,13 +36,11 @@ def _panel(index: int, name: str, fidelity: Fidelity, top: float) -> str:
     method = f"{fidelity.method}, K = {fidelity.top_k}"
     drawing.text(0, 31, f"{name}  n = {len(values)} windows, {method}", "label")
     y = linear(0, top, bottom, TOP)
-    for mark in ticks(0, top, 4):
-        drawing.line(LEFT, y(mark), WIDTH - RIGHT, y(mark), "grid")
-        drawing.text(LEFT - 8, y(mark) + 4, tick_label(mark), "tick", "end")
+    side_axis(drawing, y, ticks(0, top, 4), LEFT, WIDTH - RIGHT)
     _mean(drawing, fidelity, y)
     x = linear(0, len(values), LEFT, WIDTH - RIGHT)
     for window, value in enumerate(values):
-        drawing.circle(x(window + 0.5), y(value), 3.5, f"dot v{index}")
+        drawing.marker(index, x(window + 0.5), y(value), radius=3.5)
         drawing.tooltip(f"window {window + 1}: {number(value)}")
     drawing.text(
         (LEFT + WIDTH - RIGHT) / 2, bottom + 18, "windows in the order of the text", "tick", "middle"

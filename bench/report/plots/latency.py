@@ -8,10 +8,12 @@ from qdeploy.bench.records import Percentile
 from qdeploy.bench.report.collect import Variant
 from qdeploy.bench.report.metrics import Metric, measured
 from qdeploy.bench.report.numbers import milliseconds
-from qdeploy.bench.report.svg import WIDTH, Drawing, Scale, axis, linear, nice_top, ticks
+from qdeploy.bench.report.scales import Scale, linear, nice_top, ticks
+from qdeploy.bench.report.svg import WIDTH, Drawing, axis, hue, shortened
 
 LEFT, RIGHT, TOP = 44, 26, 34
 ROW, LANE, HEADING = 62, 14, 17
+NAME = 40
 SHOWN = (0.5, 0.9, 0.99)
 
 
@@ -34,19 +36,19 @@ def _panel(metric: Metric, variants: Sequence[Variant]) -> str:
     axis(drawing, scale, ticks(0, nice_top(highs), 4), TOP, bottom)
     for row, (index, variant, distribution) in enumerate(found):
         top = TOP + ROW * row
-        drawing.text(0, top + 11, f"{variant.name}  n = {distribution.count:,}", "label")
+        drawing.text(0, top + 11, f"{shortened(variant.name, NAME)}  n = {distribution.count:,}", "label")
         for lane, percentile in enumerate(p for p in distribution.percentiles if p.q in SHOWN):
-            _mark(drawing, scale, percentile, top + HEADING + LANE * lane + 6, f"v{index}")
+            _mark(drawing, scale, percentile, top + HEADING + LANE * lane + 6, index)
     return drawing.markup()
 
 
-def _mark(drawing: Drawing, scale: Scale, percentile: Percentile, y: float, style: str) -> None:
+def _mark(drawing: Drawing, scale: Scale, percentile: Percentile, y: float, index: int) -> None:
     name = f"p{percentile.q * 100:g}"
     drawing.text(LEFT - 8, y + 4, name, "tick", "end")
     if percentile.value is None:
         drawing.text(LEFT, y + 4, f"needs {percentile.needed} requests", "refused")
         return
     if percentile.low is not None and percentile.high is not None:
-        drawing.line(scale(percentile.low), y, scale(percentile.high), y, f"interval {style}")
-    drawing.circle(scale(percentile.value), y, 4, f"dot {style}")
+        drawing.line(scale(percentile.low), y, scale(percentile.high), y, f"interval {hue(index)}")
+    drawing.marker(index, scale(percentile.value), y)
     drawing.tooltip(f"{name} {milliseconds(percentile.value)}")

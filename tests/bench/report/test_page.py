@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import shutil
 from html.parser import HTMLParser
@@ -12,9 +14,11 @@ import pytest
 from qdeploy.bench.load.figures.percentiles import distribution as distribution_of
 from qdeploy.bench.records import load_record
 from qdeploy.bench.report import write_report
+from qdeploy.bench.report.places import visible
 from qdeploy.errors import ComparisonError, UsageError
 
 from .conftest import CampaignMaker, load_result, record
+from .simulated import HOSTILE, SPEEDS, simulated_campaign
 
 VOID = {"meta", "br", "link", "input"}
 LOADERS = {"script", "link", "img", "iframe", "object", "embed", "source", "video", "audio", "base"}
@@ -56,12 +60,31 @@ def report(tmp_path: Path, *folders: Path) -> str:
     return (tmp_path / "report.html").read_text()
 
 
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a campaign with everything in it."""
+    folder = tmp_path_factory.mktemp("simulated")
+    write_report([simulated_campaign(folder / "campaign")], folder / "report.html")
+    return folder / "report.html"
+
+
 def test_well_formed_and_self_contained(tmp_path: Path, make_campaign: CampaignMaker) -> None:
     html = report(tmp_path, make_campaign("w4", "w8"))
     document = Document(html)
     assert not [tag for tag, _ in document.tags if tag in LOADERS]
     assert not [a for _, a in document.tags if (a.get("href") or "#")[0] != "#" or "src" in a]
     assert not re.search(r"url\(|@import", html)
+
+
+def test_its_policy_allows_its_own_style_and_nothing_else(
+    tmp_path: Path, make_campaign: CampaignMaker
+) -> None:
+    html = report(tmp_path, make_campaign("w4", "w8"))
+    style = html.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    (policy,) = [a["content"] or "" for tag, a in Document(html).tags if "http-equiv" in a]
+    assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}'")
+    assert not [a for _, a in Document(html).tags if "style" in a or any(key.startswith("on") for key in a)]
 
 
 def test_ids_are_unique_and_links_lead_somewhere(tmp_path: Path, make_campaign: CampaignMaker) -> None:
@@ -85,6 +108,38 @@ def test_hostile_names_are_text(tmp_path: Path, make_campaign: CampaignMaker) ->
     html = report(tmp_path, make_campaign(title="<script>alert(1)</script>"))
     assert "<script" not in html
     assert "<script>alert(1)</script>" in Document(html).text
+
+
+def test_what_a_model_wrote_is_text(simulated: Path) -> None:
+    document = Document(simulated.read_text())
+    assert not [tag for tag, _ in document.tags if tag in {"script", "img"}]
+    for text in HOSTILE:
+        assert visible(text) in "".join(document.words)
+
+
+def test_four_variants_are_under_a_megabyte(simulated: Path) -> None:
+    assert simulated.stat().st_size < 1_000_000
+
+
+def test_what_is_drawn_over_the_rate_is_said_too(simulated: Path) -> None:
+    html = simulated.read_text()
+    assert html.count('class="knee') == len(SPEEDS) * (1 + 2 * 3), (
+        "once over completions, and over three latencies by two percentiles"
+    )
+    assert "objective 400 ms" in html and "objective 1,500 ms" in html
+    assert Document(html).text.count("objective met up to") >= len(SPEEDS)
+
+
+def test_a_series_given_by_itself(tmp_path: Path, simulated: Path) -> None:
+    html = report(tmp_path, simulated.parent / "campaign" / "variants" / "w8a8" / "series")
+    assert "Completed over offered rate" in html
+
+
+def test_a_series_that_was_never_finished_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "series.json").write_text("{}")
+    with pytest.raises(ComparisonError, match="series without its runs"):
+        report(tmp_path, tmp_path / "series")
 
 
 def test_refused_percentile_says_what_it_needs(tmp_path: Path, make_campaign: CampaignMaker) -> None:
