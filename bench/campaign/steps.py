@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qdeploy import __version__
-from qdeploy.bench.campaign.state import State, StepName, StepState, VariantState
+from qdeploy.bench.campaign.state import State, StepState, VariantState
 from qdeploy.errors import Interrupted, QDeployError
 from qdeploy.progress import console
 
@@ -31,7 +31,7 @@ class Steps:
     def __init__(self, folder: Path, state: State) -> None:
         self.folder, self.state = folder, state
 
-    def fresh(self, variant: VariantState, step: StepName, fingerprint: str, result: Path) -> bool:
+    def fresh(self, variant: VariantState, step: str, fingerprint: str, result: Path) -> bool:
         """Whether `result` is there and was made from these inputs."""
         last = variant.steps.get(step)
         done = last is not None and last.status == "done" and last.fingerprint == fingerprint
@@ -40,7 +40,7 @@ class Steps:
     def run(
         self,
         variant: VariantState,
-        step: StepName,
+        step: str,
         fingerprint: str,
         result: Path,
         action: Callable[[], object],
@@ -71,7 +71,7 @@ class Steps:
         seconds = round(time.monotonic() - start, 1)
         self._keep(variant, step, StepState(status="done", fingerprint=fingerprint, seconds=seconds))
 
-    def _keep(self, variant: VariantState, step: StepName, record: StepState) -> None:
+    def _keep(self, variant: VariantState, step: str, record: StepState) -> None:
         variant.steps[step] = record
         self.state.save(self.folder)
 

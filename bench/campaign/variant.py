@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qdeploy import registry
-from qdeploy.bench.campaign.state import StepName, VariantState
+from qdeploy.bench.campaign.state import VariantState
 from qdeploy.bench.campaign.steps import StepError, Steps, fingerprint, interrupted, stamp
+from qdeploy.bench.decision.service import judge_load
+from qdeploy.bench.decision.standing import RATES, loads_by_rate
 from qdeploy.bench.evaluation import run_eval
 from qdeploy.bench.load.figures.assess import compare_lengths
 from qdeploy.bench.load.figures.table import output_lengths
 from qdeploy.bench.load.run import measure, save
+from qdeploy.bench.load.series.series import salted
+from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.plan import BASELINE, Plan, VariantPlan
 from qdeploy.bench.records import Engine
 from qdeploy.bench.verify import expect, judge
@@ -28,12 +33,16 @@ VERIFY_TOKENS = 512
 
 @dataclass(frozen=True)
 class Measurement:
-    """A step done while the variant is served: what it depends on, what it leaves, how it is done."""
+    """A step done while the variant is served: what it depends on, what it leaves, how it is done.
 
-    step: StepName
+    `rate` is that of a load which is tried besides the plan's own.
+    """
+
+    step: str
     fingerprint: str
     result: Path
     action: Callable[[Any], object]
+    rate: float | None = None
 
 
 class Line:
@@ -66,18 +75,18 @@ class Line:
             self._quantize(self.variant)
         self._export()
         wanted = [m for m in self._measurements() if not self._fresh(m)]
-        if not wanted:
+        self._forget_other_rates()
+        if not any(map(self._needed, wanted)):
             console.print(f"{self.name}: measured already", highlight=False)
             return
         with self._launch() as engine:
-            for measurement in wanted:
-                action = self._bound(measurement, engine)
+            for measurement in filter(self._needed, wanted):
                 self.steps.run(
                     self.state,
                     measurement.step,
                     measurement.fingerprint,
                     measurement.result,
-                    action,
+                    self._bound(measurement, engine),
                     self.log,
                 )
 
@@ -145,19 +154,49 @@ class Line:
         spec = self.plan.load
         if spec is None:
             return []
+        return [self._load_at(spec, "load", "bench"), *map(self._load_besides, self.plan.rates)]
 
+    def _load_besides(self, rate: float) -> Measurement:
+        """At another rate than the plan's, with prompts of its own: the server has seen the others."""
+        assert self.plan.load is not None
+        changes = {"rate": rate, "salt": salted(self.plan.load.salt, f"rate {rate:g}")}
+        spec = LoadSpec.model_validate(self.plan.load.model_dump() | changes)
+        return replace(self._load_at(spec, f"load at {rate:g}", f"{RATES}/{rate:g}"), rate=rate)
+
+    def _load_at(self, spec: LoadSpec, step: str, name: str) -> Measurement:
         def action(engine: Any) -> None:
             measured = measure(spec, engine.base_url, engine.model, tokenizer=self.deploy)
             if measured.result.interrupted:
                 raise KeyboardInterrupt
             if self.variant:
-                lengths = output_lengths(self.steps.folder / "variants" / BASELINE / "bench")
+                lengths = output_lengths(self._baseline_load(name))
                 compare_lengths(measured.result, measured.outcomes, lengths)
-            save(measured, spec, self.folder / "bench", Engine(**engine.describe()))
+            save(measured, spec, self.folder / name, Engine(**engine.describe()))
 
         files = [stamp(Path(name)) for name in (spec.trace, spec.dataset) if name and Path(name).is_file()]
         depends = fingerprint(self._served, spec.model_dump(mode="json"), files)
-        return [Measurement("load", depends, self.folder / "bench" / "run.json", action)]
+        return Measurement(step, depends, self.folder / name / "run.json", action)
+
+    def _baseline_load(self, name: str) -> Path:
+        """The baseline's run at the same rate or, where it was not tried so high, at the plan's own."""
+        baseline = self.steps.folder / "variants" / BASELINE
+        return baseline / name if (baseline / name).is_dir() else baseline / "bench"
+
+    def _forget_other_rates(self) -> None:
+        """Remove the runs at rates that the plan does not name, or that were made from other inputs."""
+        kept = {m.result.parent for m in self._load() if self._fresh(m)}
+        for folder in (self.folder / RATES).glob("*"):
+            if folder not in kept:
+                shutil.rmtree(folder)
+
+    def _needed(self, measurement: Measurement) -> bool:
+        """Whether it can still tell something: no rate can above one that breaks the objective."""
+        if measurement.rate is None:
+            return True
+        loads = loads_by_rate(self.folder)
+        return not any(
+            judge_load(load).verdict == "fail" for rate, load in loads.items() if rate < measurement.rate
+        )
 
     def _eval(self) -> list[Measurement]:
         settings = self.plan.eval

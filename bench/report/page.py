@@ -12,6 +12,7 @@ import yaml
 from qdeploy.bench import noise
 from qdeploy.bench.report import compare, fidelity, metrics, numbers, words
 from qdeploy.bench.report.collect import Evidence, Variant, collect
+from qdeploy.bench.report.decision import figure_words
 from qdeploy.bench.report.plots.accuracy import forest_panels
 from qdeploy.bench.report.plots.fidelity import kl_panels
 from qdeploy.bench.report.plots.latency import latency_panels
@@ -74,6 +75,7 @@ def _context(evidence: Evidence) -> dict[str, Any]:
     return {
         "title": _title(evidence),
         "evidence": evidence,
+        "figure_words": figure_words,
         "variants": variants,
         "baseline": baseline,
         "summaries": summaries(evidence),

@@ -58,7 +58,7 @@ class Series:
         return self._run("all-at-once", {"concurrency": self.template.requests, "rate": None})
 
     def _run(self, name: str, changes: dict[str, float | int | None]) -> LoadResult:
-        salt = hashlib.sha256(f"{self.template.salt} {name}".encode()).hexdigest()[:8]
+        salt = salted(self.template.salt, name)
         spec = LoadSpec.model_validate(self.template.model_dump() | changes | {"salt": salt})
         folder = self.folder / name if self.folder else None
         if folder and (folder / "run.json").is_file():
@@ -73,6 +73,11 @@ class Series:
         if folder:
             save(measured, spec, folder)
         return measured.result
+
+
+def salted(salt: str, name: str) -> str:
+    """A salt that is another one for every name, and the same again for the same name."""
+    return hashlib.sha256(f"{salt} {name}".encode()).hexdigest()[:8]
 
 
 def _opened(folder: Path, template: LoadSpec) -> LoadSpec:
