@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from qdeploy import catalogue
 from qdeploy.bench.accuracy.comparison import check_pairable
 from qdeploy.bench.accuracy.encoding import EncodedItem, encode_item
 from qdeploy.bench.accuracy.items import Task
@@ -110,7 +111,9 @@ def run_eval(
         run_eval(baseline, settings, baseline_folder)
         baseline = baseline_folder
     plan = _plan(endpoint, settings)
-    return _evaluate(endpoint, settings, plan, folder, baseline, engine)
+    record = _evaluate(endpoint, settings, plan, folder, baseline, engine)
+    catalogue.record(folder)
+    return record
 
 
 def _evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qdeploy import catalogue
 from qdeploy.bench.accuracy.tasks import load_tasks
 from qdeploy.bench.campaign.state import State, load_state
 from qdeploy.bench.campaign.steps import Steps
@@ -57,6 +58,7 @@ def run_campaign(plan_file: Path, folder: Path) -> Path:
             Line(plan, model, steps, variant).run()
         decide(folder, plan).save(folder)
         write_report([folder], folder / REPORT)
+        catalogue.record(folder)
     finally:
         lock.release()
     return folder / REPORT

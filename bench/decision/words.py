@@ -14,7 +14,6 @@ BEST: dict[Optimum, str] = {
     "cost": "costs least of those that keep the objective",
     "size": "is the smallest of those that keep the objective",
 }
-TIED: dict[Optimum, str] = {"rate": "keep it as high", "cost": "cost as little", "size": "are as small"}
 
 
 def headline(best: Standing | None, ties: Sequence[str], waiting: Sequence[str], optimize: Optimum) -> str:
@@ -27,13 +26,13 @@ def headline(best: Standing | None, ties: Sequence[str], waiting: Sequence[str],
     if best is None and not waiting:
         return "No variant keeps the objective."
     if best is None:
-        return f"Nothing can be recommended yet: {listed(waiting)} {_be(waiting)} undecided."
+        return f"Nothing can be recommended yet. Undecided: {listed(waiting)}."
     when = " for now" if waiting else ""
     text = f"Deploy {called(best.name)}{when}: it {BEST[optimize]}{_shown(best, optimize)}."
     if ties:
-        text += f" {listed(ties)} may {TIED[optimize]}: the runs do not tell them apart."
+        text += f" The runs do not tell {listed(ties)} from it."
     if waiting:
-        text += f" {listed(waiting)} {_be(waiting)} undecided, and may be better."
+        text += f" Undecided and perhaps better: {listed(waiting)}."
     return text
 
 
@@ -45,8 +44,7 @@ def called(name: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names in a sentence."""
     words = [called(name) for name in names]
-    text = " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-    return text[0].upper() + text[1:] if words[0] != names[0] else text
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def objective_words(plan: Plan) -> str:
@@ -72,7 +70,3 @@ def _load_words(plan: Plan) -> str:
 
 def _shown(best: Standing, optimize: Optimum) -> str:
     return f", {figure_words(best, optimize)}" if best.figure else ""
-
-
-def _be(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"

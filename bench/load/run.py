@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic, monotonic_ns, thread_time
 from typing import Any
 
+from qdeploy import catalogue
 from qdeploy.bench.load.client import event_loop
 from qdeploy.bench.load.client.ceiling import Ceiling, measure_ceiling
 from qdeploy.bench.load.client.client import Client
@@ -111,6 +112,7 @@ def save(measurement: Measurement, spec: LoadSpec, output: Path, engine: Engine 
     if measurement.samples:
         write_telemetry(output / "telemetry.parquet", measurement.samples, measurement.start_ns)
     record.save(output)
+    catalogue.record(output)
     return record
 
 

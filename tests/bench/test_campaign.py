@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ import yaml
 from qdeploy.bench.campaign import run_campaign
 from qdeploy.bench.campaign.state import State, VariantState
 from qdeploy.bench.campaign.steps import StepError, Steps, fingerprint, stamp
-from qdeploy.bench.records import load_record
+from qdeploy.bench.records import load_decision, load_record
 from qdeploy.errors import (
     CheckpointError,
     EndpointError,
@@ -113,6 +114,44 @@ def test_the_whole_line_then_only_what_a_change_touches(
         ("baseline", "load"),
         ("w8-rtn", "load"),
     }
+
+
+def limited(slo: str, rates: list[float]) -> dict[str, Any]:
+    """Changes of the plan: seven requests, of which a median can be shown."""
+    load = {"rate": 40, "requests": 7, "warmup": 0, "prompt_tokens": 4, "output_tokens": 1, "slo": slo}
+    return {"load": load, "objective": {"rates": rates, "fail_if": ["kl_mean>100"]}}
+
+
+def test_rates_are_tried_besides_and_a_variant_is_recommended(
+    tmp_path: Path, engine: Path, plan: Callable[..., Path]
+) -> None:
+    campaign = tmp_path / "campaign"
+    report = run_campaign(plan(**limited("p50_e2e=60s", [20])), campaign)
+    for name in ("baseline", "w8-rtn"):
+        folder = campaign / "variants" / name
+        own, tried = (load_record(folder / run).load for run in ("bench", "rates/20"))
+        assert own and tried and (own.rate, tried.rate) == (40, 20)
+        assert own.prompts_sha256 != tried.prompts_sha256, "the server has seen those of the first"
+    decision = load_decision(campaign)
+    assert decision and decision.verdict == "pass"
+    assert decision.recommended
+    assert decision.headline in html.unescape(report.read_text())
+
+    run_campaign(plan(**limited("p50_e2e=60s", [30])), campaign)
+    assert [path.name for path in campaign.glob("variants/w8-rtn/rates/*")] == ["30"]
+
+
+def test_no_rate_is_tried_above_one_that_breaks_the_objective(
+    tmp_path: Path, engine: Path, plan: Callable[..., Path]
+) -> None:
+    campaign = tmp_path / "campaign"
+    asked = plan(**limited("p50_e2e=0.001ms", [20, 60]))
+    run_campaign(asked, campaign)
+    assert [path.name for path in campaign.glob("variants/w8-rtn/rates/*")] == ["20"]
+    decision = load_decision(campaign)
+    assert decision and (decision.verdict, decision.recommended) == ("fail", None)
+    engine.write_text("raise SystemExit('nothing is to be served')")
+    run_campaign(asked, campaign)
 
 
 def test_a_failed_step_names_variant_step_and_log_and_is_gone_on_with(
