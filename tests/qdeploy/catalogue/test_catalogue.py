@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +22,6 @@ from qdeploy.errors import UsageError
 from qdeploy.files import write_json
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
-
-SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture(autouse=True)
@@ -94,20 +93,13 @@ def test_a_run_is_entered_once_however_often_it_is_made(make_run: Callable[..., 
     assert names() == ["again"]
 
 
-def _record(folders: list[Path]) -> None:
-    for folder in folders:
-        catalogue.record(folder)
-
-
 def test_several_processes_write_at_once(make_run: Callable[..., Path]) -> None:
     """From a file that is not there yet: one of them makes the tables."""
     parts = [[make_run(f"{process}-{i}") for i in range(10)] for process in range(4)]
-    processes = [SPAWN.Process(target=_record, args=(part,)) for part in parts]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    code = "import pathlib, sys; from qdeploy import catalogue; "
+    code += "[catalogue.record(pathlib.Path(folder)) for folder in sys.argv[1:]]"
+    processes = [subprocess.Popen([sys.executable, "-c", code, *map(str, part)]) for part in parts]
+    assert [process.wait() for process in processes] == [0] * 4
     assert sorted(names()) == sorted(folder.name for part in parts for folder in part)
 
 
