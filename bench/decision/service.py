@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qdeploy.bench.load.figures.early_stopping import requests_needed
 from qdeploy.bench.load.figures.slo import parse_slo
-from qdeploy.bench.load.series.sweep import completion_rate, saturating_rate
+from qdeploy.bench.load.series.sweep import KEPT, completion_rate
 from qdeploy.bench.records import Cost, Estimate, LimitResult, LoadResult, Verdict
 from qdeploy.bench.report import numbers
 
@@ -23,13 +23,8 @@ class Finding:
     reason: str
 
 
-def judge_load(load: LoadResult, saturating: float = math.inf) -> Finding:
-    """Whether a run shows that the objective is kept, with 99 % confidence; without an objective it is.
-
-    Args:
-        saturating: rate from which the endpoint is known to be saturated: what keeps the limits there does so
-            only for as long as the run lasts.
-    """
+def judge_load(load: LoadResult) -> Finding:
+    """Whether a run shows that the objective is kept, with 99 % confidence; without an objective it is."""
     where = load_words(load)
     if reason := doubt(load):
         return Finding("inconclusive", f"the run {where} is {reason}; measure it again")
@@ -37,13 +32,29 @@ def judge_load(load: LoadResult, saturating: float = math.inf) -> Finding:
         return Finding("pass", f"no limits were set {where}")
     words = ", ".join(map(_limit_words, load.slo.limits))
     found = Finding(load.slo.verdict, f"{where}: {words}")
-    if found.verdict != "fail" and load.rate and load.rate >= saturating:
-        seen = numbers.number(completion_rate(load))
-        return Finding(
-            "inconclusive",
-            f"{found.reason}, but only {seen} requests/s were completed: the queue would grow with time",
-        )
-    return found
+    if found.verdict == "fail" or not falls_behind(load):
+        return found
+    seen = numbers.number(completion_rate(load))
+    return Finding(
+        "inconclusive",
+        f"{found.reason}, but only {seen} requests/s were completed: the queue would grow with time",
+    )
+
+
+def falls_behind(load: LoadResult) -> bool:
+    """Whether less than KEPT of what came was completed meanwhile, by more than two standard deviations.
+
+    Limits that are kept so are kept only for as long as the run lasts. Arrivals in the steady window are
+    binomial, of all that were sent.
+    """
+    steady = load.steady
+    if steady is None or not load.rate:
+        return False
+    offered = load.rate * (steady.end_s - steady.start_s)
+    # The window ends with an arrival, which cannot be completed in it.
+    missing = offered - 1 - steady.requests
+    share = min(offered / load.requests, 1.0)
+    return missing > max((1 - KEPT) * offered, 2 * math.sqrt(load.requests * share * (1 - share)))
 
 
 def doubt(load: LoadResult) -> str | None:
@@ -67,15 +78,12 @@ def highest_rate(loads: Mapping[float, LoadResult]) -> Estimate | None:
 
     A rate that breaks the objective rules out those above it, whatever they showed.
     """
-    if not loads:
-        return None
-    saturating = saturating_rate(dict(loads))
-    found = {rate: judge_load(load, saturating).verdict for rate, load in sorted(loads.items())}
+    found = {rate: judge_load(load).verdict for rate, load in loads.items()}
     broken = min((rate for rate, verdict in found.items() if verdict == "fail"), default=math.inf)
     open_rates = [rate for rate in found if rate < broken]
     if not open_rates:
         return None
-    met = [rate for rate in open_rates if rate < saturating and _met(loads[rate])]
+    met = [rate for rate in open_rates if _met(loads[rate])]
     shown = [rate for rate in open_rates if found[rate] == "pass"]
     return Estimate(value=max(met, default=0.0), low=max(shown, default=0.0), high=max(open_rates))
 
@@ -97,7 +105,7 @@ def _cost(loads: Mapping[float, LoadResult], rate: float | None) -> Cost | None:
 
 
 def _met(load: LoadResult) -> bool:
-    return doubt(load) is None and (load.slo is None or load.slo.met)
+    return doubt(load) is None and not falls_behind(load) and (load.slo is None or load.slo.met)
 
 
 def _limit_words(limit: LimitResult) -> str:

@@ -10,7 +10,6 @@ from qdeploy.bench.compare import compare_folders, figures
 from qdeploy.bench.compare.gate import checks
 from qdeploy.bench.decision.objective import Objective
 from qdeploy.bench.decision.service import Finding, cost_at, highest_rate, judge_load
-from qdeploy.bench.load.series.sweep import saturating_rate
 from qdeploy.bench.records import Estimate, LoadResult, Optimum, Standing, Verdict, load_record
 from qdeploy.bench.report.collect import Variant
 from qdeploy.errors import QDeployError
@@ -47,7 +46,7 @@ def standing(variant: Variant, folder: Path, baseline: Path, asked: Asked) -> St
     loads = loads_by_rate(folder)
     found = [
         *_accuracy(variant, folder, baseline, asked),
-        *(_service(variant, loads) if asked.loaded else []),
+        *(_service(variant) if asked.loaded else []),
         *_verification(variant),
     ]
     verdicts = [finding.verdict for finding in found]
@@ -83,11 +82,11 @@ def _accuracy(variant: Variant, folder: Path, baseline: Path, asked: Asked) -> l
     return [Finding(check.verdict, f"{check.name}: {check.message}") for check in found]
 
 
-def _service(variant: Variant, loads: Mapping[float, LoadResult]) -> list[Finding]:
+def _service(variant: Variant) -> list[Finding]:
     load = variant.bench.load if variant.bench else None
     if load is None:
         return [Finding("inconclusive", "no load run was made")]
-    return [judge_load(load, saturating_rate(dict(loads)) if load.rate in loads else float("inf"))]
+    return [judge_load(load)]
 
 
 def _verification(variant: Variant) -> list[Finding]:

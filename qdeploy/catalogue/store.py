@@ -137,7 +137,8 @@ class Catalogue:
 
     def _entry(self, row: Sequence[str]) -> Entry:
         tags = self._db.execute("SELECT tag FROM tags WHERE path = ? ORDER BY tag", (row[0],)).fetchall()
-        return Entry(Path(row[0]), *row[1:], tags=tuple(tag for [tag] in tags))
+        fields = dict(zip(COLUMNS[1:], row[1:], strict=True))
+        return Entry(path=Path(row[0]), tags=tuple(tag for [tag] in tags), **fields)
 
     def _vanished(self, identity: str) -> list[str]:
         """Paths of entries that were this very run and are not there any more."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from click import Context
 from typer.core import TyperGroup
 
 from qdeploy.errors import UsageError
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 class ListByDefault(TyperGroup):
     """`qdeploy runs --kind eval` is `qdeploy runs list --kind eval`."""
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
             args = ["list", *args]
         return super().parse_args(ctx, args)

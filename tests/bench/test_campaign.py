@@ -118,7 +118,7 @@ def test_the_whole_line_then_only_what_a_change_touches(
 
 def limited(slo: str, rates: list[float]) -> dict[str, Any]:
     """Changes of the plan: seven requests, of which a median can be shown."""
-    load = {"rate": 40, "requests": 7, "warmup": 0, "prompt_tokens": 4, "output_tokens": 1, "slo": slo}
+    load = {"rate": 10, "requests": 7, "warmup": 0, "prompt_tokens": 4, "output_tokens": 1, "slo": slo}
     return {"load": load, "objective": {"rates": rates, "fail_if": ["kl_mean>100"]}}
 
 
@@ -126,28 +126,28 @@ def test_rates_are_tried_besides_and_a_variant_is_recommended(
     tmp_path: Path, engine: Path, plan: Callable[..., Path]
 ) -> None:
     campaign = tmp_path / "campaign"
-    report = run_campaign(plan(**limited("p50_e2e=60s", [20])), campaign)
+    report = run_campaign(plan(**limited("p50_e2e=60s", [5])), campaign)
     for name in ("baseline", "w8-rtn"):
         folder = campaign / "variants" / name
-        own, tried = (load_record(folder / run).load for run in ("bench", "rates/20"))
-        assert own and tried and (own.rate, tried.rate) == (40, 20)
+        own, tried = (load_record(folder / run).load for run in ("bench", "rates/5"))
+        assert own and tried and (own.rate, tried.rate) == (10, 5)
         assert own.prompts_sha256 != tried.prompts_sha256, "the server has seen those of the first"
     decision = load_decision(campaign)
     assert decision and decision.verdict == "pass"
     assert decision.recommended
     assert decision.headline in html.unescape(report.read_text())
 
-    run_campaign(plan(**limited("p50_e2e=60s", [30])), campaign)
-    assert [path.name for path in campaign.glob("variants/w8-rtn/rates/*")] == ["30"]
+    run_campaign(plan(**limited("p50_e2e=60s", [6])), campaign)
+    assert [path.name for path in campaign.glob("variants/w8-rtn/rates/*")] == ["6"]
 
 
 def test_no_rate_is_tried_above_one_that_breaks_the_objective(
     tmp_path: Path, engine: Path, plan: Callable[..., Path]
 ) -> None:
     campaign = tmp_path / "campaign"
-    asked = plan(**limited("p50_e2e=0.001ms", [20, 60]))
+    asked = plan(**limited("p50_e2e=0.001ms", [5, 20]))
     run_campaign(asked, campaign)
-    assert [path.name for path in campaign.glob("variants/w8-rtn/rates/*")] == ["20"]
+    assert [path.name for path in campaign.glob("variants/w8-rtn/rates/*")] == ["5"]
     decision = load_decision(campaign)
     assert decision and (decision.verdict, decision.recommended) == ("fail", None)
     engine.write_text("raise SystemExit('nothing is to be served')")
