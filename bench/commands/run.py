@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from qdeploy.bench.commands.mlflow_option import MLFLOW, open_tracker
+
 
 def run(
     plan: Annotated[Path, typer.Argument(help="Plan file, YAML.", show_default=False)],
@@ -18,6 +20,7 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report's path and figures as JSON.")
     ] = False,
+    mlflow: Annotated[str | None, typer.Option(help=MLFLOW)] = None,
 ) -> None:
     """Do the whole line, quantize to report, for several variants; say which to deploy.
 
@@ -57,10 +60,12 @@ def run(
     from qdeploy.bench.campaign.summary import decision_summary, summary_rows, summary_table
     from qdeploy.bench.report.collect import collect
 
-    folder = output or Path(plan.stem)
+    folder, tracker = output or Path(plan.stem), open_tracker(mlflow)
     report = run_campaign(plan, folder)
     evidence = collect([folder])
     [decision], rows = evidence.decisions, summary_rows(evidence)
+    if tracker:
+        tracker.log_campaign(folder, decision)
     if as_json:
         found = {"report": str(report), "decision": decision.model_dump(), "variants": rows}
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
