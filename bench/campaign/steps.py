@@ -48,7 +48,8 @@ class Steps:
     ) -> None:
         """Do `action`, which makes the folder of the file `result`, unless it is fresh.
 
-        What an earlier run left in that folder is removed first, for it was made from other inputs.
+        What an earlier run left in that folder is removed first, for it was made from other inputs. So is what
+        it left half made beside it, unless it was this very step that was stopped.
 
         Raises:
             StepError: the action failed; names variant, step and log.
@@ -58,7 +59,10 @@ class Steps:
             console.print(f"{variant.name}: {step} is there already", highlight=False)
             return
         console.print(f"{variant.name}: {step}", highlight=False)
+        last = variant.steps.get(step)
         shutil.rmtree(result.parent, ignore_errors=True)
+        if last is None or last.fingerprint != fingerprint:
+            shutil.rmtree(result.parent.with_name(f"{result.parent.name}.partial"), ignore_errors=True)
         self._keep(variant, step, StepState(status="running", fingerprint=fingerprint))
         start = time.monotonic()
         try:

@@ -23,7 +23,8 @@ from qdeploy.bench.plan import BASELINE, Plan, VariantPlan
 from qdeploy.bench.records import Engine
 from qdeploy.bench.verify import expect, judge
 from qdeploy.engines.endpoint import Endpoint
-from qdeploy.errors import QDeployError
+from qdeploy.engines.logs import failure, read_log
+from qdeploy.errors import EngineError, QDeployError
 from qdeploy.pipeline import quantize
 from qdeploy.progress import console
 
@@ -168,6 +169,8 @@ class Line:
             measured = measure(spec, engine.base_url, engine.model, tokenizer=self.deploy)
             if measured.result.interrupted:
                 raise KeyboardInterrupt
+            if measured.result.lost:
+                raise EngineError(f"{measured.result.invalid[-1]}.\n{failure(read_log(self.log))}")
             if self.variant:
                 lengths = output_lengths(self._baseline_load(name))
                 compare_lengths(measured.result, measured.outcomes, lengths)

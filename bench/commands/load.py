@@ -11,7 +11,7 @@ import typer
 from qdeploy.bench.commands.load_options import LoadOptions, spec_of
 from qdeploy.bench.commands.mlflow_option import MLFLOW, open_tracker
 from qdeploy.cli.option_groups import with_groups
-from qdeploy.errors import GateError, Interrupted, UsageError
+from qdeploy.errors import EndpointError, GateError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from qdeploy.bench.load.run import Measurement
@@ -114,6 +114,9 @@ def _one(
         Console().print(render(measurement.result))
     if measurement.result.interrupted:
         raise Interrupted(f"Interrupted after {measurement.result.requests} of {spec.requests} requests.")
+    if measurement.result.lost:
+        where = f" What was measured is in {output}, marked invalid." if output else ""
+        raise EndpointError(f"{measurement.target.base_url}: {measurement.result.invalid[-1]}.{where}")
     return measurement.result
 
 

@@ -220,6 +220,23 @@ def test_a_step_is_redone_from_nothing_for_other_inputs(steps: Steps) -> None:
     assert [path.name for path in (steps.folder / "out").iterdir()] == ["done"]
 
 
+@pytest.mark.parametrize(("inputs", "goes_on"), [("a", True), ("b", False)])
+def test_what_is_half_made_is_gone_on_with_for_the_same_inputs_only(
+    steps: Steps, inputs: str, goes_on: bool
+) -> None:
+    """An evaluation's answers lie there, and nothing in them tells two checkpoints at one path apart."""
+
+    def interrupt(_: Path) -> None:
+        (steps.folder / "out.partial").mkdir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        run_step(steps, "a", interrupt)
+    found: list[bool] = []
+    run_step(steps, inputs, lambda _: found.append((steps.folder / "out.partial").exists()))
+    assert found == [goes_on]
+
+
 def test_a_step_whose_result_is_gone_is_redone(steps: Steps) -> None:
     run_step(steps, "a")
     (steps.folder / "out" / "done").unlink()

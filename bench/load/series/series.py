@@ -10,7 +10,7 @@ from qdeploy.bench.load.run import Measurement, save
 from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.records import LoadResult, load_record
 from qdeploy.bench.run_folder import check_free
-from qdeploy.errors import Interrupted, OutputError, disk_errors
+from qdeploy.errors import EndpointError, Interrupted, OutputError, disk_errors
 from qdeploy.files import read_json, write_json
 from qdeploy.progress import console
 
@@ -43,6 +43,7 @@ class Series:
 
         Raises:
             Interrupted: Ctrl-C; this run is made again, the ones before it are kept.
+            EndpointError: the endpoint went away; likewise.
         """
         rate = float(f"{rate:.4g}")
         if rate not in self.results:
@@ -67,9 +68,11 @@ class Series:
             return known
         console.print(f"{name.replace('-', ' ')}:", highlight=False)
         measured = self._measure(spec)
+        again = f" The same command goes on from {folder.parent}." if folder else ""
         if measured.result.interrupted:
-            again = f" The same command goes on from {folder.parent}." if folder else ""
             raise Interrupted(f"Interrupted in the run {name}.{again}")
+        if measured.result.lost:
+            raise EndpointError(f"In the run {name}, {measured.result.invalid[-1]}.{again}")
         if folder:
             save(measured, spec, folder)
         return measured.result
