@@ -48,8 +48,8 @@ class Steps:
     ) -> None:
         """Do `action`, which makes the folder of the file `result`, unless it is fresh.
 
-        What an earlier run left in that folder is removed first, for it was made from other inputs. So is what
-        it left half made beside it, unless it was this very step that was stopped.
+        What an earlier run left in that folder is removed first, for it was made from other inputs. So is
+        what it left half made beside it, unless it was this very step that was stopped.
 
         Raises:
             StepError: the action failed; names variant, step and log.

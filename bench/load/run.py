@@ -94,7 +94,7 @@ def measure(
 def _mark_lost(result: LoadResult) -> None:
     result.lost = True
     result.invalid.append(
-        f"the endpoint went away: {result.failed} of {result.requests} requests failed, and it does not answer"
+        f"the endpoint does not answer any more: {result.failed} of {result.requests} requests failed"
     )
 
 

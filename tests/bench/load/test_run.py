@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -42,6 +43,25 @@ def test_measured_latencies_are_the_programmed_ones(server: Server) -> None:
     assert found.result.output_tokens == 60
     assert found.result.input_tokens == 12 * 16
     assert found.result.metrics["itl_ms"].count == 12 * 4
+
+
+def test_a_server_that_dies_marks_the_run() -> None:
+    dying = Server()
+    dying.start()
+    dying.behaviour.first_token_s = 0.02
+    threading.Timer(0.5, dying.stop).start()
+    found = measure(spec(rate=20, requests=20, warmup=0), dying.url).result
+    assert 0 < found.completed < 20 and found.completed + found.failed == 20
+    assert found.lost
+    assert found.invalid == [
+        f"the endpoint does not answer any more: {found.failed} of 20 requests failed",
+    ]
+
+
+def test_failures_of_a_server_that_is_there_lose_nothing(server: Server) -> None:
+    server.behaviour.fail = {2: "status"}
+    found = measure(spec(concurrency=1, warmup=0), server.url).result
+    assert found.failed == 1 and not found.lost
 
 
 def test_open_loop_does_not_wait_for_answers(server: Server) -> None:
