@@ -1,4 +1,4 @@
-"""kill -9 in the middle, of the client and of the engine: nothing that was finished is lost or asked twice."""
+"""kill -9 in the middle, of client and engine: nothing that was finished is lost or asked twice."""
 
 from __future__ import annotations
 
