@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def test_of_a_server_that_dies_what_was_measured_is_kept(tmp_path: Path) -> None
     dying = Server()
     dying.start()
     dying.behaviour.first_token_s = 0.05
-    threading.Timer(0.6, dying.stop).start()
+    dying.stop_after(12)
     many = ["--num-requests", "30", *SHORT[2:]]
     result = CliRunner().invoke(app, [dying.url, "--rate", "25", *many, "-o", str(tmp_path / "run")])
     assert isinstance(result.exception, EndpointError)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -49,7 +48,7 @@ def test_a_server_that_dies_marks_the_run() -> None:
     dying = Server()
     dying.start()
     dying.behaviour.first_token_s = 0.02
-    threading.Timer(0.5, dying.stop).start()
+    dying.stop_after(10)
     found = measure(spec(rate=20, requests=20, warmup=0), dying.url).result
     assert 0 < found.completed < 20 and found.completed + found.failed == 20
     assert found.lost
