@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,20 @@ class StepError(QDeployError):
         where = f"\n  Log: {log}" if log and log.is_file() and str(log) not in str(cause) else ""
         super().__init__(f"Variant {variant}, step {step}: {cause}{where}")
         self.exit_code = cause.exit_code
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A step done while the variant is served: what it depends on, what it leaves, how it is done.
+
+    `rate` is that of a load which is tried besides the plan's own.
+    """
+
+    step: str
+    fingerprint: str
+    result: Path
+    action: Callable[[Any], object]
+    rate: float | None = None
 
 
 class Steps:

@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qdeploy import registry
+from qdeploy.bench.campaign.loads import Loads
 from qdeploy.bench.campaign.state import VariantState
-from qdeploy.bench.campaign.steps import StepError, Steps, fingerprint, interrupted, stamp
-from qdeploy.bench.decision.service import judge_load
-from qdeploy.bench.decision.standing import RATES, loads_by_rate
+from qdeploy.bench.campaign.steps import Measurement, StepError, Steps, fingerprint, interrupted, stamp
 from qdeploy.bench.evaluation import run_eval
-from qdeploy.bench.load.figures.assess import compare_lengths
-from qdeploy.bench.load.figures.table import output_lengths
-from qdeploy.bench.load.run import measure, save
-from qdeploy.bench.load.series.series import salted
-from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.plan import BASELINE, Plan, VariantPlan
 from qdeploy.bench.records import Engine
 from qdeploy.bench.verify import expect, judge
 from qdeploy.engines.endpoint import Endpoint
-from qdeploy.engines.logs import failure, read_log
-from qdeploy.errors import EngineError, QDeployError
+from qdeploy.errors import QDeployError
 from qdeploy.pipeline import quantize
 from qdeploy.progress import console
 
 VERIFY_TOKENS = 512
 """Half of what `qdeploy verify` scores: the reference in 16 bits is slow on processors that emulate it."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A step done while the variant is served: what it depends on, what it leaves, how it is done.
-
-    `rate` is that of a load which is tried besides the plan's own.
-    """
-
-    step: str
-    fingerprint: str
-    result: Path
-    action: Callable[[Any], object]
-    rate: float | None = None
 
 
 class Line:
@@ -64,6 +41,8 @@ class Line:
         self.state = self._state()
         self._made = self._checkpoint_fingerprint()
         self._served = fingerprint(self._made, plan.engine.model_dump(mode="json"))
+        baseline = steps.folder / "variants" / BASELINE if variant else None
+        self.loads = Loads(plan, self.folder, baseline, self._served)
 
     def run(self) -> None:
         """Everything that is not there yet. The server runs only if something is to be measured on it.
@@ -76,12 +55,16 @@ class Line:
             self._quantize(self.variant)
         self._export()
         wanted = [m for m in self._measurements() if not self._fresh(m)]
-        self._forget_other_rates()
-        if not any(map(self._needed, wanted)):
+        self.loads.forget_others({m.result.parent for m in self.loads.measurements() if self._fresh(m)})
+        if any(map(self.loads.needed, wanted)):
+            self._measure(wanted)
+        else:
             console.print(f"{self.name}: measured already", highlight=False)
-            return
+        self.loads.write_series()
+
+    def _measure(self, wanted: list[Measurement]) -> None:
         with self._launch() as engine:
-            for measurement in filter(self._needed, wanted):
+            for measurement in filter(self.loads.needed, wanted):
                 self.steps.run(
                     self.state,
                     measurement.step,
@@ -149,57 +132,7 @@ class Line:
 
     def _measurements(self) -> list[Measurement]:
         """In the order of their doing: latency first, on a server that nothing else has touched."""
-        return [*self._load(), *self._verify(), *self._eval()]
-
-    def _load(self) -> list[Measurement]:
-        spec = self.plan.load
-        if spec is None:
-            return []
-        return [self._load_at(spec, "load", "bench"), *map(self._load_besides, self.plan.rates)]
-
-    def _load_besides(self, rate: float) -> Measurement:
-        """At another rate than the plan's, with prompts of its own: the server has seen the others."""
-        assert self.plan.load is not None
-        changes = {"rate": rate, "salt": salted(self.plan.load.salt, f"rate {rate:g}")}
-        spec = LoadSpec.model_validate(self.plan.load.model_dump() | changes)
-        return replace(self._load_at(spec, f"load at {rate:g}", f"{RATES}/{rate:g}"), rate=rate)
-
-    def _load_at(self, spec: LoadSpec, step: str, name: str) -> Measurement:
-        def action(engine: Any) -> None:
-            measured = measure(spec, engine.base_url, engine.model, tokenizer=self.deploy)
-            if measured.result.interrupted:
-                raise KeyboardInterrupt
-            if measured.result.lost:
-                raise EngineError(f"{measured.result.invalid[-1]}.\n{failure(read_log(self.log))}")
-            if self.variant:
-                lengths = output_lengths(self._baseline_load(name))
-                compare_lengths(measured.result, measured.outcomes, lengths)
-            save(measured, spec, self.folder / name, Engine(**engine.describe()))
-
-        files = [stamp(Path(name)) for name in (spec.trace, spec.dataset) if name and Path(name).is_file()]
-        depends = fingerprint(self._served, spec.model_dump(mode="json"), files)
-        return Measurement(step, depends, self.folder / name / "run.json", action)
-
-    def _baseline_load(self, name: str) -> Path:
-        """The baseline's run at the same rate or, where it was not tried so high, at the plan's own."""
-        baseline = self.steps.folder / "variants" / BASELINE
-        return baseline / name if (baseline / name).is_dir() else baseline / "bench"
-
-    def _forget_other_rates(self) -> None:
-        """Remove the runs at rates that the plan does not name, or that were made from other inputs."""
-        kept = {m.result.parent for m in self._load() if self._fresh(m)}
-        for folder in (self.folder / RATES).glob("*"):
-            if folder not in kept:
-                shutil.rmtree(folder)
-
-    def _needed(self, measurement: Measurement) -> bool:
-        """Whether it can still tell something: no rate can above one that breaks the objective."""
-        if measurement.rate is None:
-            return True
-        loads = loads_by_rate(self.folder)
-        return not any(
-            judge_load(load).verdict == "fail" for rate, load in loads.items() if rate < measurement.rate
-        )
+        return [*self.loads.measurements(), *self._verify(), *self._eval()]
 
     def _eval(self) -> list[Measurement]:
         settings = self.plan.eval
