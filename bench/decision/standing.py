@@ -78,8 +78,9 @@ def _accuracy(variant: Variant, folder: Path, baseline: Path, asked: Asked) -> l
         comparison = compare_folders(baseline, [folder], asked.margin)
         found = checks(comparison.candidates[0], asked.margin, conditions)
     except QDeployError as error:
-        return [Finding("inconclusive", f"not compared with the baseline: {error}")]
-    return [Finding(check.verdict, f"{check.name}: {check.message}") for check in found]
+        return [Finding("inconclusive", f"not compared with the baseline: {str(error).rstrip('.')}")]
+    what = "fail if " if conditions else ""
+    return [Finding(check.verdict, f"{what}{check.name}: {check.message}") for check in found]
 
 
 def _service(variant: Variant) -> list[Finding]:
