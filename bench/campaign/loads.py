@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qdeploy.bench.campaign.steps import Measurement, fingerprint, stamp
-from qdeploy.bench.decision.service import judge_load
+from qdeploy.bench.decision.service import doubt, judge_load
 from qdeploy.bench.decision.standing import RATES, loads_by_rate
 from qdeploy.bench.load.figures.assess import compare_lengths
 from qdeploy.bench.load.figures.table import output_lengths
@@ -17,7 +17,7 @@ from qdeploy.bench.load.series.series import salted
 from qdeploy.bench.load.series.sweep import summarize_series
 from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.plan import Plan
-from qdeploy.bench.records import Engine
+from qdeploy.bench.records import Engine, load_record
 from qdeploy.engines.logs import failure, read_log
 from qdeploy.errors import EngineError
 from qdeploy.files import write_text
@@ -54,6 +54,11 @@ class Loads:
             return True
         lower = [load for at, load in loads_by_rate(self.folder).items() if at < rate]
         return not any(judge_load(load).verdict == "fail" for load in lower)
+
+    def doubt(self, measurement: Measurement) -> str | None:
+        """Why a load run that is there says little of the server; None where it is sound."""
+        load = load_record(measurement.result.parent).load
+        return doubt(load) if load else None
 
     def forget_others(self, kept: set[Path]) -> None:
         """Remove the runs at other rates than those in the folders `kept`."""

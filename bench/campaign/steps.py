@@ -90,6 +90,11 @@ class Steps:
         seconds = round(time.monotonic() - start, 1)
         self._keep(variant, step, StepState(status="done", fingerprint=fingerprint, seconds=seconds))
 
+    def reject(self, variant: VariantState, step: str, reason: str) -> None:
+        """Have a step that is done be done again."""
+        rejected = variant.steps[step].model_copy(update={"status": "failed", "error": reason})
+        self._keep(variant, step, rejected)
+
     def _keep(self, variant: VariantState, step: str, record: StepState) -> None:
         variant.steps[step] = record
         self.state.save(self.folder)

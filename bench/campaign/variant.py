@@ -54,6 +54,7 @@ class Line:
         if self.variant:
             self._quantize(self.variant)
         self._export()
+        self._retry_unsound()
         wanted = [m for m in self._measurements() if not self._fresh(m)]
         self.loads.forget_others({m.result.parent for m in self.loads.measurements() if self._fresh(m)})
         if any(map(self.loads.needed, wanted)):
@@ -164,6 +165,13 @@ class Line:
                 judge(expected, endpoint, Engine(**engine.describe()), self.folder / "verify")
 
         return [Measurement("verify", self._served, self.folder / "verify" / "run.json", action)]
+
+    def _retry_unsound(self) -> None:
+        """Have load runs that say little of the server made again: whatever spoilt them may be over."""
+        for load in filter(self._fresh, self.loads.measurements()):
+            if reason := self.loads.doubt(load):
+                console.print(f"{self.name}: {load.step} is {reason}", highlight=False)
+                self.steps.reject(self.state, load.step, reason)
 
     def _fresh(self, measurement: Measurement) -> bool:
         return self.steps.fresh(self.state, measurement.step, measurement.fingerprint, measurement.result)

@@ -27,7 +27,7 @@ def judge_load(load: LoadResult) -> Finding:
     """Whether a run shows that the objective is kept, with 99 % confidence; without an objective it is."""
     where = load_words(load)
     if reason := doubt(load):
-        return Finding("inconclusive", f"the run {where} is {reason}; measure it again")
+        return Finding("inconclusive", f"the run {where} is {reason}. The same command makes it again")
     if load.slo is None:
         return Finding("pass", f"no limits were set {where}")
     words = ", ".join(map(_limit_words, load.slo.limits))

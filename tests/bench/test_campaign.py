@@ -141,6 +141,20 @@ def test_rates_are_tried_besides_and_a_variant_is_recommended(
     assert [path.name for path in campaign.glob("variants/w8-rtn/rates/*")] == ["6"]
 
 
+def test_an_invalid_load_run_is_made_again(tmp_path: Path, engine: Path, plan: Callable[..., Path]) -> None:
+    campaign = tmp_path / "campaign"
+    run_campaign(plan(), campaign)
+    first, folder = finished(campaign), campaign / "variants" / "w8-rtn" / "bench"
+    spoilt = load_record(folder)
+    assert spoilt.load
+    spoilt.load.invalid = ["the machine stood still"]
+    spoilt.save(folder)
+    run_campaign(plan(), campaign)
+    load = load_record(folder).load
+    assert load and not load.invalid
+    assert {key for key, time in finished(campaign).items() if time != first[key]} == {("w8-rtn", "load")}
+
+
 def test_no_rate_is_tried_above_one_that_breaks_the_objective(
     tmp_path: Path, engine: Path, plan: Callable[..., Path]
 ) -> None:

@@ -99,5 +99,9 @@ def test_a_plan_optimizes_the_rate_under_an_slo_and_the_size_without(tmp_path: P
     assert plan.rates == (0.5, 2.0), "the plan's own is tried anyway"
 
 
-def test_the_plan_of_the_demo_is_valid() -> None:
-    assert load_plan(Path(__file__).parents[2] / "demo.yaml").verify
+def test_the_plans_of_the_repository_are_valid() -> None:
+    root = Path(__file__).parents[2]
+    assert load_plan(root / "demo.yaml").optimum == "size"
+    plan = load_plan(root / "deploy.yaml")
+    assert plan.optimum == "rate"
+    assert [variant.scheme for variant in plan.variants] == ["W8A8", "W4A16", "W4A16_ASYM"]
