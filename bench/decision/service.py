@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qdeploy.bench.load.figures.early_stopping import requests_needed
 from qdeploy.bench.load.figures.slo import parse_slo
-from qdeploy.bench.load.series.sweep import KEPT, completion_rate
+from qdeploy.bench.load.series.sweep import completion_rate, saturated
 from qdeploy.bench.records import Cost, Estimate, LimitResult, LoadResult, Verdict
 from qdeploy.bench.report import numbers
 
@@ -32,29 +32,13 @@ def judge_load(load: LoadResult) -> Finding:
         return Finding("pass", f"no limits were set {where}")
     words = ", ".join(map(_limit_words, load.slo.limits))
     found = Finding(load.slo.verdict, f"{where}: {words}")
-    if found.verdict == "fail" or not falls_behind(load):
+    if found.verdict == "fail" or not (load.rate and saturated(load)):
         return found
     seen = numbers.number(completion_rate(load))
     return Finding(
         "inconclusive",
         f"{found.reason}, but only {seen} requests/s were completed: the queue would grow with time",
     )
-
-
-def falls_behind(load: LoadResult) -> bool:
-    """Whether less than KEPT of what came was completed meanwhile, by more than two standard deviations.
-
-    Limits that are kept so are kept only for as long as the run lasts. Arrivals in the steady window are
-    binomial, of all that were sent.
-    """
-    steady = load.steady
-    if steady is None or not load.rate:
-        return False
-    offered = load.rate * (steady.end_s - steady.start_s)
-    # The window ends with an arrival, which cannot be completed in it.
-    missing = offered - 1 - steady.requests
-    share = min(offered / load.requests, 1.0)
-    return missing > max((1 - KEPT) * offered, 2 * math.sqrt(load.requests * share * (1 - share)))
 
 
 def doubt(load: LoadResult) -> str | None:
@@ -105,7 +89,7 @@ def _cost(loads: Mapping[float, LoadResult], rate: float | None) -> Cost | None:
 
 
 def _met(load: LoadResult) -> bool:
-    return doubt(load) is None and not falls_behind(load) and (load.slo is None or load.slo.met)
+    return doubt(load) is None and not saturated(load) and (load.slo is None or load.slo.met)
 
 
 def _limit_words(limit: LimitResult) -> str:
