@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from qdeploy import catalogue
 from qdeploy.bench.accuracy.comparison import check_pairable
 from qdeploy.bench.accuracy.encoding import EncodedItem, encode_item
 from qdeploy.bench.accuracy.items import Task
 from qdeploy.bench.accuracy.measure import Accuracy, Asking, Baseline, measure_accuracy
-from qdeploy.bench.accuracy.scoring import JOURNAL, ItemScore, open_journal
+from qdeploy.bench.accuracy.scoring import JOURNAL, ItemScore, open_journal, served
 from qdeploy.bench.accuracy.table import read_items
 from qdeploy.bench.accuracy.tasks import Loaded, load_tasks
+from qdeploy.bench.fidelity.kept_windows import KEPT
 from qdeploy.bench.fidelity.measure import Scoring, measure_fidelity
 from qdeploy.bench.fidelity.text import load_windows
 from qdeploy.bench.fidelity.windows import Windows
@@ -23,8 +25,11 @@ from qdeploy.bench.run_folder import check_free, resume
 from qdeploy.bench.tokenizer import Encoder, load_encoder
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.engines.probe import Capabilities, probe
-from qdeploy.errors import ComparisonError, UsageError, disk_errors
+from qdeploy.errors import ComparisonError, EndpointError, UsageError, disk_errors
 from qdeploy.provenance import provenance
+
+AGAIN = "again"
+"""Folder of the second measurement, inside that of the first until both are whole."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,12 @@ def run_eval(
         run_eval(baseline, settings, baseline_folder)
         baseline = baseline_folder
     plan = _plan(endpoint, settings)
-    return _evaluate(endpoint, settings, plan, folder, baseline, engine)
+    try:
+        record = _evaluate(endpoint, settings, plan, folder, baseline, engine)
+    except EndpointError as error:
+        raise EndpointError(f"{error} What was answered is kept; the same command goes on.") from error
+    catalogue.record(folder)
+    return record
 
 
 def _evaluate(
@@ -123,7 +133,7 @@ def _evaluate(
 ) -> RunRecord:
     reference = _Reference.load(baseline, plan, settings) if baseline else None
     with disk_errors(folder):
-        partial = resume(folder, keep=JOURNAL)
+        partial = resume(folder, keep=(JOURNAL, KEPT, f"{AGAIN}.partial"))
         fidelity = _fidelity(endpoint, plan, settings, partial, reference)
         accuracy = _accuracy(endpoint, plan, settings, partial, reference)
         record = RunRecord(
@@ -146,6 +156,7 @@ def _evaluate(
             record.noise = _noise(endpoint, settings, plan, partial)
             record.save(partial)
         (partial / JOURNAL).unlink(missing_ok=True)
+        shutil.rmtree(partial / KEPT, ignore_errors=True)
         if folder.is_dir():
             folder.rmdir()
         partial.rename(folder)
@@ -154,7 +165,7 @@ def _evaluate(
 
 def _noise(endpoint: Endpoint, settings: EvalSettings, plan: _Plan, first: Path) -> Noise:
     """Everything once more in another order, compared with the run folder of the first time."""
-    again = first / "again"
+    again = first / AGAIN
     settings = replace(settings, until_decided=False, samples=0)
     record = _evaluate(endpoint, settings, plan.shuffled(), again, first, engine=None)
     shutil.rmtree(again)
@@ -259,7 +270,8 @@ def _fidelity(
     if plan.windows is None:
         return None
     chosen = plan.capabilities.chosen_logprobs
-    scoring = Scoring(settings.top_k, settings.concurrency, settings.samples, chosen, plan.order)
+    model = served(endpoint, plan.encoder.sha256)
+    scoring = Scoring(settings.top_k, settings.concurrency, settings.samples, chosen, model, plan.order)
     baseline = reference.folder if reference else None
     return measure_fidelity(endpoint, plan.windows, plan.encoder, scoring, folder, baseline)
 

@@ -18,8 +18,10 @@ from pydantic import (
 )
 
 from qdeploy import registry
+from qdeploy.bench.decision.objective import Objective
 from qdeploy.bench.evaluation import EvalSettings
 from qdeploy.bench.load.spec import LoadSpec
+from qdeploy.bench.records import Optimum
 from qdeploy.errors import QDeployError, RecipeError, UnknownNameError
 from qdeploy.recipe import CalibrationConfig, Recipe
 from qdeploy.validation import explain
@@ -82,6 +84,7 @@ class Plan(_Part):
     load: LoadSpec | None = None
     eval: EvalPlan | None = None
     verify: bool = False
+    objective: Objective = Objective()
 
     @field_validator("load", mode="before")
     @classmethod
@@ -99,6 +102,29 @@ class Plan(_Part):
             if names.count(name) > 1:
                 raise ValueError(f"two variants are named {name!r}")
         return self
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> Self:
+        load, asked = self.load, self.objective
+        if asked.rates and not (load and load.rate and not load.end_rate):
+            raise ValueError("objective.rates are tried besides the rate of an open loop: give load.rate")
+        if self.optimum in ("rate", "cost") and not (load and load.rate and load.slo):
+            raise ValueError(f"objective.optimize {self.optimum}: give load.rate and load.slo")
+        if self.optimum == "cost" and not (load and load.price_per_hour):
+            raise ValueError("objective.optimize cost: give load.price_per_hour")
+        return self
+
+    @property
+    def optimum(self) -> Optimum:
+        """What is best of the variants that keep the objective."""
+        has_rate = self.load is not None and self.load.rate is not None and self.load.slo is not None
+        return self.objective.optimize or ("rate" if has_rate else "size")
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Rates in requests/s that are tried besides the load's own."""
+        own = self.load.rate if self.load else None
+        return tuple(rate for rate in self.objective.rates if rate != own)
 
     def recipe(self, variant: VariantPlan) -> Recipe:
         """How the variant is quantized.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from qdeploy.errors import OutputError
@@ -22,13 +23,15 @@ def check_free(folder: Path) -> None:
         raise OutputError(f"{folder} is in use. Choose another folder with -o, or remove it.")
 
 
-def resume(folder: Path, keep: str) -> Path:
-    """The folder in which the run is made until it is whole; of an earlier try it holds the file `keep`."""
+def resume(folder: Path, keep: Collection[str]) -> Path:
+    """The folder in which the run is made until it is whole; of an earlier try it holds what is to `keep`."""
     partial = folder.with_name(f"{folder.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     for entry in partial.iterdir():
+        if entry.name in keep:
+            continue
         if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name != keep:
+        else:
             entry.unlink()
     return partial

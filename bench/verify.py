@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from qdeploy import catalogue
 from qdeploy.bench.evaluation import describe
 from qdeploy.bench.fidelity.text import load_windows
 from qdeploy.bench.fidelity.windows import Windows
@@ -155,6 +156,7 @@ def judge(expected: Expectation, endpoint: Endpoint, engine: Engine, output: Pat
         with disk_errors(output):
             output.mkdir(parents=True, exist_ok=True)
             record.save(output)
+        catalogue.record(output)
     if search is not None:
         raise VerificationError(f"{_accusation(expected, found, engine)} {search.describe()}")
     return record

@@ -70,7 +70,8 @@ def list_engines(
 
         qdeploy engines list --json
     """
-    from qdeploy.engines.environment import home, installed
+    from qdeploy.engines.environment import installed
+    from qdeploy.home import home
 
     found = installed()
     if as_json:
@@ -115,8 +116,8 @@ def serve(
 
         qdeploy serve DEPLOY --port 9000 -- --max-model-len 4096
     """
-    from qdeploy.engines.environment import home
     from qdeploy.engines.vllm import VllmEngine
+    from qdeploy.home import home
     from qdeploy.progress import console
 
     engine, log = VllmEngine(), log or home() / "logs" / "serve.log"

@@ -54,7 +54,8 @@ def doctor(
 
 def examine() -> dict[str, Any]:
     """All findings, as the JSON output has them; sizes in bytes, models in parameters."""
-    from qdeploy.engines.environment import detect_device, home, installed
+    from qdeploy.engines.environment import detect_device, installed
+    from qdeploy.home import home
 
     machine = _machine()
     gpus = _gpus()

@@ -296,6 +296,10 @@ class Endpoint:
         """The JSON at a path under the server's root; None where the server has no such path."""
         return _json(self._http.once("GET", path))
 
+    def answers(self) -> bool:
+        """Whether the server is there now."""
+        return self._http.once("GET", "/v1/models") is not None
+
     def metrics_page(self) -> str | None:
         """The Prometheus text at /metrics; None where the server has none."""
         response = self._http.once("GET", "/metrics")

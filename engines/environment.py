@@ -23,6 +23,7 @@ from typing import Literal
 
 from qdeploy.errors import EngineError, UnknownNameError, UsageError, disk_errors
 from qdeploy.files import read_json, write_json
+from qdeploy.home import home
 
 Device = Literal["cpu", "cuda"]
 PYTHON_VARIABLE = "QDEPLOY_VLLM_PYTHON"
@@ -69,14 +70,6 @@ class Environment:
         if self.folder is None:
             return None
         return sum(path.lstat().st_size for path in self.folder.rglob("*") if not path.is_symlink())
-
-
-def home() -> Path:
-    """Where qdeploy keeps what it installs."""
-    if own := os.environ.get("QDEPLOY_HOME"):
-        return Path(own).expanduser()
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "qdeploy"
 
 
 def detect_device() -> Device:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 torch.set_num_threads(1)
+# What tests run is not entered in the catalogue of whoever runs them.
+os.environ["QDEPLOY_CATALOGUE"] = str(Path(tempfile.mkdtemp(prefix="qdeploy-tests-")) / "runs.sqlite3")
 # The same examples in every run, and none too slow on a machine that has other work.
 settings.register_profile("steady", derandomize=True, deadline=None, database=None)
 settings.load_profile("steady")

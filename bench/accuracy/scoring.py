@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,9 +87,13 @@ def score_items(
 
 def open_journal(folder: Path, endpoint: Endpoint, tokenizer_sha256: str) -> Journal:
     """The journal in a run folder, for the model that the endpoint serves now."""
+    return Journal(folder / JOURNAL, served(endpoint, tokenizer_sha256))
+
+
+def served(endpoint: Endpoint, tokenizer_sha256: str) -> dict[str, Any]:
+    """What tells the model that the endpoint serves now from another one."""
     version = (endpoint.get_optional("/version") or {}).get("version")
-    model = {"name": endpoint.model, "root": endpoint.root, "engine": version, "tokenizer": tokenizer_sha256}
-    return Journal(folder / JOURNAL, model)
+    return {"name": endpoint.model, "root": endpoint.root, "engine": version, "tokenizer": tokenizer_sha256}
 
 
 def _answers(item: EncodedItem, journal: Journal) -> list[Answer]:

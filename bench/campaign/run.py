@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qdeploy import catalogue
 from qdeploy.bench.accuracy.tasks import load_tasks
 from qdeploy.bench.campaign.state import State, load_state
 from qdeploy.bench.campaign.steps import Steps
 from qdeploy.bench.campaign.variant import Line
+from qdeploy.bench.decision.decide import decide
 from qdeploy.bench.plan import load_plan
+from qdeploy.bench.records import DECISION
 from qdeploy.bench.report import write_report
 from qdeploy.checkpoint.lock import FolderLock
 from qdeploy.errors import disk_errors
@@ -49,10 +52,13 @@ def run_campaign(plan_file: Path, folder: Path) -> Path:
         fresh = State(plan_text=plan_file.read_text(encoding="utf-8"), plan=plan.model_dump(mode="json"))
         names = ["baseline", *(variant.name for variant in plan.variants)]
         fresh.variants = [v for v in (state.variants if state else []) if v.name in names]
+        (folder / DECISION).unlink(missing_ok=True)
         steps = Steps(folder, fresh)
         for variant in (None, *plan.variants):
             Line(plan, model, steps, variant).run()
+        decide(folder, plan).save(folder)
         write_report([folder], folder / REPORT)
+        catalogue.record(folder)
     finally:
         lock.release()
     return folder / REPORT

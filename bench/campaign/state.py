@@ -13,7 +13,6 @@ from qdeploy.files import read_json, write_text
 from qdeploy.validation import first
 
 STATE = "campaign.json"
-StepName = Literal["quantize", "export", "load", "verify", "eval"]
 
 
 class StepState(Record):
@@ -31,13 +30,16 @@ class StepState(Record):
 
 
 class VariantState(Record):
-    """One variant; `checkpoint` and `deploy` are relative to the campaign's folder where they lie in it."""
+    """One variant; `checkpoint` and `deploy` are relative to the campaign's folder where they lie in it.
+
+    Steps are "quantize", "export", "load", "load at RATE" for each rate tried besides, "verify" and "eval".
+    """
 
     name: str
     kind: Literal["baseline", "quantized"]
     checkpoint: str
     deploy: str
-    steps: dict[StepName, StepState] = Field(default_factory=dict)
+    steps: dict[str, StepState] = Field(default_factory=dict)
 
 
 class State(Record):

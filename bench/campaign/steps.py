@@ -7,11 +7,12 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qdeploy import __version__
-from qdeploy.bench.campaign.state import State, StepName, StepState, VariantState
+from qdeploy.bench.campaign.state import State, StepState, VariantState
 from qdeploy.errors import Interrupted, QDeployError
 from qdeploy.progress import console
 
@@ -25,13 +26,27 @@ class StepError(QDeployError):
         self.exit_code = cause.exit_code
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """A step done while the variant is served: what it depends on, what it leaves, how it is done.
+
+    `rate` is that of a load which is tried besides the plan's own.
+    """
+
+    step: str
+    fingerprint: str
+    result: Path
+    action: Callable[[Any], object]
+    rate: float | None = None
+
+
 class Steps:
     """Runs the steps of a campaign and keeps `campaign.json` true at every moment."""
 
     def __init__(self, folder: Path, state: State) -> None:
         self.folder, self.state = folder, state
 
-    def fresh(self, variant: VariantState, step: StepName, fingerprint: str, result: Path) -> bool:
+    def fresh(self, variant: VariantState, step: str, fingerprint: str, result: Path) -> bool:
         """Whether `result` is there and was made from these inputs."""
         last = variant.steps.get(step)
         done = last is not None and last.status == "done" and last.fingerprint == fingerprint
@@ -40,7 +55,7 @@ class Steps:
     def run(
         self,
         variant: VariantState,
-        step: StepName,
+        step: str,
         fingerprint: str,
         result: Path,
         action: Callable[[], object],
@@ -48,7 +63,8 @@ class Steps:
     ) -> None:
         """Do `action`, which makes the folder of the file `result`, unless it is fresh.
 
-        What an earlier run left in that folder is removed first, for it was made from other inputs.
+        What an earlier run left in that folder is removed first, for it was made from other inputs. So is
+        what it left half made beside it, unless it was this very step that was stopped.
 
         Raises:
             StepError: the action failed; names variant, step and log.
@@ -58,7 +74,10 @@ class Steps:
             console.print(f"{variant.name}: {step} is there already", highlight=False)
             return
         console.print(f"{variant.name}: {step}", highlight=False)
+        last = variant.steps.get(step)
         shutil.rmtree(result.parent, ignore_errors=True)
+        if last is None or last.fingerprint != fingerprint:
+            shutil.rmtree(result.parent.with_name(f"{result.parent.name}.partial"), ignore_errors=True)
         self._keep(variant, step, StepState(status="running", fingerprint=fingerprint))
         start = time.monotonic()
         try:
@@ -71,7 +90,12 @@ class Steps:
         seconds = round(time.monotonic() - start, 1)
         self._keep(variant, step, StepState(status="done", fingerprint=fingerprint, seconds=seconds))
 
-    def _keep(self, variant: VariantState, step: StepName, record: StepState) -> None:
+    def reject(self, variant: VariantState, step: str, reason: str) -> None:
+        """Have a step that is done be done again."""
+        rejected = variant.steps[step].model_copy(update={"status": "failed", "error": reason})
+        self._keep(variant, step, rejected)
+
+    def _keep(self, variant: VariantState, step: str, record: StepState) -> None:
         variant.steps[step] = record
         self.state.save(self.folder)
 

@@ -1,13 +1,42 @@
-"""The campaign in one table."""
+"""The campaign for a terminal: what to deploy, then the figures in one table."""
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
+from qdeploy.bench.records import Decision, Standing, Verdict
 from qdeploy.bench.report import numbers
 from qdeploy.bench.report.collect import Evidence, Variant
 from qdeploy.bench.report.compare import overall, percentile
+from qdeploy.bench.report.decision import figure_words
 from qdeploy.bench.report.words import headline_metrics, size_factor
+
+COLOURS: dict[Verdict, str] = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+WORDS: dict[Verdict, str] = {"pass": "may be deployed", "fail": "turned down", "inconclusive": "open"}
+
+
+def decision_summary(decision: Decision) -> RenderableType:
+    """Which variant to deploy, what was asked, and every variant with the reason."""
+    table = Table("variant", "", decision.optimize, "why", box=SIMPLE_HEAD, pad_edge=False)
+    for standing in decision.standings:
+        table.add_row(
+            escape(standing.name),
+            f"[{COLOURS[standing.verdict]}]{_word(decision, standing)}[/]",
+            figure_words(standing, decision.optimize),
+            escape("\n".join(standing.reasons)),
+        )
+    return Group(
+        f"[bold {COLOURS[decision.verdict]}]{escape(decision.headline)}[/]",
+        f"Asked: {escape(decision.objective)}.",
+        table,
+    )
+
+
+def _word(decision: Decision, standing: Standing) -> str:
+    return "recommended" if standing.name == decision.recommended else WORDS[standing.verdict]
 
 
 def summary_rows(evidence: Evidence) -> list[dict[str, str]]:

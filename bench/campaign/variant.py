@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qdeploy import registry
-from qdeploy.bench.campaign.state import StepName, VariantState
-from qdeploy.bench.campaign.steps import StepError, Steps, fingerprint, interrupted, stamp
+from qdeploy.bench.campaign.loads import Loads
+from qdeploy.bench.campaign.state import VariantState
+from qdeploy.bench.campaign.steps import Measurement, StepError, Steps, fingerprint, interrupted, stamp
 from qdeploy.bench.evaluation import run_eval
-from qdeploy.bench.load.figures.assess import compare_lengths
-from qdeploy.bench.load.figures.table import output_lengths
-from qdeploy.bench.load.run import measure, save
 from qdeploy.bench.plan import BASELINE, Plan, VariantPlan
 from qdeploy.bench.records import Engine
 from qdeploy.bench.verify import expect, judge
@@ -24,16 +21,6 @@ from qdeploy.progress import console
 
 VERIFY_TOKENS = 512
 """Half of what `qdeploy verify` scores: the reference in 16 bits is slow on processors that emulate it."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A step done while the variant is served: what it depends on, what it leaves, how it is done."""
-
-    step: StepName
-    fingerprint: str
-    result: Path
-    action: Callable[[Any], object]
 
 
 class Line:
@@ -54,6 +41,8 @@ class Line:
         self.state = self._state()
         self._made = self._checkpoint_fingerprint()
         self._served = fingerprint(self._made, plan.engine.model_dump(mode="json"))
+        baseline = steps.folder / "variants" / BASELINE if variant else None
+        self.loads = Loads(plan, self.folder, baseline, self._served)
 
     def run(self) -> None:
         """Everything that is not there yet. The server runs only if something is to be measured on it.
@@ -65,19 +54,24 @@ class Line:
         if self.variant:
             self._quantize(self.variant)
         self._export()
+        self._retry_unsound()
         wanted = [m for m in self._measurements() if not self._fresh(m)]
-        if not wanted:
+        self.loads.forget_others({m.result.parent for m in self.loads.measurements() if self._fresh(m)})
+        if any(map(self.loads.needed, wanted)):
+            self._measure(wanted)
+        else:
             console.print(f"{self.name}: measured already", highlight=False)
-            return
+        self.loads.write_series()
+
+    def _measure(self, wanted: list[Measurement]) -> None:
         with self._launch() as engine:
-            for measurement in wanted:
-                action = self._bound(measurement, engine)
+            for measurement in filter(self.loads.needed, wanted):
                 self.steps.run(
                     self.state,
                     measurement.step,
                     measurement.fingerprint,
                     measurement.result,
-                    action,
+                    self._bound(measurement, engine),
                     self.log,
                 )
 
@@ -139,25 +133,7 @@ class Line:
 
     def _measurements(self) -> list[Measurement]:
         """In the order of their doing: latency first, on a server that nothing else has touched."""
-        return [*self._load(), *self._verify(), *self._eval()]
-
-    def _load(self) -> list[Measurement]:
-        spec = self.plan.load
-        if spec is None:
-            return []
-
-        def action(engine: Any) -> None:
-            measured = measure(spec, engine.base_url, engine.model, tokenizer=self.deploy)
-            if measured.result.interrupted:
-                raise KeyboardInterrupt
-            if self.variant:
-                lengths = output_lengths(self.steps.folder / "variants" / BASELINE / "bench")
-                compare_lengths(measured.result, measured.outcomes, lengths)
-            save(measured, spec, self.folder / "bench", Engine(**engine.describe()))
-
-        files = [stamp(Path(name)) for name in (spec.trace, spec.dataset) if name and Path(name).is_file()]
-        depends = fingerprint(self._served, spec.model_dump(mode="json"), files)
-        return [Measurement("load", depends, self.folder / "bench" / "run.json", action)]
+        return [*self.loads.measurements(), *self._verify(), *self._eval()]
 
     def _eval(self) -> list[Measurement]:
         settings = self.plan.eval
@@ -189,6 +165,13 @@ class Line:
                 judge(expected, endpoint, Engine(**engine.describe()), self.folder / "verify")
 
         return [Measurement("verify", self._served, self.folder / "verify" / "run.json", action)]
+
+    def _retry_unsound(self) -> None:
+        """Have load runs that say little of the server made again: whatever spoilt them may be over."""
+        for load in filter(self._fresh, self.loads.measurements()):
+            if reason := self.loads.doubt(load):
+                console.print(f"{self.name}: {load.step} is {reason}", highlight=False)
+                self.steps.reject(self.state, load.step, reason)
 
     def _fresh(self, measurement: Measurement) -> bool:
         return self.steps.fresh(self.state, measurement.step, measurement.fingerprint, measurement.result)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qdeploy.bench.commands.eval_options import EvalOptions
+from qdeploy.bench.commands.mlflow_option import MLFLOW, open_tracker
 from qdeploy.cli.option_groups import with_groups
 from qdeploy.errors import UsageError
 
@@ -28,6 +29,7 @@ def evaluate(
         Path | None, typer.Option("-o", "--output", help="Run folder to write; default: eval-MODEL.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the run record as JSON.")] = False,
+    mlflow: Annotated[str | None, typer.Option(help=MLFLOW)] = None,
 ) -> None:
     """Measure a served model: fidelity to a baseline, and accuracy.
 
@@ -67,9 +69,12 @@ def evaluate(
     from qdeploy.progress import console
 
     _check_has_baseline(baseline, asked)
+    tracker = open_tracker(mlflow)
     with Endpoint(url, model) as endpoint:
         folder = output or Path(f"eval-{endpoint.model.replace('/', '-')}")
         record = run_eval(endpoint, asked.settings(), folder, _baseline(baseline))
+    if tracker:
+        tracker.log(record, folder)
     if json:
         typer.echo(record.model_dump_json(indent=2))
     else:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qdeploy.bench.commands.load_options import LoadOptions, spec_of
+from qdeploy.bench.commands.mlflow_option import MLFLOW, open_tracker
 from qdeploy.cli.option_groups import with_groups
-from qdeploy.errors import GateError, Interrupted, UsageError
+from qdeploy.errors import EndpointError, GateError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from qdeploy.bench.load.run import Measurement
@@ -39,6 +40,7 @@ def bench(
         bool, typer.Option("--strict", help="Fail, with exit code 1, if a run is invalid.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    mlflow: Annotated[str | None, typer.Option(help=f"{MLFLOW} Needs -o.")] = None,
 ) -> None:
     """Put load on an endpoint; measure its latency and throughput.
 
@@ -62,8 +64,11 @@ def bench(
     from functools import partial
 
     from qdeploy.bench.load.run import measure
+    from qdeploy.bench.records import load_record
 
-    fields = load.fields()
+    if mlflow and output is None:
+        raise UsageError("--mlflow logs a run folder: give -o.")
+    fields, tracker = load.fields(), open_tracker(mlflow)
     measuring = partial(measure, base_url=url, model=model, tokenizer=tokenizer)
     if sweep or (load.slo and not (load.rate or load.concurrency or load.trace)):
         if baseline:
@@ -71,6 +76,9 @@ def bench(
         results = _several(fields, measuring, output, sweep, json)
     else:
         results = [_one(spec_of(**fields), measuring, output, baseline, json)]
+    if tracker and output:
+        for run in sorted(output.glob("**/run.json")):
+            tracker.log(load_record(run.parent), run.parent)
     reasons = [reason for result in results for reason in result.invalid]
     if strict and reasons:
         raise GateError(f"The measurement is invalid: {'; '.join(dict.fromkeys(reasons))}.")
@@ -106,6 +114,9 @@ def _one(
         Console().print(render(measurement.result))
     if measurement.result.interrupted:
         raise Interrupted(f"Interrupted after {measurement.result.requests} of {spec.requests} requests.")
+    if measurement.result.lost:
+        where = f" What was measured is in {output}, marked invalid." if output else ""
+        raise EndpointError(f"{measurement.target.base_url}: {measurement.result.invalid[-1]}.{where}")
     return measurement.result
 
 

@@ -38,18 +38,20 @@ def decide(comparison: Comparison, conditions: Sequence[Condition], lenient: boo
         ComparisonError, UsageError: a condition asks for what was not measured.
     """
     judged = [
-        Judged(
-            candidate=candidate.name,
-            checks=[check for condition in conditions for check in condition.check(candidate)]
-            if conditions
-            else [_by_verdict(candidate, comparison.margin)],
-        )
+        Judged(candidate=candidate.name, checks=checks(candidate, comparison.margin, conditions))
         for candidate in comparison.candidates
     ]
     found = {check.verdict for entry in judged for check in entry.checks}
     verdict: Verdict = "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
     code = 0 if verdict == "inconclusive" and lenient else EXIT_CODES[verdict]
     return Outcome(verdict=verdict, exit_code=code, judged=judged)
+
+
+def checks(candidate: Candidate, margin: float, conditions: Sequence[Condition]) -> list[Check]:
+    """All that is checked on one candidate. Raises as `decide`."""
+    if not conditions:
+        return [_by_verdict(candidate, margin)]
+    return [check for condition in conditions for check in condition.check(candidate)]
 
 
 def _by_verdict(candidate: Candidate, margin: float) -> Check:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from qdeploy.bench import statistics
 from qdeploy.bench.fidelity.divergence import Divergence, intersection, two_pass
+from qdeploy.bench.fidelity.kept_windows import KeptWindows
 from qdeploy.bench.fidelity.token_statistics import perplexity, token_statistics
 from qdeploy.bench.fidelity.token_table import TokenTable, concatenate, window_table
 from qdeploy.bench.fidelity.windows import Documents, Windows
@@ -33,31 +34,35 @@ def score_windows(
     baseline: TokenTable | None = None,
     order: Sequence[int] | None = None,
     title: str = "Scoring text",
+    kept: KeptWindows | None = None,
 ) -> TokenTable:
     """Score every window; each answer becomes arrays as it arrives, so that few are held as JSON.
 
     Args:
         baseline: its most likely tokens are scored as well, by their ids.
         order: in which windows are sent; the table is in the text's order all the same.
+        kept: windows that were scored before and are not sent again; each new one is added.
 
     Raises:
         EndpointError: the endpoint fails, or returns no `top_k` prompt log-probabilities.
     """
-    tables: dict[int, TokenTable] = {}
-    order = range(len(windows.tokens)) if order is None else order
+    tables = kept.tables() if kept else {}
+    wanted = range(len(windows.tokens)) if order is None else order
+    pending = [window for window in wanted if window not in tables]
     chosen = _split(baseline) if baseline else None
-    with progress(title, len(windows.tokens)) as bar:
+    with progress(title, len(pending)) as bar:
+        for first in range(0, len(pending), concurrency):
+            block = pending[first : first + concurrency]
 
-        def advance(_index: int, _scores: Scores) -> None:
-            bar.advance()
+            def keep(index: int, scores: Scores, block: list[int] = block) -> None:
+                window = block[index]
+                tables[window] = window_table(window, scores, windows.start(window))
+                if kept:
+                    kept.add(window, tables[window])
+                bar.advance()
 
-        for first in range(0, len(order), concurrency):
-            block = order[first : first + concurrency]
-            tokens = [windows.tokens[i] for i in block]
-            ids = [chosen[i] for i in block] if chosen else None
-            answers = endpoint.score_many(tokens, top_k, concurrency, advance, ids)
-            for i, scores in zip(block, answers, strict=True):
-                tables[i] = window_table(i, scores, windows.start(i))
+            ids = [chosen[window] for window in block] if chosen else None
+            endpoint.score_many([windows.tokens[window] for window in block], top_k, concurrency, keep, ids)
     table = concatenate([tables[i] for i in sorted(tables)])
     return replace(table, chosen_ids=baseline.top_ids) if baseline else table
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qdeploy.bench.fidelity import monte_carlo
 from qdeploy.bench.fidelity.disagreements import disagreements
@@ -14,6 +15,7 @@ from qdeploy.bench.fidelity.figures import (
     score_windows,
     summarize,
 )
+from qdeploy.bench.fidelity.kept_windows import KEPT, KeptWindows, asked_of
 from qdeploy.bench.fidelity.token_table import TOKENS, read_tokens, write_tokens
 from qdeploy.bench.fidelity.windows import Windows
 from qdeploy.bench.records import Fidelity, MonteCarlo
@@ -30,6 +32,7 @@ class Scoring:
         concurrency: requests in flight.
         samples: continuations that the baseline draws; 0: none.
         chosen: the engine scores the baseline's top K by their ids.
+        model: what is asked, in whatever words tell two models apart.
         order: in which windows are sent; None: as they come.
     """
 
@@ -37,6 +40,7 @@ class Scoring:
     concurrency: int
     samples: int
     chosen: bool
+    model: Mapping[str, Any]
     order: Sequence[int] | None = None
 
 
@@ -48,7 +52,7 @@ def measure_fidelity(
     folder: Path,
     baseline: Path | None,
 ) -> Fidelity:
-    """Write the token tables into `folder` and return the figures.
+    """Write the token tables into `folder` and return the figures. Windows that were kept there are not sent.
 
     Args:
         baseline: run folder to compare with; None: this is the baseline, which draws the samples.
@@ -61,7 +65,10 @@ def measure_fidelity(
     if theirs is not None:
         check_same_tokens(windows, theirs)
     chosen = theirs if scoring.chosen else None
-    ours = score_windows(endpoint, windows, scoring.top_k, scoring.concurrency, chosen, scoring.order)
+    kept = KeptWindows(folder / KEPT, asked_of(scoring.model, windows, scoring.top_k, chosen))
+    ours = score_windows(
+        endpoint, windows, scoring.top_k, scoring.concurrency, chosen, scoring.order, kept=kept
+    )
     write_tokens(folder / TOKENS, ours)
     fidelity = summarize(windows, ours, theirs)
     if theirs is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic, monotonic_ns, thread_time
 from typing import Any
 
+from qdeploy import catalogue
 from qdeploy.bench.load.client import event_loop
 from qdeploy.bench.load.client.ceiling import Ceiling, measure_ceiling
 from qdeploy.bench.load.client.client import Client
@@ -65,8 +66,9 @@ def measure(
     """Look the endpoint up, warm it, put the load on it, wait for every answer, and compute the figures.
 
     A request that has not ended `spec.timeout_s` after its dispatch fails, so the run ends at most that long
-    after the last one. Ctrl-C ends it too: the figures are then of the requests that had ended. Where the
-    spec sets a salt, the same prompts may have been sent before: the server is asked to forget them.
+    after the last one. Ctrl-C ends it too: the figures are then of the requests that had ended. A server that
+    dies meanwhile fails the rest: the run is marked `lost`. Where the spec sets a salt, the same prompts may
+    have been sent before: the server is asked to forget them.
 
     Args:
         api_key: None reads QDEPLOY_API_KEY, then OPENAI_API_KEY.
@@ -83,7 +85,17 @@ def measure(
         target = look_up(endpoint, spec, words)
         if "salt" in spec.model_fields_set:
             endpoint.reset_prefix_cache()
-    return event_loop.run(_measure(spec, target, api_key, endpoint.is_local, measure_ceiling()))
+        measured = event_loop.run(_measure(spec, target, api_key, endpoint.is_local, measure_ceiling()))
+        if measured.result.failed and not endpoint.answers():
+            _mark_lost(measured.result)
+    return measured
+
+
+def _mark_lost(result: LoadResult) -> None:
+    result.lost = True
+    result.invalid.append(
+        f"the endpoint does not answer any more: {result.failed} of {result.requests} requests failed"
+    )
 
 
 def save(measurement: Measurement, spec: LoadSpec, output: Path, engine: Engine | None = None) -> RunRecord:
@@ -111,6 +123,7 @@ def save(measurement: Measurement, spec: LoadSpec, output: Path, engine: Engine 
     if measurement.samples:
         write_telemetry(output / "telemetry.parquet", measurement.samples, measurement.start_ns)
     record.save(output)
+    catalogue.record(output)
     return record
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from qdeploy.bench.records.accuracy import Noise, TaskFigure, TaskScore
 from qdeploy.bench.records.base import Engine, Estimate, Record, Verdict
+from qdeploy.bench.records.decision import DECISION, Decision, Optimum, Standing, load_decision
 from qdeploy.bench.records.fidelity import (
     Candidate,
     Disagreement,
@@ -33,11 +34,13 @@ from qdeploy.bench.records.load import (
 from qdeploy.bench.records.run import SCHEMA, SERIES, RunRecord, load_record, load_series
 
 __all__ = [
+    "DECISION",
     "SCHEMA",
     "SERIES",
     "Candidate",
     "ClientUse",
     "Cost",
+    "Decision",
     "Disagreement",
     "Distribution",
     "Engine",
@@ -50,17 +53,20 @@ __all__ = [
     "Method",
     "MonteCarlo",
     "Noise",
+    "Optimum",
     "Percentile",
     "Record",
     "RunRecord",
     "SeriesRecord",
     "SloResult",
+    "Standing",
     "SteadyWindow",
     "TaskFigure",
     "TaskScore",
     "Telemetry",
     "TokenStatistics",
     "Verdict",
+    "load_decision",
     "load_record",
     "load_series",
 ]

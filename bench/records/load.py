@@ -126,7 +126,11 @@ class Cost(Record):
 
 
 class LoadResult(Record):
-    """One load run (definitions: docs/metrics.md)."""
+    """One load run (definitions: docs/metrics.md).
+
+    `interrupted` by Ctrl-C, the figures are of the requests that had ended; `lost`: requests failed, and the
+    endpoint did not answer any more when the run was over.
+    """
 
     arrival: Literal["poisson", "gamma", "constant", "trace", "closed"]
     rate: float | None = None
@@ -155,6 +159,7 @@ class LoadResult(Record):
     prompts_sha256: str = ""
     left_out: int = 0
     interrupted: bool = False
+    lost: bool = False
     invalid: list[str] = Field(default_factory=list)
     output_length_ratio: Estimate | None = None
     steady: SteadyWindow | None = None

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qdeploy.bench.records import SERIES, Engine, RunRecord, SeriesRecord, load_record, load_series
+from qdeploy.bench.records import (
+    SERIES,
+    Decision,
+    Engine,
+    RunRecord,
+    SeriesRecord,
+    load_decision,
+    load_record,
+    load_series,
+)
 from qdeploy.bench.report.checkpoint import Checkpoint, read_checkpoint
 from qdeploy.errors import ComparisonError
 from qdeploy.files import read_json
@@ -47,6 +56,7 @@ class Evidence:
 
     variants: list[Variant]
     plan: str | None = None
+    decisions: list[Decision] = field(default_factory=list)
 
     @property
     def baseline(self) -> Variant | None:
@@ -65,12 +75,14 @@ def collect(paths: Sequence[Path]) -> Evidence:
     """
     variants: list[Variant] = []
     plans: list[str] = []
+    decisions: list[Decision] = []
     loose: list[Path] = []
     for path in paths:
         if (path / "campaign.json").is_file():
             campaign = read_json(path / "campaign.json")
             variants += [_campaign_variant(path, entry) for entry in campaign["variants"]]
             plans.append(campaign["plan_text"])
+            decisions += filter(None, [load_decision(path)])
         else:
             loose.append(path)
     variants += _group(loose)
@@ -79,7 +91,7 @@ def collect(paths: Sequence[Path]) -> Evidence:
             f"Nothing was measured yet in {', '.join(map(str, paths))}: no variant has a finished run."
         )
     variants.sort(key=lambda variant: not variant.is_baseline)
-    return Evidence(variants, "\n---\n".join(plans) or None)
+    return Evidence(variants, "\n---\n".join(plans) or None, decisions)
 
 
 def _campaign_variant(campaign: Path, entry: dict[str, Any]) -> Variant:

@@ -16,6 +16,7 @@ from qdeploy.bench import noise
 from qdeploy.bench.load.series.sweep import completion_rate
 from qdeploy.bench.report import compare, fidelity, metrics, numbers, places, samples, words
 from qdeploy.bench.report.collect import Evidence, Variant, collect
+from qdeploy.bench.report.decision import figure_words
 from qdeploy.bench.report.drawings import draw
 from qdeploy.bench.report.plots.rates import beyond_knee, series_words
 from qdeploy.errors import UsageError, disk_errors
@@ -90,6 +91,7 @@ def _context(evidence: Evidence) -> dict[str, Any]:
     return {
         "title": _title(evidence),
         "evidence": evidence,
+        "figure_words": figure_words,
         "variants": variants,
         "baseline": baseline,
         "summaries": summaries(evidence),

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from qdeploy import catalogue
 from qdeploy.checkpoint.lock import LOCK, FolderLock
 from qdeploy.errors import OutputError, disk_errors
 from qdeploy.files import fsync_folder
@@ -74,7 +75,7 @@ class OutputFolder:
             _remove(self.partial, self._lock)
 
     def publish(self) -> None:
-        """Rename to `output`, then remove the partial folder.
+        """Rename to `output`, remove the partial folder, enter the run in the catalogue.
 
         Raises:
             OutputError: `output` came into use meanwhile, or the disk refuses.
@@ -85,6 +86,7 @@ class OutputFolder:
             self.contents.rename(self.output)
             fsync_folder(self.output.parent)
         self.discard()
+        catalogue.record(self.output)
 
     def _refuse_used(self) -> None:
         refuse_used(self.output)

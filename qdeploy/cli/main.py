@@ -33,6 +33,7 @@ ORDER = (
     "run",
     "report",
     "compare",
+    "runs",
     "import",
     "recipe",
     "engines",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -15,7 +17,9 @@ import yaml
 from qdeploy.bench.campaign import run_campaign
 from qdeploy.bench.campaign.state import State, VariantState
 from qdeploy.bench.campaign.steps import StepError, Steps, fingerprint, stamp
-from qdeploy.bench.records import load_record
+from qdeploy.bench.load.client import use as client_use
+from qdeploy.bench.load.figures import metrics
+from qdeploy.bench.records import load_decision, load_record
 from qdeploy.errors import (
     CheckpointError,
     EndpointError,
@@ -49,6 +53,10 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     python.chmod(0o755)
     stamp = {"engine": "vllm", "version": "0.32.0", "device": "cpu"}
     (python.parents[1] / "installed.json").write_text(json.dumps(stamp))
+    # A busy machine beside a server that answers at once: what is measured here is of no matter.
+    monkeypatch.setattr(client_use, "MAX_SHARE", math.inf)
+    monkeypatch.setattr(metrics, "MAX_LAG_MS", math.inf)
+    monkeypatch.setattr(metrics, "MAX_RATE_ERROR", math.inf)
     monkeypatch.setenv("QDEPLOY_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
     return package / "api_server.py"
@@ -115,6 +123,58 @@ def test_the_whole_line_then_only_what_a_change_touches(
     }
 
 
+def limited(slo: str, rates: list[float]) -> dict[str, Any]:
+    """Changes of the plan: seven requests, of which a median can be shown."""
+    load = {"rate": 10, "requests": 7, "warmup": 0, "prompt_tokens": 4, "output_tokens": 1, "slo": slo}
+    return {"load": load, "objective": {"rates": rates, "fail_if": ["kl_mean>100"]}}
+
+
+def test_rates_are_tried_besides_and_a_variant_is_recommended(
+    tmp_path: Path, engine: Path, plan: Callable[..., Path]
+) -> None:
+    campaign = tmp_path / "campaign"
+    report = run_campaign(plan(**limited("p50_e2e=60s", [5])), campaign)
+    for name in ("baseline", "w8-rtn"):
+        folder = campaign / "variants" / name
+        own, tried = (load_record(folder / run).load for run in ("bench", "rates/5"))
+        assert own and tried and (own.rate, tried.rate) == (10, 5)
+        assert own.prompts_sha256 != tried.prompts_sha256, "the server has seen those of the first"
+    decision = load_decision(campaign)
+    assert decision and decision.verdict == "pass"
+    assert decision.recommended
+    assert decision.headline in html.unescape(report.read_text())
+
+    run_campaign(plan(**limited("p50_e2e=60s", [6])), campaign)
+    assert [path.name for path in campaign.glob("variants/w8-rtn/rates/*/")] == ["6"]
+
+
+def test_an_invalid_load_run_is_made_again(tmp_path: Path, engine: Path, plan: Callable[..., Path]) -> None:
+    campaign = tmp_path / "campaign"
+    run_campaign(plan(), campaign)
+    first, folder = finished(campaign), campaign / "variants" / "w8-rtn" / "bench"
+    spoilt = load_record(folder)
+    assert spoilt.load
+    spoilt.load.invalid = ["the machine stood still"]
+    spoilt.save(folder)
+    run_campaign(plan(), campaign)
+    load = load_record(folder).load
+    assert load and not load.invalid
+    assert {key for key, time in finished(campaign).items() if time != first[key]} == {("w8-rtn", "load")}
+
+
+def test_no_rate_is_tried_above_one_that_breaks_the_objective(
+    tmp_path: Path, engine: Path, plan: Callable[..., Path]
+) -> None:
+    campaign = tmp_path / "campaign"
+    asked = plan(**limited("p50_e2e=0.001ms", [5, 20]))
+    run_campaign(asked, campaign)
+    assert [path.name for path in campaign.glob("variants/w8-rtn/rates/*/")] == ["5"]
+    decision = load_decision(campaign)
+    assert decision and (decision.verdict, decision.recommended) == ("fail", None)
+    engine.write_text("raise SystemExit('nothing is to be served')")
+    run_campaign(asked, campaign)
+
+
 def test_a_failed_step_names_variant_step_and_log_and_is_gone_on_with(
     tmp_path: Path, engine: Path, plan: Callable[..., Path]
 ) -> None:
@@ -179,6 +239,23 @@ def test_a_step_is_redone_from_nothing_for_other_inputs(steps: Steps) -> None:
     (steps.folder / "out" / "old").touch()
     run_step(steps, "b")
     assert [path.name for path in (steps.folder / "out").iterdir()] == ["done"]
+
+
+@pytest.mark.parametrize(("inputs", "goes_on"), [("a", True), ("b", False)])
+def test_what_is_half_made_is_gone_on_with_for_the_same_inputs_only(
+    steps: Steps, inputs: str, goes_on: bool
+) -> None:
+    """An evaluation's answers lie there, and nothing in them tells two checkpoints at one path apart."""
+
+    def interrupt(_: Path) -> None:
+        (steps.folder / "out.partial").mkdir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        run_step(steps, "a", interrupt)
+    found: list[bool] = []
+    run_step(steps, inputs, lambda _: found.append((steps.folder / "out.partial").exists()))
+    assert found == [goes_on]
 
 
 def test_a_step_whose_result_is_gone_is_redone(steps: Steps) -> None:

@@ -12,6 +12,8 @@ from qdeploy.errors import RecipeError
 LOAD = "load: {rate: 1, requests: 10}"
 GOOD = f"model: m\nvariants: [{{name: a}}]\n{LOAD}"
 
+LIMITED = GOOD.replace(LOAD, "load: {rate: 1, slo: p90_ttft=1s}")
+
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "plan.yaml"
@@ -38,6 +40,15 @@ def write(folder: Path, text: str) -> Path:
         (f"model: m\nvariants: [{{name: baseline}}]\n{LOAD}", "name of the 16-bit model"),
         (f"model: m\nvariants: [{{name: ../a}}]\n{LOAD}", "variants.0.name"),
         ("model: m\nvariants: [{name: a}]\nload: {rate: 1, concurrency: 2}", "load: give either `rate`"),
+        (f"{GOOD}\nobjective: {{fail_if: ['ppl<']}}", r"objective.fail_if: 'ppl<' is not of the form FIGURE"),
+        (f"{GOOD}\nobjective: {{rates: [0]}}", "objective.rates: give requests per second above 0"),
+        (f"{GOOD}\nobjective: {{optimize: rate}}", "optimize rate: give load.rate and load.slo"),
+        (f"{GOOD}\nobjective: {{optimize: speed}}", "objective.optimize: .*'rate', 'cost' or 'size'"),
+        (f"{LIMITED}\nobjective: {{optimize: cost}}", "optimize cost: give load.price_per_hour"),
+        (
+            "model: m\nvariants: [{name: a}]\nload: {concurrency: 2}\nobjective: {rates: [1]}",
+            "objective.rates are tried besides the rate of an open loop: give load.rate",
+        ),
     ],
 )
 def test_a_bad_plan_is_refused_by_file_and_field(tmp_path: Path, text: str, message: str) -> None:
@@ -81,5 +92,16 @@ def test_every_variant_is_sent_the_same_prompts(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_the_plan_of_the_demo_is_valid() -> None:
-    assert load_plan(Path(__file__).parents[2] / "demo.yaml").verify
+def test_a_plan_optimizes_the_rate_under_an_slo_and_the_size_without(tmp_path: Path) -> None:
+    assert load_plan(write(tmp_path, GOOD)).optimum == "size"
+    plan = load_plan(write(tmp_path, f"{LIMITED}\nobjective: {{rates: [2, 1, 0.5, 2]}}"))
+    assert plan.optimum == "rate"
+    assert plan.rates == (0.5, 2.0), "the plan's own is tried anyway"
+
+
+def test_the_plans_of_the_repository_are_valid() -> None:
+    root = Path(__file__).parents[2]
+    assert load_plan(root / "demo.yaml").optimum == "size"
+    plan = load_plan(root / "deploy.yaml")
+    assert plan.optimum == "rate"
+    assert [variant.scheme for variant in plan.variants] == ["W8A8", "W4A16", "W4A16_ASYM"]

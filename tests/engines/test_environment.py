@@ -10,10 +10,11 @@ import pytest
 
 from qdeploy.engines import environment
 from qdeploy.errors import EngineError, UnknownNameError, UsageError
+from qdeploy.home import home
 
 
 def _fake_environment(name: str, facts: dict[str, str] | None) -> Path:
-    folder = environment.home() / "engines" / name
+    folder = home() / "engines" / name
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python").symlink_to(sys.executable)
     if facts is not None:
@@ -27,9 +28,9 @@ CPU = {"engine": "vllm", "version": "0.32.0", "device": "cpu"}
 def test_home_follows_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QDEPLOY_HOME")
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
-    assert environment.home() == Path("/data/qdeploy")
+    assert home() == Path("/data/qdeploy")
     monkeypatch.delenv("XDG_DATA_HOME")
-    assert environment.home() == Path("~/.local/share/qdeploy").expanduser()
+    assert home() == Path("~/.local/share/qdeploy").expanduser()
 
 
 def test_nothing_installed_names_the_command() -> None:

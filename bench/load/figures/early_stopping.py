@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from qdeploy.bench.records import Verdict
 
 CONFIDENCE = 0.99
+MOST_REQUESTS = 10_000
+STEP = 1.1
 
 
 @lru_cache(maxsize=64)
@@ -49,3 +51,17 @@ def verdict(over: int, n: int, q: float) -> Verdict:
         return "pass"
     at_least = 1.0 - (below[over - 1] if over else 0.0)
     return "fail" if at_least <= 1 - CONFIDENCE else "inconclusive"
+
+
+def requests_needed(over: int, n: int, q: float) -> int | None:
+    """How many requests in all would decide, if a limit went on being exceeded as by `over` of `n`.
+
+    Found to within a tenth; None where more than MOST_REQUESTS would be needed.
+    """
+    needed = float(n)
+    while needed <= MOST_REQUESTS:
+        whole = math.ceil(needed)
+        if verdict(round(over * whole / n), whole, q) != "inconclusive":
+            return whole
+        needed *= STEP
+    return None

@@ -30,7 +30,7 @@ class Limit:
     ms: float
 
     def __str__(self) -> str:
-        return f"p{100 * self.q:g}_{self.metric}={self.ms:g}ms"
+        return f"p{100 * self.q:g}_{self.metric}={self.ms:.10g}ms"
 
 
 def presets() -> dict[str, tuple[Limit, ...]]:

@@ -10,7 +10,7 @@ from qdeploy.bench.load.run import Measurement, save
 from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.records import LoadResult, load_record
 from qdeploy.bench.run_folder import check_free
-from qdeploy.errors import Interrupted, OutputError, disk_errors
+from qdeploy.errors import EndpointError, Interrupted, OutputError, disk_errors
 from qdeploy.files import read_json, write_json
 from qdeploy.progress import console
 
@@ -43,6 +43,7 @@ class Series:
 
         Raises:
             Interrupted: Ctrl-C; this run is made again, the ones before it are kept.
+            EndpointError: the endpoint went away; likewise.
         """
         rate = float(f"{rate:.4g}")
         if rate not in self.results:
@@ -58,7 +59,7 @@ class Series:
         return self._run("all-at-once", {"concurrency": self.template.requests, "rate": None})
 
     def _run(self, name: str, changes: dict[str, float | int | None]) -> LoadResult:
-        salt = hashlib.sha256(f"{self.template.salt} {name}".encode()).hexdigest()[:8]
+        salt = salted(self.template.salt, name)
         spec = LoadSpec.model_validate(self.template.model_dump() | changes | {"salt": salt})
         folder = self.folder / name if self.folder else None
         if folder and (folder / "run.json").is_file():
@@ -67,12 +68,19 @@ class Series:
             return known
         console.print(f"{name.replace('-', ' ')}:", highlight=False)
         measured = self._measure(spec)
+        again = f" The same command goes on from {folder.parent}." if folder else ""
         if measured.result.interrupted:
-            again = f" The same command goes on from {folder.parent}." if folder else ""
             raise Interrupted(f"Interrupted in the run {name}.{again}")
+        if measured.result.lost:
+            raise EndpointError(f"In the run {name}, {measured.result.invalid[-1]}.{again}")
         if folder:
             save(measured, spec, folder)
         return measured.result
+
+
+def salted(salt: str, name: str) -> str:
+    """A salt that is another one for every name, and the same again for the same name."""
+    return hashlib.sha256(f"{salt} {name}".encode()).hexdigest()[:8]
 
 
 def _opened(folder: Path, template: LoadSpec) -> LoadSpec:

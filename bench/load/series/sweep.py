@@ -15,7 +15,7 @@ FRACTIONS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2)
 """Rates of a sweep, as parts of the throughput when all requests are sent at once."""
 
 KEPT = 0.95
-"""An endpoint is saturated at a rate of which it completes less than this part."""
+"""An endpoint is saturated at a rate of which it completes less than this part, by more than chance."""
 
 GROWTH = 1.5
 MOST_STEPS = 8
@@ -127,8 +127,19 @@ def completion_rate(result: LoadResult) -> float:
 
 
 def saturated(result: LoadResult) -> bool:
-    """Whether less than KEPT of what was offered was completed in the same time."""
-    return completion_rate(result) < KEPT * (result.rate or 0.0)
+    """Whether less than KEPT of what was offered was completed in the same time, by more than chance.
+
+    Arrivals in the steady window are binomial, of all that were sent: two standard deviations of them must be
+    missing. The window ends with an arrival, which cannot be completed in it.
+    """
+    rate, steady = result.rate or 0.0, result.steady
+    if completion_rate(result) >= KEPT * rate:
+        return False
+    if steady is None or not steady.requests:
+        return True
+    offered = rate * (steady.end_s - steady.start_s)
+    share = min(offered / result.requests, 1.0)
+    return offered - 1 - steady.requests > 2 * math.sqrt(result.requests * share * (1 - share))
 
 
 def _met(result: LoadResult, saturating: float) -> bool:

@@ -39,6 +39,26 @@ def test_a_run_whose_engine_dies_goes_on_with_the_same_call(tmp_path: Path, ask:
     assert not (tmp_path / "run.partial").exists()
 
 
+@pytest.mark.parametrize("part", [0.2, 0.45, 0.7, 0.95])
+def test_nothing_is_asked_twice_wherever_the_engine_dies(tmp_path: Path, ask: Ask, part: float) -> None:
+    """In the text, in the tasks, and in either of the second measurement."""
+    settings = EvalSettings(windows=8, window_tokens=32, top_k=8, limit=8, concurrency=2, noise=True)
+    whole, dying, again = ask(), ask(), ask()
+    with client(whole) as endpoint:
+        expected = run_eval(endpoint, settings, tmp_path / "whole")
+    requests = _scorings(whole.asked)
+    dying.dies_after = len(whole.asked) - requests + int(requests * part)
+    with client(dying) as endpoint, pytest.raises(EndpointError, match=r"is kept; the same command goes on"):
+        run_eval(endpoint, settings, tmp_path / "run")
+    with client(again) as endpoint:
+        record = run_eval(endpoint, settings, tmp_path / "run")
+    # Of the requests in flight, one answer may come after the failure of the other.
+    assert _scorings(dying.asked) + _scorings(again.asked) <= requests + 1
+    assert record.tasks == expected.tasks
+    assert record.fidelity == expected.fidelity
+    assert record.noise and not (tmp_path / "run" / "windows").exists()
+
+
 def _scorings(asked: list[dict[str, object]]) -> int:
     """Requests behind the probe's, which are of token ids that the byte tokenizer lacks."""
     prompts = [body.get("prompt") for body in asked]

@@ -64,6 +64,16 @@ class Server:
         self._thread.join(10)
         self._loop.close()
 
+    def stop_after(self, payloads: int) -> None:
+        """Stop, on another thread, once so many have been sent."""
+
+        def wait() -> None:
+            while len(self.payloads) < payloads:
+                time.sleep(0.005)
+            self.stop()
+
+        threading.Thread(target=wait, daemon=True).start()
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}/v1"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from qdeploy.bench.commands.load import bench
 from qdeploy.bench.load.client import use as client_use
 from qdeploy.bench.records import LoadResult, SeriesRecord, load_record
-from qdeploy.errors import GateError, OutputError, UsageError
+from qdeploy.errors import EndpointError, GateError, OutputError, UsageError
 from tests.bench.load.server import Server
 
 app = typer.Typer()
@@ -51,6 +51,19 @@ def test_a_run_that_the_client_limited_fails_if_asked(
     assert "of its own ceiling" in str(strict.exception)
     load = load_record(tmp_path / "b").load
     assert load and load.client_limited and load.invalid
+
+
+def test_of_a_server_that_dies_what_was_measured_is_kept(tmp_path: Path) -> None:
+    dying = Server()
+    dying.start()
+    dying.behaviour.first_token_s = 0.05
+    dying.stop_after(12)
+    many = ["--num-requests", "30", *SHORT[2:]]
+    result = CliRunner().invoke(app, [dying.url, "--rate", "25", *many, "-o", str(tmp_path / "run")])
+    assert isinstance(result.exception, EndpointError)
+    assert "does not answer any more" in str(result.exception) and "marked invalid" in str(result.exception)
+    load = load_record(tmp_path / "run").load
+    assert load and load.lost and load.completed and load.invalid
 
 
 def test_table_shows_failures(server: Server) -> None:

@@ -44,6 +44,25 @@ def test_measured_latencies_are_the_programmed_ones(server: Server) -> None:
     assert found.result.metrics["itl_ms"].count == 12 * 4
 
 
+def test_a_server_that_dies_marks_the_run() -> None:
+    dying = Server()
+    dying.start()
+    dying.behaviour.first_token_s = 0.02
+    dying.stop_after(10)
+    found = measure(spec(rate=20, requests=20, warmup=0), dying.url).result
+    assert 0 < found.completed < 20 and found.completed + found.failed == 20
+    assert found.lost
+    assert found.invalid == [
+        f"the endpoint does not answer any more: {found.failed} of 20 requests failed",
+    ]
+
+
+def test_failures_of_a_server_that_is_there_lose_nothing(server: Server) -> None:
+    server.behaviour.fail = {2: "status"}
+    found = measure(spec(concurrency=1, warmup=0), server.url).result
+    assert found.failed == 1 and not found.lost
+
+
 def test_open_loop_does_not_wait_for_answers(server: Server) -> None:
     server.behaviour.first_token_s = 0.5
     found = measure(spec(rate=100, arrival="constant", warmup=0), server.url)

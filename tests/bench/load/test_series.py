@@ -14,7 +14,7 @@ from qdeploy.bench.load.series import sweep as module
 from qdeploy.bench.load.series.series import Series
 from qdeploy.bench.load.series.sweep import capacity, saturated, search, summarize_series, sweep
 from qdeploy.bench.load.spec import LoadSpec
-from qdeploy.bench.records import LoadResult
+from qdeploy.bench.records import LoadResult, SteadyWindow
 from qdeploy.errors import EndpointError, Interrupted, OutputError, UsageError
 from tests.bench.load.server import Server
 from tests.bench.load.test_metrics import request
@@ -60,6 +60,16 @@ def run_at(rate: float, completed: float) -> LoadResult:
     assert result.steady is None
     result.request_throughput = completed
     return result
+
+
+@pytest.mark.parametrize(("completed", "much"), [(57, False), (55, False), (50, True)])
+def test_saturated_is_less_than_chance_leaves(completed: int, much: bool) -> None:
+    """Of 60 requests 58 come in the window, give or take three, and the last cannot be completed in it."""
+    result = summarize(LoadSpec(rate=1, requests=60), [request(i) for i in range(60)], 1)
+    result.steady = SteadyWindow(
+        start_s=2, end_s=60, requests=completed, request_throughput=completed / 58, output_token_throughput=1
+    )
+    assert saturated(result) is much
 
 
 def test_the_knee_lies_between_a_rate_that_is_kept_and_one_that_is_not() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qdeploy.bench.load.figures.percentiles import distribution as distribution_of
-from qdeploy.bench.records import load_record
+from qdeploy.bench.records import Decision, Estimate, Standing, load_record
 from qdeploy.bench.report import write_report
 from qdeploy.bench.report.places import visible
 from qdeploy.errors import ComparisonError, UsageError
@@ -279,6 +279,34 @@ def test_nothing_measured_is_an_error(tmp_path: Path, make_campaign: CampaignMak
 def test_same_evidence_same_bytes(tmp_path: Path, make_campaign: CampaignMaker) -> None:
     campaign = make_campaign()
     assert report(tmp_path, campaign) == report(tmp_path, campaign)
+
+
+def test_the_decision_is_the_first_thing_said(tmp_path: Path, make_campaign: CampaignMaker) -> None:
+    campaign = make_campaign("w4")
+    assert "Which to deploy" not in report(tmp_path, campaign)
+    standings = [
+        Standing(name="baseline", verdict="pass", reasons=["is the baseline"], figure=Estimate(value=2.0)),
+        Standing(name="w4", verdict="inconclusive", reasons=["<b>9 items</b> more would decide"]),
+    ]
+    Decision(
+        objective="p99_ttft=1s at 2 requests/s",
+        optimize="rate",
+        verdict="inconclusive",
+        recommended="baseline",
+        headline="Deploy the 16-bit baseline for now.",
+        standings=standings,
+    ).save(campaign)
+    html = report(tmp_path, campaign)
+    text = Document(html).text
+    said = [
+        "Deploy the 16-bit baseline for now.",
+        "2.00 requests/s",
+        "<b>9 items</b>",
+        "accuracy is undecided",
+    ]
+    places = [text.replace("\u00a0", " ").index(words) for words in said]
+    assert places == sorted(places)
+    assert "<b>" not in html
 
 
 def test_output_folder_is_made(tmp_path: Path, make_campaign: CampaignMaker) -> None:

@@ -1,0 +1,30 @@
+"""An index of the folders that runs have left: what each is, where it lies, and under which tags.
+
+The folders hold everything; the index is rebuilt from them by `qdeploy runs scan`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from qdeploy.catalogue.entry import read_entry
+from qdeploy.catalogue.store import Catalogue, catalogue_file
+from qdeploy.errors import QDeployError
+from qdeploy.progress import warn
+
+__all__ = ["record"]
+
+
+def record(folder: Path) -> None:
+    """Enter a folder that a run has just finished; where that cannot be done, warn: the run is whole."""
+    try:
+        entry = read_entry(folder)
+        if entry is not None:
+            with Catalogue() as catalogue:
+                catalogue.add([entry])
+    except (OSError, sqlite3.Error, QDeployError, ValueError) as error:
+        warn(
+            f"{folder} is whole, but the catalogue {catalogue_file()} could not be written ({error}). "
+            f"`qdeploy runs scan {folder}` enters it later."
+        )
