@@ -177,8 +177,8 @@ class VllmEngine:
         """Prompt scoring as deep as KL needs, no sampling defaults of the model's own."""
         common = ["--served-model-name", model.name, "--max-logprobs", str(MAX_LOGPROBS)]
         common += ["--generation-config", "vllm"]
-        if self._scores_chosen_ids(host):
-            common.append("--enable-scale-out")
+        if self._opens_scale_out(host):
+            common += ["--enable-scale-out", "--enable-prompt-tokens-details"]
         # Compiling takes minutes on a CPU; `--no-enforce-eager` turns it on.
         if self.environment.device == "cpu":
             common.append("--enforce-eager")
@@ -188,14 +188,15 @@ class VllmEngine:
                 common += ["--dtype", "float32"]
         return common
 
-    def _scores_chosen_ids(self, host: str) -> bool:
-        """Whether to open the path by which `qdeploy eval` asks for log-probabilities of given token ids.
+    def _opens_scale_out(self, host: str) -> bool:
+        """Whether to open the path by which `qdeploy eval` asks for what `/v1/completions` does not give.
 
-        The CPU build has no Triton and so no runner that tells them. The paths that come along, aborting
-        requests among them, are for this machine only.
+        These are log-probabilities of given token ids, where the runner tells them (not in the CPU build,
+        which has no Triton), and of a prompt's end without computing its beginning again. The paths that come
+        along, aborting requests among them, are for this machine only.
         """
         release = tuple(int(part) for part in self.environment.version.split(".")[:2])
-        return self.environment.device != "cpu" and host in ports.LOOPBACK and release >= SCALE_OUT_SINCE
+        return host in ports.LOOPBACK and release >= SCALE_OUT_SINCE
 
     def _variables(self) -> dict[str, str]:
         """The environment variables of the server."""
