@@ -1,8 +1,8 @@
 """Scoring over an endpoint: qdeploy beside lm-eval's `local-completions`, on the same served model.
 
-lm-eval is asked twice: with as many requests in flight as qdeploy, and as it comes, one at a time. The median of
-several rounds counts. A round's prompts have a first line of their own, and qdeploy goes first in each, so that
-nobody finds his prompts in the engine's cache; lm-eval's requests do not read it.
+lm-eval is asked twice: with as many requests in flight as qdeploy, and as it comes, one at a time. The median
+of several rounds counts. A round's prompts have a first line of their own, and qdeploy goes first in each, so
+that nobody finds his prompts in the engine's cache; lm-eval's requests do not read it.
 """
 
 from __future__ import annotations
@@ -122,12 +122,10 @@ def _smoke(letters: bool) -> list[Pair]:
 
 def _after_passages() -> list[Pair]:
     words = evaluation_text().split()
+    passages = [" ".join(words[i : i + PASSAGE_WORDS]) for i in range(0, len(words), PASSAGE_WORDS)]
     return [
-        (
-            f"{' '.join(words[i * PASSAGE_WORDS : (i + 1) * PASSAGE_WORDS])}\n\n{_question(item, False)}",
-            choice,
-        )
-        for i, item in enumerate(smoke_suite().items[:ITEMS])
+        (f"{passage}\n\n{_question(item, letters=False)}", choice)
+        for passage, item in zip(passages, smoke_suite().items[:ITEMS], strict=False)
         for choice in _texts(item)
     ]
 
