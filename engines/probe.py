@@ -22,8 +22,9 @@ PATTERN = (101, 203, 307, 409, 503, 607, 701, 809)
 TOP_K = (256, 128, 20, 5)
 """Numbers of log-probabilities per position to ask for; vLLM's own limit is 20."""
 
-BEGINNING = PATTERN * 32
-"""Longer than the blocks in which caches keep a prompt: 16 tokens on GPUs, 128 in vLLM's CPU build."""
+BEGINNING = PATTERN * 32 + PATTERN[:1]
+"""Longer than the blocks in which caches keep a prompt (16 tokens on GPUs, 128 in vLLM's CPU build), by one:
+that token must be computed for the next one to be scored."""
 
 TOLERANCE = 0.1
 """How far apart two requests for one log-probability may be in 16 bits, nats."""
