@@ -33,6 +33,9 @@ SCALE_OUT_SINCE = (0, 32)
 """The release of vLLM that knows `--enable-scale-out`."""
 
 CPU_KV_CACHE_GIB = "2"
+CPU_BLOCK_TOKENS = "32"
+"""By which the cache keeps prompts. Few tasks' contexts fill one of the default's 128; 32 is the kernels' least."""
+
 ENGINE_ARGUMENTS = "engine_args.json"
 
 NATIVE_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
@@ -181,7 +184,7 @@ class VllmEngine:
             common += ["--enable-scale-out", "--enable-prompt-tokens-details"]
         # Compiling takes minutes on a CPU; `--no-enforce-eager` turns it on.
         if self.environment.device == "cpu":
-            common.append("--enforce-eager")
+            common += ["--enforce-eager", "--block-size", CPU_BLOCK_TOKENS]
             # Without instructions for it, bfloat16 is emulated: 7 to 10 times slower than float32, which
             # holds every bfloat16 weight exactly.
             if not cpu_flags() & NATIVE_BFLOAT16:
