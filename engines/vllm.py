@@ -34,7 +34,7 @@ SCALE_OUT_SINCE = (0, 32)
 
 CPU_KV_CACHE_GIB = "2"
 CPU_BLOCK_TOKENS = "32"
-"""By which the cache keeps prompts. Few tasks' contexts fill one of the default's 128; 32 is the kernels' least."""
+"""By which the cache keeps prompts: few tasks' contexts fill the default of 128. 32 is the kernels' least."""
 
 ENGINE_ARGUMENTS = "engine_args.json"
 
