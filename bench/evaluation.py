@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qdeploy import catalogue
+from qdeploy.bench.accuracy.asking import Shortcuts
 from qdeploy.bench.accuracy.comparison import check_pairable
 from qdeploy.bench.accuracy.encoding import EncodedItem, encode_item
 from qdeploy.bench.accuracy.items import Task
@@ -281,7 +282,7 @@ def _accuracy(
 ) -> Accuracy:
     asking = Asking(
         concurrency=settings.concurrency,
-        listed=plan.capabilities.listed_logprobs,
+        shortcuts=Shortcuts.of(plan.capabilities),
         shuffled=plan.order is not None,
         until_decided=settings.until_decided,
         margin=settings.margin,
@@ -298,6 +299,7 @@ def _recorded(settings: EvalSettings, plan: _Plan) -> dict[str, object]:
         "tokenizer_sha256": plan.encoder.sha256,
         "bos": plan.encoder.bos_policy,
         "split_items": _split_items(plan.tasks),
+        "shortcuts": asdict(Shortcuts.of(plan.capabilities)),
     }
     del recorded["tokenizer"]
     return recorded

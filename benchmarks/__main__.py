@@ -52,7 +52,7 @@ def main() -> None:
         if "client" in options.tables:
             client(work)
         if "eval" in options.tables:
-            accuracy(model, work)
+            accuracy(model, work, options.data)
 
 
 def _options() -> argparse.Namespace:
@@ -67,7 +67,9 @@ def _options() -> argparse.Namespace:
         help=f"which to print: {', '.join(TABLES)} (default: all of these), {', '.join(MORE)}",
     )
     parser.add_argument(
-        "--data", type=Path, help="folder with WikiText-2's raw test and PTB's validation text, also scored"
+        "--data",
+        type=Path,
+        help="folder with original files of data sets: WikiText-2's and PTB's texts, tasks (docs/tasks.md)",
     )
     return parser.parse_args()
 

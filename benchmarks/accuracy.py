@@ -1,8 +1,8 @@
 """Scoring over an endpoint: qdeploy beside lm-eval's `local-completions`, on the same served model.
 
-Questions are those of the smoke suite with five of them, answered, before each: once with the answers' texts
-as choices, once with their letters. Every run has a first line of its own, so that none finds its prompts in
-the engine's prefix cache.
+lm-eval is asked twice: with as many requests in flight as qdeploy, and as it comes, one at a time. The median
+of several rounds counts. A round's prompts have a first line of their own, and qdeploy goes first in each, so
+that nobody finds his prompts in the engine's cache; lm-eval's requests do not read it.
 """
 
 from __future__ import annotations
@@ -10,37 +10,48 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.table import table
+from qdeploy.bench.accuracy.asking import Shortcuts
 from qdeploy.bench.accuracy.encoding import encode_request
+from qdeploy.bench.accuracy.harness import harness_tasks
 from qdeploy.bench.accuracy.items import Item, Likelihood
 from qdeploy.bench.accuracy.journal import Journal
 from qdeploy.bench.accuracy.scheduler import answer_all
 from qdeploy.bench.smoke import smoke_suite
 from qdeploy.bench.tokenizer import load_encoder
+from qdeploy.calibration.builtin import evaluation_text
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.engines.probe import probe
 from qdeploy.engines.vllm import VllmEngine
 
-ITEMS, SHOTS, CONCURRENCY = 16, 5, 8
+ITEMS, SHOTS, PASSAGE_WORDS, ROUNDS, CONCURRENCY = 8, 5, 150, 3, 8
+TASKS = ("arc_easy", "hellaswag", "piqa", "winogrande")
+"""Tasks of lm-eval that are asked, without examples, where there are files."""
+
 Pair = tuple[str, str]
+"""A context and a continuation."""
 Scorer = Callable[[Sequence[Pair]], list[float]]
 
 
 @dataclass
 class Timed:
-    """One way of scoring: seconds, and the scores."""
+    """One way of scoring: the seconds of each round, and the scores of the last."""
 
-    name: str
-    seconds: float
-    scores: list[float]
+    seconds: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
 
 
-def accuracy(model: Path, work: Path) -> None:
-    """Print the table: how long the same choices take."""
+def accuracy(model: Path, work: Path, data: Path | None) -> None:
+    """Print the table: how long the same choices take, and how far apart the scores are.
+
+    Args:
+        data: folder with original files of data sets, whose questions are then asked; None: qdeploy's own.
+    """
     print("\n## Accuracy over an endpoint\n")
     with VllmEngine().launch(model, log=work / "engine.log") as engine, Endpoint(engine.base_url) as endpoint:
         scorers: dict[str, Scorer] = {
@@ -48,37 +59,76 @@ def accuracy(model: Path, work: Path) -> None:
             f"lm-eval, {CONCURRENCY} in flight": _theirs(engine.base_url, model, CONCURRENCY),
             "lm-eval as it comes": _theirs(engine.base_url, model, 1),
         }
-        for score in scorers.values():
-            score(_pairs("warm-up", letters=False)[:2])
-        rows = []
-        for kind, letters in (("letters", True), ("texts", False)):
-            timed = [_time(name, score, f"{kind}, {name}", letters) for name, score in scorers.items()]
-            rows += [_row(kind, run, timed[0]) for run in timed]
-    print(table(["choices", "by", "seconds", "× qdeploy's", "choices a second"], rows))
+        _time(_smoke(letters=False)[:2], scorers, "Warm-up")
+        rows = [row for kind, pairs in _kinds(data).items() for row in _rows(kind, pairs, scorers)]
+    print(table(["choices", "by", "seconds", "× qdeploy's", "choices a second", "nats apart"], rows))
 
 
-def _time(name: str, score: Scorer, salt: str, letters: bool) -> Timed:
-    pairs = _pairs(salt, letters)
-    start = time.perf_counter()
-    scores = score(pairs)
-    return Timed(name, time.perf_counter() - start, scores)
+def _rows(kind: str, pairs: Sequence[Pair], scorers: dict[str, Scorer]) -> list[list[str]]:
+    timed = {name: Timed() for name in scorers}
+    for turn in range(ROUNDS):
+        for name, (seconds, scores) in _time(pairs, scorers, f"{kind}, round {turn}").items():
+            timed[name].seconds.append(seconds)
+            timed[name].scores = scores
+    ours = next(iter(timed.values()))
+    return [_row(kind, name, run, ours) for name, run in timed.items()]
 
 
-def _row(kind: str, run: Timed, ours: Timed) -> list[str]:
-    rate = len(run.scores) / run.seconds
-    return [kind, run.name, f"{run.seconds:.1f}", f"{run.seconds / ours.seconds:.2f}", f"{rate:.1f}"]
+def _time(
+    pairs: Sequence[Pair], scorers: dict[str, Scorer], first_line: str
+) -> dict[str, tuple[float, list[float]]]:
+    """Seconds and scores, by who scores."""
+    salted = [(f"{first_line}\n\n{context}", choice) for context, choice in pairs]
+    found = {}
+    for name, score in scorers.items():
+        start = time.perf_counter()
+        scores = score(salted)
+        found[name] = time.perf_counter() - start, scores
+    return found
 
 
-def _pairs(salt: str, letters: bool) -> list[Pair]:
-    """(context, continuation) of all choices."""
+def _row(kind: str, name: str, run: Timed, ours: Timed) -> list[str]:
+    seconds, count = median(run.seconds), len(run.scores)
+    apart = max(abs(a - b) for a, b in zip(run.scores, ours.scores, strict=True))
+    ratio = seconds / median(ours.seconds)
+    return [kind, name, f"{seconds:.1f}", f"{ratio:.2f}", f"{count / seconds:.1f}", f"{apart:.4f}"]
+
+
+def _kinds(data: Path | None) -> dict[str, list[Pair]]:
+    """What is asked → (context, continuation) of all choices."""
+    if data is None:
+        return {
+            f"letters, {SHOTS} examples": _smoke(letters=True),
+            f"texts, {SHOTS} examples": _smoke(letters=False),
+            "texts, each after a passage": _after_passages(),
+        }
+    return {name: _of_task(name, data) for name in TASKS}
+
+
+def _of_task(name: str, data: Path) -> list[Pair]:
+    [task] = harness_tasks(name, ITEMS, data_dir=data)
+    return [call for item in task.items for call in item.requests if isinstance(call, tuple)]
+
+
+def _smoke(letters: bool) -> list[Pair]:
     items = list(smoke_suite().items)
     examples = "\n\n".join(
         _question(item, letters) + _choices(item, letters)[item.gold or 0] for item in items[:SHOTS]
     )
     return [
-        (f"{salt}\n\n{examples}\n\n{_question(item, letters)}", choice)
+        (f"{examples}\n\n{_question(item, letters)}", choice)
         for item in items[SHOTS : SHOTS + ITEMS]
         for choice in _choices(item, letters)
+    ]
+
+
+def _after_passages() -> list[Pair]:
+    words = evaluation_text().split()
+    passages = [" ".join(words[i : i + PASSAGE_WORDS]) for i in range(0, len(words), PASSAGE_WORDS)]
+    return [
+        (f"{passage}\n\n{_question(item, letters=False)}", choice)
+        for passage, item in zip(passages, smoke_suite().items[:ITEMS], strict=False)
+        for choice in _texts(item)
     ]
 
 
@@ -98,13 +148,13 @@ def _choices(item: Item, letters: bool) -> list[str]:
 
 
 def _ours(endpoint: Endpoint, work: Path) -> Scorer:
-    encoder, listed = load_encoder(endpoint, None), probe(endpoint).listed_logprobs
+    encoder, shortcuts = load_encoder(endpoint, None), Shortcuts.of(probe(endpoint))
 
     def score(pairs: Sequence[Pair]) -> list[float]:
         requests = [encode_request(encoder, *pair) for pair in pairs]
         path = work / "answers.jsonl"
         with Journal(path, {}) as journal:
-            answer_all(endpoint, requests, journal, CONCURRENCY, listed)
+            answer_all(endpoint, requests, journal, CONCURRENCY, shortcuts)
             answers = [journal.get(request) for request in requests]
         path.unlink()
         return [answer.loglikelihood for answer in answers if isinstance(answer, Likelihood)]

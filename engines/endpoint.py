@@ -25,6 +25,7 @@ from qdeploy.engines.scores import (
     Scores,
     from_completion,
     from_echo,
+    from_end,
     from_generate,
     from_prompt_logprobs,
 )
@@ -196,6 +197,36 @@ class Endpoint:
             return from_prompt_logprobs(token_ids, _choice(answer), top_k)
         options = {"max_tokens": 1, "echo": True, "logprobs": int(greedy), "return_tokens_as_token_ids": True}
         return from_echo(token_ids, _choice(self.complete(token_ids, **options)), greedy)
+
+    def score_end(
+        self, token_ids: Sequence[int], start: int, *, greedy: bool = False, salt: str = ""
+    ) -> Scores | None:
+        """`score` from position `start` on, with what comes before out of the server's prefix cache.
+
+        vLLM leaves its cache alone where log-probabilities of the prompt are asked for, since it has none of
+        what it does not compute. The end's need no others, and a request to `/inference/v1/generate` may say
+        so (`skip_reading_prefix_cache`).
+
+        Args:
+            salt: what is in the cache is shared by requests of the same salt alone.
+
+        Returns:
+            None where it could not be had so: the cache also held tokens to be scored, or the server failed.
+
+        Raises:
+            EndpointError: the sequence does not fit the model, or the answer is about another one.
+        """
+        self._check_length(len(token_ids))
+        parameters = {
+            "max_tokens": 1,
+            "temperature": 0,
+            "detokenize": False,
+            "prompt_logprobs": int(greedy),
+            "skip_reading_prefix_cache": False,
+        }
+        body = {"model": self.model, "token_ids": list(token_ids), "sampling_params": parameters}
+        answer = _json(self._http.once("POST", GENERATE, body | ({"cache_salt": salt} if salt else {})))
+        return from_end(token_ids, answer, start, greedy) if answer else None
 
     def next_token(self, token_ids: Sequence[int], candidates: Sequence[int], listed: bool) -> NextToken:
         """What follows the sequence: the likeliest token, and the log-probabilities of candidates.

@@ -6,6 +6,7 @@ run on such answers reports chance-level accuracy without an error. Hence the pr
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,10 @@ PATTERN = (101, 203, 307, 409, 503, 607, 701, 809)
 TOP_K = (256, 128, 20, 5)
 """Numbers of log-probabilities per position to ask for; vLLM's own limit is 20."""
 
+BEGINNING = PATTERN * 32 + PATTERN[:1]
+"""Longer than the blocks in which caches keep a prompt (16 tokens on GPUs, 128 in vLLM's CPU build), by one:
+that token must be computed for the next one to be scored."""
+
 TOLERANCE = 0.1
 """How far apart two requests for one log-probability may be in 16 bits, nats."""
 
@@ -35,6 +40,7 @@ class Capabilities:
         top_k: most log-probabilities per prompt position, keyed by token id, that it gave; 0: none.
         chosen_logprobs: log-probabilities of chosen token ids at each prompt position.
         listed_logprobs: log-probabilities of chosen candidates for the next token, whatever their rank.
+        cached_beginning: the end of a sequence is scored without computing a beginning that is in the cache.
         special_tokens: tokens such as BOS that the server puts before a prompt given as text.
         empty_output: takes `max_tokens` 0.
         usage: counts tokens in a plain answer; stream_usage: at a stream's end; continuous_usage: in each
@@ -50,6 +56,7 @@ class Capabilities:
     top_k: int
     chosen_logprobs: bool
     listed_logprobs: bool
+    cached_beginning: bool
     special_tokens: int | None
     empty_output: bool
     usage: bool
@@ -97,6 +104,7 @@ def probe(endpoint: Endpoint) -> Capabilities:
         top_k=next((k for k in TOP_K if supports(f"top_k={k}", partial(_check_top, endpoint, k))), 0),
         chosen_logprobs=supports("chosen_logprobs", partial(_check_chosen, endpoint)),
         listed_logprobs=supports("listed_logprobs", partial(_check_listed, endpoint)),
+        cached_beginning=supports("cached_beginning", partial(_check_cached, endpoint)),
         special_tokens=_special_tokens(endpoint),
         empty_output=supports("empty_output", partial(_check_empty_output, endpoint)),
         usage=supports("usage", partial(_check_usage, endpoint)),
@@ -143,6 +151,24 @@ def _check_listed(endpoint: Endpoint) -> None:
     if missing:
         raise EndpointError(
             f"The endpoint gave no log-probabilities of tokens {missing}, which were asked for."
+        )
+
+
+def _check_cached(endpoint: Endpoint) -> None:
+    """After a known beginning, the end must get the figures that it gets where all is computed."""
+    start, salt = len(BEGINNING), secrets.token_hex(16)
+    endpoint.score_end(BEGINNING + PATTERN, start, salt=salt)
+    sequence = BEGINNING + PATTERN[::-1]
+    found = endpoint.score_end(sequence, start, salt=salt)
+    if found is None or found.cached == 0:
+        raise EndpointError(
+            "The endpoint does not score a prompt's end with its beginning from the cache, or does not tell. "
+            "vLLM does when it is started with --enable-scale-out and --enable-prompt-tokens-details."
+        )
+    pairs = zip(found.token_logprobs[start:], endpoint.score(sequence).token_logprobs[start:], strict=True)
+    if any(abs((a or 0.0) - (b or 0.0)) > TOLERANCE for a, b in pairs):
+        raise EndpointError(
+            "The endpoint scores a prompt's end differently with its beginning from the cache."
         )
 
 

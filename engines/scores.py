@@ -17,6 +17,9 @@ from qdeploy.errors import EndpointError
 CLAMP = -9999.0
 """What vLLM writes for −inf, which JSON cannot hold."""
 
+Row = dict[str, dict[str, Any]]
+"""Of a position: token id → logprob, rank, decoded_token."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -24,13 +27,15 @@ class Scores:
 
     Attributes:
         token_ids: [T], the sequence.
-        token_logprobs: [T], ln p(token t | tokens before t), nats; None at t = 0, which nothing predicts.
+        token_logprobs: [T], ln p(token t | tokens before t), nats; None at t = 0, which nothing predicts, and
+            before the position from which on they were asked for.
         top: [T], token id → ln p of the k likeliest tokens at each position, likeliest first; {} at t = 0.
             None when they were not asked for.
         chosen: float32 [R, K], ln p of the token ids that were asked for at the last R positions, nats; None
             when none were.
         clamped: how many of `token_logprobs` stand for −inf (the server writes −9999).
         greedy: [T], whether each token is the likeliest one at its place; None where that was not asked for.
+        cached: how many tokens at the beginning the server did not compute, where only the end was asked for.
     """
 
     token_ids: list[int]
@@ -39,6 +44,7 @@ class Scores:
     clamped: int = 0
     chosen: NDArray[np.float32] | None = None
     greedy: list[bool] | None = None
+    cached: int = 0
 
     def total(self, start: int = 1) -> float:
         """Sum of the log-probabilities from position `start` on; position 0 counts nothing."""
@@ -73,14 +79,37 @@ def from_prompt_logprobs(token_ids: Sequence[int], choice: dict[str, Any], top_k
     rows = choice.get("prompt_logprobs")
     if not rows or len(rows) != len(token_ids):
         raise missing_logprobs(len(rows or ()), len(token_ids), "prompt_logprobs")
-    chosen: list[float | None] = [None]
-    top: list[dict[int, float]] = [{}]
-    for position, (token, row) in enumerate(zip(token_ids[1:], rows[1:], strict=True), start=1):
-        if row is None or str(token) not in row:
-            raise _other_sequence(position, token)
-        chosen.append(float(row[str(token)]["logprob"]))
-        top.append(_likeliest(row, top_k))
+    chosen = [None, *_own(token_ids, rows, 1)]
+    top = [{}, *(_likeliest(row, top_k) for row in rows[1:])]
     return Scores(list(token_ids), chosen, top, _clamped(chosen))
+
+
+def from_end(token_ids: Sequence[int], answer: dict[str, Any], start: int, greedy: bool) -> Scores | None:
+    """Read from position `start` on the `prompt_logprobs` of a request whose beginning may have been cached.
+
+    Of positions that it had in its cache, the server has computed nothing: their rows are missing (vLLM's V2
+    runner) or hold what was in memory before (V1), so none of them is looked at.
+
+    Returns:
+        None where the cache reached into what was to be scored, or the server does not say how far it did.
+
+    Raises:
+        EndpointError: the rows are those of another sequence.
+    """
+    details = (answer.get("usage") or {}).get("prompt_tokens_details") or {}
+    cached, count = details.get("cached_tokens"), len(token_ids) - start
+    rows = list(answer.get("prompt_logprobs") or ())[-count:]
+    if cached is None or cached >= start or len(rows) < count:
+        return None
+    own = _own(token_ids, rows, start)
+    best = [value == _highest(row) for value, row in zip(own, rows, strict=True)] if greedy else None
+    return Scores(
+        list(token_ids),
+        [*[None] * start, *own],
+        clamped=_clamped(own),
+        greedy=[True] * start + best if best else None,
+        cached=int(cached),
+    )
 
 
 def from_generate(
@@ -170,7 +199,22 @@ def missing_logprobs(found: int, wanted: int, field: str) -> EndpointError:
     )
 
 
-def _likeliest(row: dict[str, dict[str, Any]], top_k: int) -> dict[int, float]:
+def _own(token_ids: Sequence[int], rows: Sequence[Row | None], start: int) -> list[float]:
+    """The log-probability of each token from `start` on; the last row is the last token's."""
+    found = []
+    for position in range(start, len(token_ids)):
+        row, token = rows[position - len(token_ids)], token_ids[position]
+        if row is None or str(token) not in row:
+            raise _other_sequence(position, token)
+        found.append(float(row[str(token)]["logprob"]))
+    return found
+
+
+def _highest(row: Row) -> float:
+    return max(float(entry["logprob"]) for entry in row.values())
+
+
+def _likeliest(row: Row, top_k: int) -> dict[int, float]:
     """The first `top_k` by log-probability: the actual token comes along as an extra, and goes here."""
     ranked = sorted(row.items(), key=lambda item: -item[1]["logprob"])[:top_k]
     return {int(token): float(entry["logprob"]) for token, entry in ranked}

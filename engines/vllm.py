@@ -33,6 +33,9 @@ SCALE_OUT_SINCE = (0, 32)
 """The release of vLLM that knows `--enable-scale-out`."""
 
 CPU_KV_CACHE_GIB = "2"
+CPU_BLOCK_TOKENS = "32"
+"""By which the cache keeps prompts: few tasks' contexts fill the default of 128. 32 is the kernels' least."""
+
 ENGINE_ARGUMENTS = "engine_args.json"
 
 NATIVE_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
@@ -177,25 +180,26 @@ class VllmEngine:
         """Prompt scoring as deep as KL needs, no sampling defaults of the model's own."""
         common = ["--served-model-name", model.name, "--max-logprobs", str(MAX_LOGPROBS)]
         common += ["--generation-config", "vllm"]
-        if self._scores_chosen_ids(host):
-            common.append("--enable-scale-out")
+        if self._opens_scale_out(host):
+            common += ["--enable-scale-out", "--enable-prompt-tokens-details"]
         # Compiling takes minutes on a CPU; `--no-enforce-eager` turns it on.
         if self.environment.device == "cpu":
-            common.append("--enforce-eager")
+            common += ["--enforce-eager", "--block-size", CPU_BLOCK_TOKENS]
             # Without instructions for it, bfloat16 is emulated: 7 to 10 times slower than float32, which
             # holds every bfloat16 weight exactly.
             if not cpu_flags() & NATIVE_BFLOAT16:
                 common += ["--dtype", "float32"]
         return common
 
-    def _scores_chosen_ids(self, host: str) -> bool:
-        """Whether to open the path by which `qdeploy eval` asks for log-probabilities of given token ids.
+    def _opens_scale_out(self, host: str) -> bool:
+        """Whether to open the path by which `qdeploy eval` asks for what `/v1/completions` does not give.
 
-        The CPU build has no Triton and so no runner that tells them. The paths that come along, aborting
-        requests among them, are for this machine only.
+        These are log-probabilities of given token ids, where the runner tells them (not in the CPU build,
+        which has no Triton), and of a prompt's end without computing its beginning again. The paths that come
+        along, aborting requests among them, are for this machine only.
         """
         release = tuple(int(part) for part in self.environment.version.split(".")[:2])
-        return self.environment.device != "cpu" and host in ports.LOOPBACK and release >= SCALE_OUT_SINCE
+        return host in ports.LOOPBACK and release >= SCALE_OUT_SINCE
 
     def _variables(self) -> dict[str, str]:
         """The environment variables of the server."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qdeploy.bench.accuracy.asking import Shortcuts
 from qdeploy.bench.accuracy.comparison import Looks, pair, suite_score, task_scores
 from qdeploy.bench.accuracy.journal import Journal
 from qdeploy.bench.accuracy.sampling import Tasks, until_decided
@@ -23,14 +24,14 @@ class Asking:
 
     Attributes:
         concurrency: requests in flight.
-        listed: the endpoint gives log-probabilities of any candidates for the next token.
+        shortcuts: what the endpoint can do.
         shuffled: not in the order in which beginnings are shared, so that other requests share a batch.
         until_decided: stop where every task has its verdict.
         margin: share of the baseline's accuracy that may be lost.
     """
 
     concurrency: int
-    listed: bool
+    shortcuts: Shortcuts
     shuffled: bool
     until_decided: bool
     margin: float
@@ -71,7 +72,7 @@ def measure_accuracy(
         return Accuracy()
 
     def score(asked: Tasks) -> list[ItemScore]:
-        return score_items(endpoint, asked, asking.concurrency, journal, asking.listed, asking.shuffled)
+        return score_items(endpoint, asked, asking.concurrency, journal, asking.shortcuts, asking.shuffled)
 
     looks: dict[str, Looks] = {}
     if asking.until_decided and baseline:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from qdeploy.bench.accuracy.asking import NO_SHORTCUTS, Shortcuts
 from qdeploy.bench.accuracy.encoding import EncodedItem
 from qdeploy.bench.accuracy.items import Answer, Likelihood, Metric, Task, choice_likelihoods
 from qdeploy.bench.accuracy.journal import Journal, key
@@ -67,13 +68,13 @@ def score_items(
     tasks: Encoded,
     concurrency: int,
     journal: Journal,
-    listed: bool = False,
+    shortcuts: Shortcuts = NO_SHORTCUTS,
     shuffled: bool = False,
 ) -> list[ItemScore]:
     """Score the items of tasks over the endpoint; the same request is sent once, and none that was answered.
 
     Args:
-        listed: the endpoint gives log-probabilities of any candidates for the next token.
+        shortcuts: what the endpoint can do.
         shuffled: not in the order in which beginnings are shared.
 
     Raises:
@@ -81,7 +82,7 @@ def score_items(
         Interrupted: Ctrl-C; the journal holds what was answered.
     """
     requests = (request for _, items in tasks for item in items for request in item.requests)
-    answer_all(endpoint, requests, journal, concurrency, listed, shuffled)
+    answer_all(endpoint, requests, journal, concurrency, shortcuts, shuffled)
     return [grade(task, item, _answers(item, journal)) for task, items in tasks for item in items]
 
 

@@ -1,4 +1,4 @@
-"""Task names to tasks: the built-in smoke suite, lm-eval's definitions, or a suite of these."""
+"""Task names to tasks: the built-in smoke suite, BOSS, lm-eval's definitions, or a suite of these."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from qdeploy.bench.accuracy.boss.tasks import boss_task, is_boss
 from qdeploy.bench.accuracy.items import Task
 from qdeploy.bench.accuracy.suites import Entry, known, suite
 from qdeploy.errors import UsageError
@@ -86,6 +87,8 @@ def _named(name: str, limit: int | None, shots: int | None, data_dir: Path | Non
 
         task = smoke_suite()
         return [replace(task, items=task.items[:limit])]
+    if is_boss(name):
+        return [boss_task(name, limit, data_dir)]
     from qdeploy.bench.accuracy.harness import harness_tasks
 
     return harness_tasks(name, limit, shots, known(name).cluster, data_dir)

@@ -47,9 +47,9 @@ class EvalOptions:
             "but `none` with --suite."
         ),
     ] = None
-    suite: Annotated[str | None, typer.Option(help="Suite of tasks: `s1` (26 data sets) or `openllm`.")] = (
-        None
-    )
+    suite: Annotated[
+        str | None, typer.Option(help="Suite of tasks: `s1` (26 data sets), `s2` (BOSS) or `openllm`.")
+    ] = None
     num_fewshot: Annotated[
         int | None, typer.Option(help="Examples before each question; default: the task's own number.")
     ] = None

@@ -24,6 +24,7 @@ def test_a_full_server(serve: Serve) -> None:
     assert found.prompt_logprobs
     assert found.top_k == 256
     assert found.chosen_logprobs
+    assert found.cached_beginning
     assert found.usage
     assert found.stream_usage
     assert found.continuous_usage
@@ -53,6 +54,27 @@ def test_chosen_logprobs_that_cannot_be_had_or_trusted(
     found = _probe(serve(**behaviour))
     assert found.top_k == 20 and not found.chosen_logprobs
     assert reason in found.reasons["chosen_logprobs"]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ({"chosen": False}, "--enable-scale-out"),
+        ({"tells_cached": False}, "or does not tell"),
+        ({"stale": True}, "scores a prompt's end differently"),
+    ],
+)
+def test_ends_after_cached_beginnings_that_cannot_be_had_or_trusted(
+    serve: Serve, behaviour: dict[str, bool], reason: str
+) -> None:
+    found = _probe(serve(**behaviour))
+    assert found.prompt_logprobs and not found.cached_beginning
+    assert reason in found.reasons["cached_beginning"]
+
+
+def test_a_server_can_be_probed_again(serve: Serve) -> None:
+    url = serve()
+    assert [_probe(url).cached_beginning for _ in range(2)] == [True, True]
 
 
 def test_no_prompt_logprobs_is_said_before_any_scoring(serve: Serve) -> None:

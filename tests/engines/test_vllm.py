@@ -44,11 +44,11 @@ def test_a_16_bit_folder_is_served_and_described(
         ("0.32.0", "cuda", "127.0.0.1", True),
         ("0.33.1rc1.dev2+cu129", "cuda", "127.0.0.1", True),
         ("0.31.9", "cuda", "127.0.0.1", False),
-        ("0.32.0", "cpu", "127.0.0.1", False),
+        ("0.32.0", "cpu", "127.0.0.1", True),
         ("0.32.0", "cuda", "0.0.0.0", False),
     ],
 )
-def test_ids_can_be_scored_where_that_works_and_from_this_machine_alone(
+def test_paths_for_scoring_are_open_to_this_machine_alone(
     model_folder: Folder,
     tiny_environment: Environment,
     tmp_path: Path,
@@ -59,7 +59,8 @@ def test_ids_can_be_scored_where_that_works_and_from_this_machine_alone(
 ) -> None:
     environment = replace(tiny_environment, version=version, device=device)
     with VllmEngine(environment).launch(model_folder(), log=tmp_path / "log", host=host) as engine:
-        assert ("--enable-scale-out" in engine.arguments) is opened
+        for argument in ("--enable-scale-out", "--enable-prompt-tokens-details"):
+            assert (argument in engine.arguments) is opened
 
 
 def test_the_kernel_and_method_come_from_the_log(

@@ -6,6 +6,8 @@ Run as `tiny_server.py --model FOLDER --port N`; FOLDER/behaviour.json says how 
     chosen           false: no log-probabilities of chosen ids, as vLLM without --enable-scale-out
     mixed_up         true: those of chosen ids are of others
     listed           false: does not know `logprob_token_ids`
+    tells_cached     false: does not tell how much of a prompt it had in its cache
+    stale            true: what comes after a cached beginning is scored as after another one
     max_logprobs     most log-probabilities per position, 20
     key              refuses requests without this bearer token
     failures         number of requests to answer with 503 first
@@ -32,11 +34,13 @@ import threading
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 VOCABULARY = 1000
+BLOCK = 16
+"""Tokens by which the cache of prompts goes."""
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
@@ -85,8 +89,29 @@ def completion(request: dict[str, Any], behaviour: dict[str, Any]) -> dict[str, 
     return {"id": "1", "object": "text_completion", "choices": [choice], "usage": usage}
 
 
-def generate(request: dict[str, Any], mixed_up: bool) -> dict[str, Any]:
-    """The answer to /inference/v1/generate with `prompt_logprob_token_ids`."""
+def generate(request: dict[str, Any], behaviour: dict[str, Any], known: set[Any]) -> dict[str, Any]:
+    """The answer to /inference/v1/generate; `known` is the cache of prompts."""
+    if "prompt_logprob_token_ids" in request["sampling_params"]:
+        return chosen(request, behaviour.get("mixed_up", False))
+    ids = request["token_ids"]
+    blocks = [(request["cache_salt"], *ids[:end]) for end in range(BLOCK, len(ids), BLOCK)]
+    cached = BLOCK * sum(1 for _ in itertools.takewhile(known.__contains__, blocks))
+    known.update(blocks)
+    rows = prompt_rows(ids, request["sampling_params"]["prompt_logprobs"])
+    if behaviour.get("stale") and cached:
+        rows = prompt_rows([*ids[1:], 0], 0)
+        rows = [
+            row and {str(ids[i]): {"logprob": min(v["logprob"] for v in row.values())}}
+            for i, row in enumerate(rows)
+        ]
+    # Of what was cached nothing is computed; vLLM gives what was in memory.
+    rows[:cached] = [{"-7": {"logprob": 1e30}}] * cached
+    details = {"cached_tokens": cached} if behaviour.get("tells_cached", True) else None
+    return {"choices": [{}], "prompt_logprobs": rows, "usage": {"prompt_tokens_details": details}}
+
+
+def chosen(request: dict[str, Any], mixed_up: bool) -> dict[str, Any]:
+    """The same with `prompt_logprob_token_ids`."""
     ids, parameters = request["token_ids"], request["sampling_params"]
     rows, start = parameters["prompt_logprob_token_ids"], parameters["prompt_logprob_start"]
     values = [[logprobs(ids[start + i])[token] for token in row] for i, row in enumerate(rows)]
@@ -104,6 +129,7 @@ class Handler(BaseHTTPRequestHandler):
 
     behaviour: dict[str, Any]
     model: str
+    known: ClassVar[set[Any]] = set()
     lock = threading.Lock()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -138,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
             self._error(400, "Requested prompt logprobs greater than max allowed")
         elif self.path == "/inference/v1/generate":
             if self.behaviour.get("chosen", True):
-                self._send(200, generate(request, self.behaviour.get("mixed_up", False)))
+                self._send(200, generate(request, self.behaviour, self.known))
             else:
                 self._error(403, "Scale-out endpoints are disabled.")
         elif request.get("stream"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qdeploy.bench.accuracy.asking import NO_SHORTCUTS, Shortcuts
 from qdeploy.bench.accuracy.comparison import pair, task_scores
 from qdeploy.bench.accuracy.encoding import encode_item
 from qdeploy.bench.accuracy.harness import harness_tasks
@@ -25,6 +26,7 @@ lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("tenacity")  # of lm-eval[api]
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+QUICK = Shortcuts(listed=True, cached=True)
 QUESTIONS = [
     {"q": "the color of snow?", "choices": ["black", "white"], "a": 1, "b": [0, 1]},
     {"q": "the color of coal? ", "choices": ["black", "dark red"], "a": 0, "b": [0]},
@@ -102,12 +104,12 @@ class Run:
         return shares | {figure.metric: figure.value.value for figure in task_figures(self.task, pairs)}
 
 
-def _ours(path: Path, ask: Ask, encoder: Encoder, journal: Journal) -> Run:
+def _ours(path: Path, ask: Ask, encoder: Encoder, journal: Journal, shortcuts: Shortcuts = QUICK) -> Run:
     server = ask()
     [task] = harness_tasks(str(path), None)
     with client(server) as endpoint:
         items = [encode_item(encoder, item, server.max_model_len) for item in task.items]
-        return Run(task, score_items(endpoint, [(task, items)], 2, journal, listed=True), server)
+        return Run(task, score_items(endpoint, [(task, items)], 2, journal, shortcuts), server)
 
 
 def _theirs(path: Path, model: Any) -> dict[str, Any]:
@@ -134,12 +136,13 @@ def path(request: pytest.FixtureRequest, hub: Path) -> Path:
     return write_task(hub, docs, task=request.param, **config)
 
 
+@pytest.mark.parametrize("shortcuts", [NO_SHORTCUTS, QUICK], ids=["plain", "quick"])
 def test_same_as_local_completions(
-    path: Path, ask: Ask, encoder: Encoder, journal: Journal, folder: Path
+    path: Path, ask: Ask, encoder: Encoder, journal: Journal, folder: Path, shortcuts: Shortcuts
 ) -> None:
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    run, other = _ours(path, ask, encoder, journal), ask()
+    run, other = _ours(path, ask, encoder, journal, shortcuts), ask()
     model = LocalCompletionsAPI(
         base_url=f"{other.url}/completions", model="tiny", tokenizer=str(folder),
         tokenizer_backend="huggingface", max_length=other.max_model_len,

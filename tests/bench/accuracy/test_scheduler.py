@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qdeploy.bench.accuracy.asking import NO_SHORTCUTS, Shortcuts
 from qdeploy.bench.accuracy.encoding import Generation, Request, encode_item, encode_request
 from qdeploy.bench.accuracy.items import Generate, Item, Likelihood
 from qdeploy.bench.accuracy.journal import Journal
@@ -14,6 +16,7 @@ from qdeploy.bench.accuracy.scheduler import answer_all, jobs
 from qdeploy.bench.tokenizer import Encoder
 from qdeploy.errors import EndpointError, Interrupted
 from tests.bench.accuracy.conftest import Ask, client
+from tests.bench.evaluation.conftest import BLOCK
 
 
 @pytest.fixture
@@ -26,12 +29,14 @@ def labels(encoder: Encoder) -> list[Request]:
     return [encode_request(encoder, f"Question {i}:", label) for i in range(3) for label in "ABCD"]
 
 
-def _scores(ask: Ask, requests: list[Request], path: Path, listed: bool, **behaviour: Any) -> tuple[Any, Any]:
+def _scores(
+    ask: Ask, requests: list[Request], path: Path, shortcuts: Shortcuts = NO_SHORTCUTS, **behaviour: Any
+) -> tuple[Any, Any]:
     server = ask()
     for name, value in behaviour.items():
         setattr(server, name, value)
     with client(server) as endpoint, Journal(path, {}) as journal:
-        answer_all(endpoint, requests, journal, 3, listed)
+        answer_all(endpoint, requests, journal, 3, shortcuts)
         return server, [journal.get(request) for request in requests]
 
 
@@ -81,18 +86,68 @@ def test_one_request_answers_all_labels(
 ) -> None:
     monkeypatch.setattr("qdeploy.engines.endpoint.TOP_LOGPROBS", 1024)
     plain = [Request(r.ids, r.start, greedy=True) for r in labels]
-    _, slow = _scores(ask, [r for r in plain if r.ids[-1] == plain[0].ids[-1]], tmp_path / "one", False)
-    server, fast = _scores(ask, plain, tmp_path / "all", behaviour["lists"], **behaviour)
+    _, slow = _scores(ask, [r for r in plain if r.ids[-1] == plain[0].ids[-1]], tmp_path / "one")
+    server, fast = _scores(ask, plain, tmp_path / "all", Shortcuts(behaviour["lists"]), **behaviour)
     assert len(server.asked) == 3
     assert [a.loglikelihood for a in fast[::4]] == pytest.approx([a.loglikelihood for a in slow], abs=1e-5)
     assert [a.greedy for a in fast[::4]] == [a.greedy for a in slow]
 
 
+@pytest.mark.parametrize("drops_rows", [False, True])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_beginning_that_is_known_is_not_computed_again(
+    ask: Ask, encoder: Encoder, tmp_path: Path, greedy: bool, drops_rows: bool
+) -> None:
+    context = "A long story that all choices share, " * 3
+    asked = [encode_request(encoder, f"{context}{i}:", f" end {j}") for i in range(3) for j in range(4)]
+    asked = [replace(request, greedy=greedy) for request in asked]
+    _, plain = _scores(ask, asked, tmp_path / "plain")
+    server, quick = _scores(ask, asked, tmp_path / "quick", Shortcuts(cached=True), drops_rows=drops_rows)
+    assert [a.loglikelihood for a in quick] == pytest.approx([a.loglikelihood for a in plain], abs=1e-5)
+    assert [a.greedy for a in quick] == [a.greedy for a in plain]
+    assert len(server.asked) == len(asked), "and none was asked twice"
+    # Three requests may be under way before the first has left anything.
+    assert sum(cached >= len(context) // BLOCK * BLOCK for cached in server.cached) >= len(asked) - 3
+
+
+@pytest.mark.parametrize("drops_rows", [False, True])
+def test_choices_that_begin_alike_are_scored_from_their_beginning(
+    ask: Ask, encoder: Encoder, tmp_path: Path, drops_rows: bool
+) -> None:
+    """What the cache holds of a choice has no score, and what is in its place must not be taken for one."""
+    asked = [encode_request(encoder, "Well:", f" {'the very same words ' * 2}{i}") for i in range(4)]
+    _, plain = _scores(ask, asked, tmp_path / "plain")
+    server, quick = _scores(ask, asked, tmp_path / "quick", Shortcuts(cached=True), drops_rows=drops_rows)
+    assert max(server.cached) > asked[0].start
+    assert [a.loglikelihood for a in quick] == pytest.approx([a.loglikelihood for a in plain], abs=1e-5)
+
+
+def test_a_second_run_does_not_find_the_choices_of_the_first(
+    ask: Ask, requests: list[Request], tmp_path: Path
+) -> None:
+    server = ask()
+    for name in ("first", "second"):
+        with client(server) as endpoint, Journal(tmp_path / name, {}) as journal:
+            answer_all(endpoint, requests, journal, 1, Shortcuts(cached=True))
+    half = len(server.cached) // 2
+    assert server.cached[:half] == server.cached[half:]
+
+
+def test_where_the_shortcut_fails_the_long_way_is_gone(
+    ask: Ask, requests: list[Request], tmp_path: Path
+) -> None:
+    """vLLM's rows of cached positions may hold what JSON cannot, and the answer is a 500."""
+    _, plain = _scores(ask, requests, tmp_path / "plain")
+    server, quick = _scores(ask, requests, tmp_path / "quick", Shortcuts(cached=True), statuses=[500, 500])
+    assert not server.statuses
+    assert quick == plain
+
+
 def test_labels_that_are_not_among_the_top_are_scored(
     ask: Ask, labels: list[Request], tmp_path: Path
 ) -> None:
-    server, answers = _scores(ask, labels, tmp_path / "top", False, lists=False, top=2)
-    _, slow = _scores(ask, labels, tmp_path / "listed", True)
+    server, answers = _scores(ask, labels, tmp_path / "top", lists=False, top=2)
+    _, slow = _scores(ask, labels, tmp_path / "listed", Shortcuts(listed=True))
     assert len(server.asked) > len(labels)
     assert [a.loglikelihood for a in answers] == pytest.approx([a.loglikelihood for a in slow], abs=1e-5)
 
@@ -101,7 +156,7 @@ def test_labels_that_are_not_among_the_top_are_scored(
 def test_passing_trouble_is_tried_again(
     ask: Ask, requests: list[Request], tmp_path: Path, status: int
 ) -> None:
-    _, answers = _scores(ask, requests, tmp_path / "j", False, statuses=[status, status])
+    _, answers = _scores(ask, requests, tmp_path / "j", statuses=[status, status])
     assert None not in answers
 
 
@@ -121,7 +176,7 @@ def test_a_dying_engine_loses_no_finished_item(ask: Ask, requests: list[Request]
     assert len(server.asked) == 5
     kept = len(path.read_text().splitlines()) - 1
     assert kept == 5
-    server, answers = _scores(ask, requests, path, False)
+    server, answers = _scores(ask, requests, path)
     assert len(server.asked) == len(requests) - 5
     assert None not in answers
 

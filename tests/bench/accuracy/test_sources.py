@@ -145,7 +145,7 @@ def test_a_suite_says_what_it_skips(hub: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_unknown_suites_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="openllm, s1"):
-        load_tasks((), None, of_suite="s2")
+        load_tasks((), None, of_suite="s3")
     with pytest.raises(UsageError, match="is no folder"):
         harness_tasks("arc_easy", None, data_dir=tmp_path / "missing")
 

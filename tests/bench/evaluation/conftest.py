@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -22,10 +23,17 @@ from tests.conftest import save_tiny
 
 VOCABULARY = 1024
 CONTEXT = 256
+BLOCK = 8
 
 
 class TinyServer(ThreadingHTTPServer):
-    """Serves one model; counts the sequences it was asked to score."""
+    """Serves one model; counts the sequences it was asked to score.
+
+    Attributes:
+        known: beginnings of prompts in its cache, each with its salt.
+        cached: tokens that it had there, of each prompt that was to read it.
+        drops_rows: gives no rows of cached positions, as vLLM's V2 runner; else of what is in memory, as V1.
+    """
 
     daemon_threads = True
 
@@ -35,6 +43,9 @@ class TinyServer(ThreadingHTTPServer):
         self.scored: list[list[int]] = []
         self.logprobs = True
         self.chosen = True
+        self.known: set[tuple[str, tuple[int, ...]]] = set()
+        self.cached: list[int] = []
+        self.drops_rows = False
 
     @property
     def url(self) -> str:
@@ -71,9 +82,30 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(200, {"choices": choices, "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
 
     def _generate(self, body: dict[str, Any]) -> None:
-        """vLLM's way to score chosen ids: an .npy file in base64, one row a prompt position."""
+        """vLLM's way to score chosen ids, and the end of a prompt."""
         if not self.server.chosen:
             return self._send(403, {"error": {"message": "Scale-out endpoints are disabled."}})
+        if body["sampling_params"].get("skip_reading_prefix_cache") is False:
+            return self._end(body)
+        return self._chosen(body)
+
+    def _end(self, body: dict[str, Any]) -> None:
+        """Rows of what was not cached; the cache goes by blocks, and never holds the whole prompt."""
+        ids, k = body["token_ids"], body["sampling_params"]["prompt_logprobs"]
+        blocks = [(body["cache_salt"], tuple(ids[:end])) for end in range(BLOCK, len(ids), BLOCK)]
+        cached = BLOCK * sum(1 for _ in itertools.takewhile(self.server.known.__contains__, blocks))
+        self.server.known.update(blocks)
+        self.server.cached.append(cached)
+        rows = self._choice(0, ids, {"prompt": ids, "echo": True, "prompt_logprobs": k})["prompt_logprobs"]
+        if self.server.drops_rows:
+            rows = [None, *rows[cached + 1 :]]
+        else:
+            rows[1 : cached + 1] = [{"-7": {"logprob": 1e30}}] * cached
+        usage = {"prompt_tokens_details": {"cached_tokens": cached}}
+        self._send(200, {"choices": [{}], "prompt_logprobs": rows, "usage": usage})
+
+    def _chosen(self, body: dict[str, Any]) -> None:
+        """An .npy file in base64, one row a prompt position."""
         ids, asked = body["token_ids"], body["sampling_params"]
         rows = torch.tensor(asked["prompt_logprob_token_ids"])
         start = asked["prompt_logprob_start"]
