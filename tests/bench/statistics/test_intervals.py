@@ -87,6 +87,14 @@ def test_bootstrap_covers_where_values_are_skewed() -> None:
     assert at_least(hits, runs, 0.94)
 
 
+def test_bootstrap_reaches_further_where_the_long_tail_is() -> None:
+    values = np.random.default_rng(8).exponential(1, 60)
+    found, plain = (make(values, labels(60)) for make in (s.bootstrap_mean, s.mean_interval))
+    assert found.low is not None and found.high is not None and plain.high is not None
+    assert found.high - found.value > 1.2 * (found.value - found.low)
+    assert found.high > plain.high
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_suites_cover_with_tasks_of_unequal_sizes_and_shared_passages(shared: bool) -> None:
     """Two tasks on the same passages err together; only labels that say so give enough width."""
