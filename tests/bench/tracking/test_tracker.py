@@ -14,8 +14,6 @@ from qdeploy.bench.tracking.figures import metrics_of, params_of, tags_of
 from qdeploy.errors import UsageError
 from tests.bench.report.conftest import CampaignMaker, fidelity, load_result, record, task_score
 
-pytest_plugins = ["tests.bench.report.conftest"]
-
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
