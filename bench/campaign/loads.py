@@ -17,12 +17,10 @@ from qdeploy.bench.load.series.series import salted
 from qdeploy.bench.load.series.sweep import summarize_series
 from qdeploy.bench.load.spec import LoadSpec
 from qdeploy.bench.plan import Plan
-from qdeploy.bench.records import Engine, load_record
+from qdeploy.bench.records import SERIES, Engine, load_record
 from qdeploy.engines.logs import failure, read_log
 from qdeploy.errors import EngineError
 from qdeploy.files import write_text
-
-SERIES = "series.json"
 
 
 @dataclass(frozen=True)
