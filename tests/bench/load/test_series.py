@@ -14,7 +14,7 @@ from qdeploy.bench.load.series import sweep as module
 from qdeploy.bench.load.series.series import Series
 from qdeploy.bench.load.series.sweep import capacity, saturated, search, summarize_series, sweep
 from qdeploy.bench.load.spec import LoadSpec
-from qdeploy.bench.records import LoadResult, SteadyWindow
+from qdeploy.bench.records import Estimate, LoadResult, SloResult, SteadyWindow
 from qdeploy.errors import EndpointError, Interrupted, OutputError, UsageError
 from tests.bench.load.server import Server
 from tests.bench.load.test_metrics import request
@@ -80,6 +80,15 @@ def test_the_knee_lies_between_a_rate_that_is_kept_and_one_that_is_not() -> None
     assert 8 < found.capacity < 10
     kept = summarize_series({rate: run_at(rate, rate) for rate in (1.0, 2.0)})
     assert (kept.capacity, kept.kept_rate, kept.saturating_rate) == (pytest.approx(2), 2, None)
+
+
+def test_a_saturated_endpoint_keeps_no_objective_however_short_its_run() -> None:
+    seen = {2.0: 2.0, 4.0: 4.0, 6.0: 4.5, 8.0: 4.5}
+    results = {rate: run_at(rate, completed) for rate, completed in seen.items()}
+    for result in results.values():
+        one = Estimate(value=1.0)
+        result.slo = SloResult(limits=[], met=True, verdict="pass", good_share=one, goodput=one)
+    assert summarize_series(results).best_rate == 4
 
 
 def test_sweep_ends_beyond_the_capacity(slow: Server, monkeypatch: pytest.MonkeyPatch) -> None:
