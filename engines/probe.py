@@ -78,7 +78,7 @@ class Capabilities:
 
 
 def probe(endpoint: Endpoint) -> Capabilities:
-    """Ask the endpoint for each capability; about ten requests of a few tokens.
+    """Ask the endpoint for each capability; some twenty small requests.
 
     Raises:
         EndpointError: it cannot be reached, refuses the key or does not serve the model.
