@@ -34,7 +34,7 @@ LENGTH = 2048
 DOCUMENTS = {"hellaswag": 4, "sst2": 8, "winogrande": 8, "gsm8k": 2, "wikitext": 1}
 """Choices of several tokens, labels of one, choices in the context, text to write, text to read."""
 WRITTEN = {"gsm8k"}
-"""Of what the model writes only the prompts are compared: in 16 bits it depends on what else is in the batch."""
+"""Of these only the prompts are compared: what is written in 16 bits depends on what else is in the batch."""
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,9 @@ def _their_ids(peer: Any, sample: dict[str, Any]) -> list[tuple[int, ...]]:
     found: list[tuple[int, ...]] = []
     for context, *more in sample["arguments"]:
         if not more:
-            windows = get_rolling_token_windows(peer.tok_encode(context), peer.prefix_token_id, LENGTH - 1, 1)
+            windows = get_rolling_token_windows(
+                peer.tok_encode(context), peer.prefix_token_id, peer.max_length - 1, 1
+            )
             found += [(*before, *after) for before, after in map(make_disjoint_window, windows)]
         elif isinstance(more[0], str):
             before, after = peer._encode_pair(context, more[0])
