@@ -13,8 +13,9 @@ from qdeploy.bench.statistics import high_of, low_of
 def choose(standings: Sequence[Standing], optimize: Optimum, objective: str) -> Decision:
     """The best variant of those that may be deployed, whatever ties with it, and how sure that is.
 
-    Of variants whose figures are not told apart the smallest is recommended. What is open or was not measured
-    is never recommended; it leaves the decision open unless its figure shows that it could not be better.
+    Of variants whose figures are not told apart the one with the better sure bound is recommended, then the
+    smaller. What is open or was not measured never is; it leaves the decision open unless its figure shows
+    that it could not be better.
     """
     able = [standing for standing in standings if standing.verdict == "pass"]
     waiting = [standing for standing in standings if standing.verdict == "inconclusive"]

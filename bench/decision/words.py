@@ -10,7 +10,7 @@ from qdeploy.bench.report import numbers
 from qdeploy.bench.report.decision import figure_words
 
 BEST: dict[Optimum, str] = {
-    "rate": "keeps the objective up to the highest of the rates tried",
+    "rate": "keeps the objective up to the highest rate",
     "cost": "costs least of those that keep the objective",
     "size": "is the smallest of those that keep the objective",
 }
