@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from qdeploy.bench.accuracy.encoding import encode_request
 from qdeploy.bench.records import load_record
 from qdeploy.bench.tokenizer import load_encoder
-from qdeploy.calibration.builtin import evaluation_text
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.engines.probe import probe
 from qdeploy.engines.vllm import RunningEngine, VllmEngine
@@ -71,25 +70,6 @@ def test_one_request_for_all_labels_says_what_scoring_each_says(engine: RunningE
     assert [found.logprobs[label.ids[-1]] for label in labels] == pytest.approx(totals, abs=0.05)
     for label, score in zip(labels, scores, strict=True):
         assert score.is_greedy(label.start) == (found.likeliest == label.ids[-1])
-
-
-def test_choices_after_a_cached_beginning_score_what_they_score_with_all_of_it(engine: RunningEngine) -> None:
-    context = " ".join(evaluation_text().split()[:200])
-    with Endpoint(engine.base_url, engine.model) as endpoint:
-        assert probe(endpoint).cached_beginning
-        encoder = load_encoder(endpoint, None)
-        choices = [
-            encode_request(encoder, context, f" {text}") for text in ("is a word", "are the words", "42")
-        ]
-        plain = [endpoint.score(c.ids, greedy=True) for c in choices]
-        quick = [endpoint.score_end(c.ids, c.start, greedy=True, salt="a") for c in choices]
-        again = endpoint.score_end(choices[0].ids, 20, salt="a")
-    assert again is None, "the cache reaches beyond token 20, of whose successors it holds no figures"
-    for choice, whole, end in zip(choices, plain, quick, strict=True):
-        assert end is not None
-        assert (end.cached > 0) == (choice is not choices[0])
-        assert end.total(choice.start) == pytest.approx(whole.total(choice.start), abs=0.1)
-        assert end.is_greedy(choice.start) == whole.is_greedy(choice.start)
 
 
 def test_load_run_counts_what_it_asked_for(engine: RunningEngine, tmp_path: Path) -> None:
