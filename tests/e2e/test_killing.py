@@ -100,9 +100,7 @@ def test_a_killed_client_asks_nothing_twice(engine: RunningEngine, tmp_path: Pat
     assert found.fidelity == expected.fidelity
 
 
-def test_a_killed_engine_ends_in_one_message_and_the_same_command_goes_on(
-    model: Path, tmp_path: Path, port: int
-) -> None:
+def test_a_killed_engine_ends_in_one_message(model: Path, tmp_path: Path, port: int) -> None:
     with launch(model, tmp_path / "first.log", port) as engine:
         client = start("eval", engine.base_url, *EVAL, "-o", tmp_path / "run")
         wait_until(lambda: kept(tmp_path / "run.partial") >= 20, client)
@@ -111,27 +109,3 @@ def test_a_killed_engine_ends_in_one_message_and_the_same_command_goes_on(
     assert client.returncode == 2, said
     assert "Cannot reach" in said and "the same command goes on" in said
     assert "Traceback" not in said
-    before = kept(tmp_path / "run.partial")
-    with launch(model, tmp_path / "second.log", port) as engine:
-        started = answered(engine)
-        qdeploy("eval", engine.base_url, *EVAL, "-o", tmp_path / "run")
-        resumed = answered(engine) - started
-        qdeploy("eval", engine.base_url, *EVAL, "-o", tmp_path / "whole")
-        whole = answered(engine) - started - resumed
-        assert before >= 20 and resumed < whole
-        assert load_record(tmp_path / "run").tasks == load_record(tmp_path / "whole").tasks
-        bench_while_the_engine_dies(engine, tmp_path / "bench")
-
-
-def bench_while_the_engine_dies(engine: RunningEngine, folder: Path) -> None:
-    load = ["--rate", "3", "--num-requests", "40", "--prompt-tokens", "32", "--output-tokens", "4"]
-    served = answered(engine)
-    client = start("bench", engine.base_url, *load, "-o", folder)
-    wait_until(lambda: answered(engine) > served + 12, client)
-    kill_engine(engine.process.pid)
-    said = client.communicate(timeout=60)[0]
-    assert client.returncode == 2, said
-    assert "does not answer any more" in said and "Traceback" not in said
-    found = load_record(folder).load
-    assert found and found.lost and found.invalid
-    assert found.completed and found.completed + found.failed == 40
