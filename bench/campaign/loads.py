@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qdeploy.bench.campaign.steps import Measurement, fingerprint, stamp
-from qdeploy.bench.decision.service import doubt, judge_load
+from qdeploy.bench.decision.service import judge_load
 from qdeploy.bench.decision.standing import RATES, loads_by_rate
 from qdeploy.bench.load.figures.assess import compare_lengths
 from qdeploy.bench.load.figures.table import output_lengths
@@ -56,7 +56,7 @@ class Loads:
     def doubt(self, measurement: Measurement) -> str | None:
         """Why a load run that is there says little of the server; None where it is sound."""
         load = load_record(measurement.result.parent).load
-        return doubt(load) if load else None
+        return load.doubt if load else None
 
     def forget_others(self, kept: set[Path]) -> None:
         """Remove the runs at other rates than those in the folders `kept`."""

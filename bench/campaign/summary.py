@@ -7,15 +7,14 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from qdeploy.bench.records import Decision, Standing, Verdict
+from qdeploy.bench.records import Decision, Verdict
 from qdeploy.bench.report import numbers
 from qdeploy.bench.report.collect import Evidence, Variant
 from qdeploy.bench.report.compare import overall, percentile
-from qdeploy.bench.report.decision import figure_words
+from qdeploy.bench.report.decision import figure_words, standing_words
 from qdeploy.bench.report.words import headline_metrics, size_factor
 
 COLOURS: dict[Verdict, str] = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
-WORDS: dict[Verdict, str] = {"pass": "may be deployed", "fail": "turned down", "inconclusive": "open"}
 
 
 def decision_summary(decision: Decision) -> RenderableType:
@@ -24,7 +23,7 @@ def decision_summary(decision: Decision) -> RenderableType:
     for standing in decision.standings:
         table.add_row(
             escape(standing.name),
-            f"[{COLOURS[standing.verdict]}]{_word(decision, standing)}[/]",
+            f"[{COLOURS[standing.verdict]}]{standing_words(decision, standing)}[/]",
             figure_words(standing, decision.optimize),
             escape("\n".join(standing.reasons)),
         )
@@ -33,10 +32,6 @@ def decision_summary(decision: Decision) -> RenderableType:
         f"Asked: {escape(decision.objective)}.",
         table,
     )
-
-
-def _word(decision: Decision, standing: Standing) -> str:
-    return "recommended" if standing.name == decision.recommended else WORDS[standing.verdict]
 
 
 def summary_rows(evidence: Evidence) -> list[dict[str, str]]:

@@ -43,17 +43,15 @@ class Condition:
     limit: float
 
     def check(self, candidate: Candidate) -> list[Check]:
-        """Look at the figure, for `[*]` at that of every task. One of an invalid load run decides nothing.
+        """Look at the figure, for `[*]` at that of every task. One of a doubtful load run decides nothing.
 
         Raises:
             ComparisonError, UsageError: as `figures.figures`.
         """
         found = figures.figures(candidate, self.figure, self.task)
-        reason = next((reason for load in candidate.loads for reason in load.invalid), None)
-        if reason and figures.is_of_load(self.figure):
-            return [
-                Check(name=self.text, verdict="inconclusive", message=f"the load run is invalid: {reason}")
-            ]
+        doubt = next(filter(None, (load.doubt for load in candidate.loads)), None)
+        if doubt and figures.is_of_load(self.figure):
+            return [Check(name=self.text, verdict="inconclusive", message=f"the load run is {doubt}")]
         return [self._check(where, value) for where, value in found.items()]
 
     def _check(self, where: str, value: float | None) -> Check:

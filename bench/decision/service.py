@@ -26,7 +26,7 @@ class Finding:
 def judge_load(load: LoadResult) -> Finding:
     """Whether a run shows that the objective is kept, with 99 % confidence; without an objective it is."""
     where = load_words(load)
-    if reason := doubt(load):
+    if reason := load.doubt:
         return Finding("inconclusive", f"the run {where} is {reason}. The same command makes it again")
     if load.slo is None:
         return Finding("pass", f"no limits were set {where}")
@@ -39,15 +39,6 @@ def judge_load(load: LoadResult) -> Finding:
         "inconclusive",
         f"{found.reason}, but only {seen} requests/s were completed: the queue would grow with time",
     )
-
-
-def doubt(load: LoadResult) -> str | None:
-    """Why the run's figures say little of the server; None where they are sound."""
-    if load.interrupted:
-        return "not whole: it was interrupted"
-    if load.invalid:
-        return f"invalid: {'; '.join(load.invalid)}"
-    return "limited by the load client" if load.client_limited else None
 
 
 def load_words(load: LoadResult) -> str:
@@ -89,7 +80,7 @@ def _cost(loads: Mapping[float, LoadResult], rate: float | None) -> Cost | None:
 
 
 def _met(load: LoadResult) -> bool:
-    return doubt(load) is None and not saturated(load) and (load.slo is None or load.slo.met)
+    return load.doubt is None and not saturated(load) and (load.slo is None or load.slo.met)
 
 
 def _limit_words(limit: LimitResult) -> str:

@@ -169,6 +169,15 @@ class LoadResult(Record):
     metrics: dict[str, Distribution]
     vllm_aliases: dict[str, float] = Field(default_factory=dict)
 
+    @property
+    def doubt(self) -> str | None:
+        """Why the figures say little of the server; None where they are sound."""
+        if self.interrupted:
+            return "not whole: it was interrupted"
+        if self.invalid:
+            return f"invalid: {'; '.join(self.invalid)}"
+        return "limited by the load client" if self.client_limited else None
+
 
 class SeriesRecord(Record):
     """Runs of one load at several rates in requests/s, ascending, and what they say together.

@@ -1,10 +1,17 @@
-"""The figure that a decision turned on, as people read it."""
+"""A decision on one variant, and the figure that it turned on, as people read them."""
 
 from __future__ import annotations
 
-from qdeploy.bench.records import Optimum, Standing
+from qdeploy.bench.records import Decision, Optimum, Standing, Verdict
 from qdeploy.bench.report import numbers
 from qdeploy.bench.statistics import high_of, low_of
+
+WORDS: dict[Verdict, str] = {"pass": "may be deployed", "fail": "turned down", "inconclusive": "open"}
+
+
+def standing_words(decision: Decision, standing: Standing) -> str:
+    """What is decided on one variant."""
+    return "recommended" if standing.name == decision.recommended else WORDS[standing.verdict]
 
 
 def figure_words(standing: Standing, optimize: Optimum) -> str:

@@ -16,7 +16,7 @@ from qdeploy.bench import noise
 from qdeploy.bench.load.series.sweep import completion_rate
 from qdeploy.bench.report import compare, fidelity, metrics, numbers, places, samples, words
 from qdeploy.bench.report.collect import Evidence, Variant, collect
-from qdeploy.bench.report.decision import figure_words
+from qdeploy.bench.report.decision import figure_words, standing_words
 from qdeploy.bench.report.drawings import draw
 from qdeploy.bench.report.plots.rates import beyond_knee, series_words
 from qdeploy.errors import UsageError, disk_errors
@@ -92,6 +92,7 @@ def _context(evidence: Evidence) -> dict[str, Any]:
         "title": _title(evidence),
         "evidence": evidence,
         "figure_words": figure_words,
+        "standing_words": standing_words,
         "variants": variants,
         "baseline": baseline,
         "summaries": summaries(evidence),

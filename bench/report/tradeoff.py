@@ -186,14 +186,10 @@ def _comparable_loads(evidence: Evidence) -> dict[int, LoadResult]:
     first: Variant | None = None
     for i, variant in enumerate(evidence.variants):
         load = variant.bench.load if variant.bench else None
-        if load and _is_valid(load) and same_load(variant, first or variant):
+        if load and not load.doubt and same_load(variant, first or variant):
             first = first or variant
             found[i] = load
     return found
-
-
-def _is_valid(load: LoadResult) -> bool:
-    return not (load.invalid or load.client_limited or load.interrupted)
 
 
 def _size(evidence: Evidence) -> Quantity:

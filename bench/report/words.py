@@ -138,7 +138,7 @@ def same_load(variant: Variant, baseline: Variant) -> bool:
 def client_words(variant: Variant, baseline: Variant | None) -> list[str]:
     """A warning for each load run whose figures say little of the server."""
     loads = [(v.name, v.bench.load) for v in (variant, baseline) if v and v.bench and v.bench.load]
-    return [_load_warning(name, load) for name, load in loads if load.invalid or load.client_limited]
+    return [_load_warning(name, load) for name, load in loads if load.doubt]
 
 
 def _load_warning(name: str, load: LoadResult) -> str:
@@ -146,7 +146,7 @@ def _load_warning(name: str, load: LoadResult) -> str:
         return (
             f"The load client fell behind its schedule while {name} was measured: distrust these latencies."
         )
-    return f"The load run of {name} is invalid: {'; '.join(load.invalid)}."
+    return f"The load run of {name} is {load.doubt}."
 
 
 def change_words(change: Estimate | str) -> str:

@@ -5,11 +5,10 @@ The folders hold everything; the index is rebuilt from them by `qdeploy runs sca
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 from qdeploy.catalogue.entry import read_entry
-from qdeploy.catalogue.store import Catalogue, catalogue_file
+from qdeploy.catalogue.store import Catalogue
 from qdeploy.errors import QDeployError
 from qdeploy.progress import warn
 
@@ -23,8 +22,8 @@ def record(folder: Path) -> None:
         if entry is not None:
             with Catalogue() as catalogue:
                 catalogue.add([entry])
-    except (OSError, sqlite3.Error, QDeployError, ValueError) as error:
+    except (OSError, QDeployError, ValueError) as error:
         warn(
-            f"{folder} is whole, but the catalogue {catalogue_file()} could not be written ({error}). "
+            f"{folder} is whole, but is not in the catalogue: {str(error).rstrip('.')}. "
             f"`qdeploy runs scan {folder}` enters it later."
         )

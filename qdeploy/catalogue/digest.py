@@ -33,7 +33,8 @@ def _bench(content: Content, _: Path) -> list[str]:
     load = content.get("load") or {}
     if not load:
         return []
-    offered = f"{load['concurrency']} at a time" if load.get("concurrency") else f"{load.get('rate'):.3g}/s"
+    at_once, rate = load.get("concurrency"), load.get("rate") or load.get("achieved_rate", 0.0)
+    offered = f"{at_once} at a time" if at_once else f"{rate:.3g}/s"
     ttft = _percentile(load, "ttft_ms", 0.5)
     slo = load.get("slo") or {}
     return [

@@ -17,8 +17,8 @@ KINDS = ("quantize", "convert", "export", "bench", "eval", "verify", "campaign")
 RECORDS = ("campaign.json", "run.json", "export.json", MANIFEST)
 """The file that tells what a folder is; the first that is there decides."""
 
-UNFINISHED = (".partial", ".staged")
-"""Endings of folders in which a run is in the making."""
+UNFINISHED = (".partial", ".staged", ".reference", ".converted")
+"""Endings of folders that are there while a run is in the making."""
 
 TAGS = "tags.json"
 

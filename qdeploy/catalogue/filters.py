@@ -29,15 +29,16 @@ def wanted(kind: str | None, model: str | None, since: str | None, tags: Sequenc
 
 
 def _time(text: str) -> str:
-    if age := AGE.fullmatch(text):
-        then = datetime.now(UTC) - timedelta(**{UNITS[age[2]]: int(age[1])})
-    else:
-        try:
+    age = AGE.fullmatch(text)
+    try:
+        if age:
+            then = datetime.now(UTC) - timedelta(**{UNITS[age[2]]: int(age[1])})
+        else:
             then = datetime.fromisoformat(text).astimezone(UTC)
-        except ValueError:
-            raise UsageError(
-                f"--since {text!r} is neither a date such as 2026-01-31 nor an age such as 7d, 12h or 30m."
-            ) from None
+    except (ValueError, OverflowError):  # the latter from before the calendar begins
+        raise UsageError(
+            f"--since {text!r} is neither a date such as 2026-01-31 nor an age such as 7d, 12h or 30m."
+        ) from None
     return then.isoformat(timespec="seconds")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from qdeploy.catalogue.entry import Entry, read_entry, read_tags, record_file, write_tags
-from qdeploy.errors import UsageError
+from qdeploy.errors import OutputError, UsageError
 from qdeploy.home import home
 
 VARIABLE = "QDEPLOY_CATALOGUE"
@@ -59,18 +59,29 @@ class Catalogue:
 
     Raises:
         UsageError: it was written by a newer version.
-        OSError, sqlite3.Error: it cannot be opened.
+        OutputError: it cannot be opened; inside the context also: read or written.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or catalogue_file()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise self._trouble(error) from error
         try:
             self._open()
-        except BaseException:
+        except BaseException as error:
             self._db.close()
+            if isinstance(error, sqlite3.Error):
+                raise self._trouble(error) from error
             raise
+
+    def _trouble(self, error: Exception) -> OutputError:
+        return OutputError(
+            f"The catalogue {self.path} cannot be used: {error}. Name another file in {VARIABLE}, or move "
+            "this one away: `qdeploy runs scan FOLDER` makes it again from the folders."
+        )
 
     def _open(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -93,9 +104,11 @@ class Catalogue:
         return self
 
     def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         self._db.close()
+        if isinstance(error, sqlite3.Error):
+            raise self._trouble(error) from error
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Enter runs, each in the place of what was known of its path; one that has moved keeps one entry."""

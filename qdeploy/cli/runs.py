@@ -115,7 +115,7 @@ def tag(
     from qdeploy.catalogue.filters import chosen
     from qdeploy.catalogue.store import Catalogue
 
-    wrong = [change for change in changes if change[0] not in "+-" or not change[1:].strip()]
+    wrong = [change for change in changes if not change.startswith(("+", "-")) or not change[1:].strip()]
     if wrong:
         raise UsageError(f"{wrong[0]!r} is no change of tags: write +TAG to add one, -TAG to remove one.")
     added, removed = ({change[1:] for change in changes if change[0] == sign} for sign in "+-")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from qdeploy.bench.integrity import check_integrity
+from qdeploy.catalogue.store import Catalogue
 from qdeploy.checkpoint.manifest import load_manifest
 from qdeploy.conversion import convert
 from qdeploy.errors import ExportError
@@ -65,6 +66,8 @@ def test_dequantized_layers_are_refused_unless_asked_for(tiny_llama: Path, tmp_p
         "warning"
     ]
     check_integrity(tmp_path / "yes").require(tmp_path / "yes")
+    with Catalogue() as catalogue:
+        assert {entry.name for entry in catalogue.find() if entry.path.parent == tmp_path} == {"spqr", "yes"}
 
 
 @pytest.mark.parametrize("scheme", ["W3A16", "W2A16_ASYM"])

@@ -58,8 +58,8 @@ def semeval(path: Path) -> list[Row]:
 def sst5(path: Path) -> list[Row]:
     """Sentences after their class: the outermost and the middle of five, as BOSS takes fifths of a scale."""
     labels = {"0": 0, "2": 2, "4": 1}
-    found = [line.split(" ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [{"Text": text, "Label": labels[grade]} for grade, text in found if grade in labels]
+    found = [line.partition(" ") for line in text_lines(path)]
+    return [{"Text": text, "Label": labels[grade]} for grade, _, text in found if grade in labels]
 
 
 def implicit_hate(path: Path) -> list[Row]:

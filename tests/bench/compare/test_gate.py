@@ -189,7 +189,14 @@ def test_an_invalid_load_run_opens_no_gate_and_closes_none(tmp_path: Path) -> No
     base, candidate = write_bench(tmp_path / "base", 10.0), write_bench(tmp_path / "w4", 10.0)
     record = load_record(candidate)
     assert record.load
-    record.load.invalid = ["40% of the prompt tokens came from the prefix cache"]
+    record.load.interrupted = True
+    record.save(candidate)
+    condition = parse_condition("p99_tpot_ms>1000")
+    assert decide(compare_folders(base, [candidate], 0.01), [condition]).verdict == "inconclusive"
+    record.load.interrupted, record.load.invalid = (
+        False,
+        ["40% of the prompt tokens came from the prefix cache"],
+    )
     record.save(candidate)
     comparison = compare_folders(base, [candidate], 0.01)
     for text in ("p99_tpot_ms>1000", "p99_tpot_ms>1", "failed>0"):

@@ -18,7 +18,7 @@ from qdeploy.catalogue.entry import Entry, read_entry
 from qdeploy.catalogue.scan import scan
 from qdeploy.catalogue.store import Catalogue, Filter
 from qdeploy.cli.main import build
-from qdeploy.errors import UsageError
+from qdeploy.errors import OutputError, UsageError
 from qdeploy.files import write_json
 from qdeploy.pipeline import quantize
 from qdeploy.recipe import Recipe
@@ -157,6 +157,8 @@ def test_one_run_is_shown_by_id_path_or_name(make_run: Callable[..., Path]) -> N
         (["show", "two"], "'two' is 2 runs"),
         (["--kind", "evel"], "Unknown kind 'evel'. Did you mean 'eval'"),
         (["--since", "soon"], "'soon' is neither a date"),
+        (["--since", "99999999w"], "'99999999w' is neither a date"),
+        (["tag", "one", ""], "'' is no change of tags"),
         (["tag", "one", "good"], r"'good' is no change of tags: write \+TAG"),
         (["scan", "/no/such/folder"], "/no/such/folder is no folder"),
     ],
@@ -176,11 +178,31 @@ def test_a_catalogue_that_cannot_be_written_stops_no_run(
     file.parent.mkdir()
     file.write_text("a text, and no database at all; long enough for SQLite to look at its beginning" * 9)
     catalogue.record(make_run("run"))
-    assert "run is whole, but the catalogue" in capsys.readouterr().err.replace("\n", " ")
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "run is whole, but is not in the catalogue" in said and "file is not a database" in said
+    with pytest.raises(OutputError, match=r"cannot be used: file is not a database.*QDEPLOY_CATALOGUE"):
+        qdeploy("list")
     file.unlink()
     file.mkdir()
     catalogue.record(make_run("another"))
-    assert "could not be written" in capsys.readouterr().err.replace("\n", " ")
+    assert "unable to open database file" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_catalogue_that_breaks_while_it_is_open_is_told(make_run: Callable[..., Path], file: Path) -> None:
+    catalogue.record(make_run("run"))
+    with (
+        pytest.raises(OutputError, match="cannot be used: no such table"),
+        Catalogue() as open_catalogue,
+        sqlite3.connect(file) as other,
+    ):
+        other.execute("DROP TABLE tags")
+        open_catalogue.find()
+
+
+def test_what_is_there_only_while_a_run_is_made_does_not_enter(make_run: Callable[..., Path]) -> None:
+    for ending in (".partial", ".staged", ".reference", ".converted"):
+        catalogue.record(make_run(f"out{ending}"))
+    assert names() == []
 
 
 def test_a_newer_catalogue_is_left_alone(file: Path, make_run: Callable[..., Path]) -> None:
@@ -214,6 +236,10 @@ def test_every_kind_has_its_figures(make_run: Callable[..., Path]) -> None:
     load = {"rate": 0.5, "output_token_throughput": 16.123, "invalid": ["a reason"]}
     assert of(make_run("b"), "run.json", kind="bench", load=load, **engine).summary == (
         "0.5/s, 16.1 tokens/s, invalid"
+    )
+    replayed = {"rate": None, "achieved_rate": 1.25, "output_token_throughput": 8.0}
+    assert of(make_run("t"), "run.json", kind="bench", load=replayed, **engine).summary == (
+        "1.25/s, 8 tokens/s"
     )
     tasks = [{"task": "smoke", "accuracy": {"value": 0.5}, "verdict": "pass"}]
     assert of(make_run("e"), "run.json", kind="eval", tasks=tasks, **engine).summary == "smoke 50.0% pass"
