@@ -46,6 +46,15 @@ def test_a_rate_that_is_not_refuted_ties_with_one_that_is_shown(tmp_path: Path) 
     assert figure and (figure.low, figure.value, figure.high) == (1.0, 2.0, 2.0)
 
 
+def test_rates_that_overlap_tie_whichever_was_met_as_observed(tmp_path: Path) -> None:
+    """As on the demo model: 2 shown and 3 not refuted, against 1 shown and 2 not refuted."""
+    faster = {"rates": {1.0: KEPT, 2.0: KEPT, 3.0: OPEN}}
+    found = decided(tmp_path, baseline={"rates": {1.0: KEPT, 2.0: OPEN, 3.0: BROKEN}}, w8=faster)
+    assert (found.recommended, found.ties) == ("w8", ["baseline"])
+    best, other = of(found, "w8").figure, of(found, "baseline").figure
+    assert best and other and best.value > other.value
+
+
 def test_lost_accuracy_turns_the_fastest_down(tmp_path: Path) -> None:
     found = decided(tmp_path, w8={"rates": SLOW}, w4={"rates": FAST, "lost": 400})
     assert (found.verdict, found.recommended) == ("pass", "w8")

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,22 @@ def test_several_processes_write_at_once(make_run: Callable[..., Path]) -> None:
     processes = [subprocess.Popen([sys.executable, "-c", code, *map(str, part)]) for part in parts]
     assert [process.wait() for process in processes] == [0] * 4
     assert sorted(names()) == sorted(folder.name for part in parts for folder in part)
+
+
+def test_who_finds_another_writing_waits_and_then_sees_what_it_wrote(
+    make_run: Callable[..., Path], file: Path
+) -> None:
+    [entry] = filter(None, [read_entry(make_run("mine"))])
+    with Catalogue() as open_catalogue:
+        other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("INSERT INTO runs VALUES ('/theirs', 'i', 'eval', 'theirs', 'm', '2026-01-01', '')")
+        ending = threading.Timer(0.2, lambda: other.execute("COMMIT"))
+        ending.start()
+        open_catalogue.add([entry])
+        ending.join()
+        other.close()
+    assert names() == ["mine", "theirs"]
 
 
 def test_the_catalogue_is_rebuilt_from_folders_with_their_tags(
