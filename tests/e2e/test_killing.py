@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
-from qdeploy.bench.records import load_record
+from qdeploy.bench.campaign.state import load_state
+from qdeploy.bench.records import load_decision, load_record
 from qdeploy.engines.endpoint import Endpoint
 from qdeploy.engines.ports import free_port
 from qdeploy.engines.probe import probe
@@ -25,8 +28,13 @@ TEXT = ["--text", "builtin", "--windows", "6", "--window-tokens", "128", "--top-
 EVAL = [*TEXT, "--tasks", "smoke", "--limit", "40", "--concurrency", "1"]
 
 
+# Requests are counted here. Of those that may use its cache the engine fails some, which are asked again:
+# so none of them is asked.
+ARGUMENTS = ["--max-model-len", "1024", "--no-enable-scale-out"]
+
+
 def launch(model: Path, log: Path, port: int) -> RunningEngine:
-    return VllmEngine().launch(model, log=log, port=port, arguments=["--max-model-len", "1024"])
+    return VllmEngine().launch(model, log=log, port=port, arguments=ARGUMENTS)
 
 
 @pytest.fixture
@@ -100,7 +108,9 @@ def test_a_killed_client_asks_nothing_twice(engine: RunningEngine, tmp_path: Pat
     assert found.fidelity == expected.fidelity
 
 
-def test_a_killed_engine_ends_in_one_message(model: Path, tmp_path: Path, port: int) -> None:
+def test_a_killed_engine_ends_in_one_message_and_the_same_command_goes_on(
+    model: Path, tmp_path: Path, port: int
+) -> None:
     with launch(model, tmp_path / "first.log", port) as engine:
         client = start("eval", engine.base_url, *EVAL, "-o", tmp_path / "run")
         wait_until(lambda: kept(tmp_path / "run.partial") >= 20, client)
@@ -109,3 +119,87 @@ def test_a_killed_engine_ends_in_one_message(model: Path, tmp_path: Path, port: 
     assert client.returncode == 2, said
     assert "Cannot reach" in said and "the same command goes on" in said
     assert "Traceback" not in said
+    before = kept(tmp_path / "run.partial")
+    with launch(model, tmp_path / "second.log", port) as engine:
+        started = answered(engine)
+        qdeploy("eval", engine.base_url, *EVAL, "-o", tmp_path / "run")
+        resumed = answered(engine) - started
+        qdeploy("eval", engine.base_url, *EVAL, "-o", tmp_path / "whole")
+        whole = answered(engine) - started - resumed
+        assert before >= 20 and resumed < whole
+        assert load_record(tmp_path / "run").tasks == load_record(tmp_path / "whole").tasks
+        bench_while_the_engine_dies(engine, tmp_path / "bench")
+
+
+def bench_while_the_engine_dies(engine: RunningEngine, folder: Path) -> None:
+    load = ["--rate", "3", "--num-requests", "40", "--prompt-tokens", "32", "--output-tokens", "4"]
+    served = answered(engine)
+    client = start("bench", engine.base_url, *load, "-o", folder)
+    wait_until(lambda: answered(engine) > served + 12, client)
+    kill_engine(engine.process.pid)
+    said = client.communicate(timeout=60)[0]
+    assert client.returncode == 2, said
+    assert "does not answer any more" in said and "Traceback" not in said
+    found = load_record(folder).load
+    assert found and found.lost and found.invalid
+    assert found.completed and found.completed + found.failed == 40
+
+
+def test_a_campaign_goes_on_from_the_step_that_was_killed(model: Path, tmp_path: Path) -> None:
+    plan, campaign = tmp_path / "plan.yaml", tmp_path / "campaign"
+    fields = {
+        "model": str(model.resolve()),
+        "engine": {"arguments": ["--max-model-len", "1024"]},
+        "variants": [{"name": "w8", "scheme": "W8A8", "method": "rtn"}],
+        "load": {"rate": 2, "requests": 16, "prompt_tokens": 32, "output_tokens": 8, "slo": "p50_ttft=5s"},
+        "eval": {"text": None, "tasks": ["smoke"], "limit": 60},
+    }
+    plan.write_text(yaml.safe_dump(fields))
+    variants = campaign / "variants"
+    client = start("run", plan, "-o", campaign)
+    wait_until(lambda: kept(variants / "baseline" / "eval.partial") >= 20, client)
+    client.kill()
+    client.communicate()
+    wait_for_no_server(campaign)
+    kept_before = kept(variants / "baseline" / "eval.partial")
+    load_before = (variants / "baseline" / "bench" / "run.json").stat().st_mtime_ns
+
+    client = start("run", plan, "-o", campaign)
+    wait_until(lambda: status(campaign, "w8", "load") == "running", client)
+    time.sleep(4)
+    [root] = [process.pid for process in servers(campaign) if "qdeploy.engines.reaper" in process.cmdline()]
+    kill_engine(root)
+    said = client.communicate(timeout=120)[0]
+    assert client.returncode == 2, said
+    assert "Variant w8, step load: the endpoint does not answer any more" in said.replace("\n", " ")
+    assert "Traceback" not in said
+    assert f"({kept_before} answered before)" in said.replace("\n", " ")
+    assert (variants / "baseline" / "bench" / "run.json").stat().st_mtime_ns == load_before
+
+    result = json.loads(qdeploy("run", plan, "-o", campaign, "--json").stdout)
+    assert result["decision"] == json.loads((campaign / "decision.json").read_text())
+    assert load_decision(campaign)
+    assert (variants / "baseline" / "bench" / "run.json").stat().st_mtime_ns == load_before
+
+
+def status(campaign: Path, variant: str, step: str) -> str | None:
+    state = load_state(campaign)
+    found = [v.steps.get(step) for v in state.variants if v.name == variant] if state else []
+    return found[0].status if found and found[0] else None
+
+
+def servers(campaign: Path) -> list[psutil.Process]:
+    """Processes that serve a folder of the campaign."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or ())
+        if str(campaign / "variants") in line:
+            found.append(process)
+    return found
+
+
+def wait_for_no_server(campaign: Path) -> None:
+    end = time.monotonic() + 60
+    while servers(campaign):
+        assert time.monotonic() < end, "the engine outlives its client"
+        time.sleep(0.5)
