@@ -117,12 +117,18 @@ def capacity(offered: Sequence[float], completed: Sequence[float]) -> float:
 
 
 def completion_rate(result: LoadResult) -> float:
-    """Requests completed per second while they still came, or over the whole run if none was.
+    """Requests completed per second: while they still came, or between the first end and the last.
 
-    At most what was offered: after a stall more complete than come, which no endpoint can go on with.
+    A short run shows too little by both, so the larger counts: while requests come, an engine that reads
+    prompts first has more and more of them unfinished, and the last end may be one straggler's. At most what
+    was offered: after a stall more complete than come, which no endpoint can go on with.
     """
     steady = result.steady
-    seen = steady.request_throughput if steady and steady.requests else result.request_throughput
+    if steady is None or not steady.requests:
+        seen = result.request_throughput
+    else:
+        to_the_end = (result.completed - 1) / (result.duration_s - steady.start_s)
+        seen = max(steady.request_throughput, to_the_end)
     return min(seen, result.rate or seen)
 
 

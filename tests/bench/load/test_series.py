@@ -65,11 +65,26 @@ def run_at(rate: float, completed: float) -> LoadResult:
 @pytest.mark.parametrize(("completed", "much"), [(57, False), (55, False), (50, True)])
 def test_saturated_is_less_than_chance_leaves(completed: int, much: bool) -> None:
     """Of 60 requests 58 come in the window, give or take three, and the last cannot be completed in it."""
+    assert saturated(run_of_60(completed, end_s=2 + 59 * 58 / completed)) is much
+
+
+def test_answers_that_are_late_and_end_in_time_saturate_nothing() -> None:
+    """Where prompts are read before answers are written on, many are unfinished when the last arrives."""
+    assert not saturated(run_of_60(40, end_s=63))
+
+
+def test_one_straggler_saturates_nothing() -> None:
+    assert not saturated(run_of_60(57, end_s=500))
+
+
+def run_of_60(completed: int, end_s: float) -> LoadResult:
+    """A run at one request a second: so many end in its window of 58 seconds, the last at `end_s`."""
     result = summarize(LoadSpec(rate=1, requests=60), [request(i) for i in range(60)], 1)
+    result.duration_s = end_s
     result.steady = SteadyWindow(
         start_s=2, end_s=60, requests=completed, request_throughput=completed / 58, output_token_throughput=1
     )
-    assert saturated(result) is much
+    return result
 
 
 def test_the_knee_lies_between_a_rate_that_is_kept_and_one_that_is_not() -> None:
