@@ -3,13 +3,18 @@
 lm-eval is asked twice: with as many requests in flight as qdeploy, and as it comes, one at a time. The median
 of several rounds counts. A round's prompts have a first line of their own, and qdeploy goes first in each, so
 that nobody finds his prompts in the engine's cache; lm-eval's requests do not read it.
+
+Beside them stands what the engine itself takes to read every context with its choice, from the first token
+on, and tell nothing of it: no client that has each choice read whole can be faster.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -58,6 +63,7 @@ def accuracy(model: Path, work: Path, data: Path | None) -> None:
             "qdeploy": _ours(endpoint, work),
             f"lm-eval, {CONCURRENCY} in flight": _theirs(engine.base_url, model, CONCURRENCY),
             "lm-eval as it comes": _theirs(engine.base_url, model, 1),
+            f"reading alone, {CONCURRENCY} in flight": _reading(endpoint),
         }
         _time(_smoke(letters=False)[:2], scorers, "Warm-up")
         rows = [row for kind, pairs in _kinds(data).items() for row in _rows(kind, pairs, scorers)]
@@ -88,10 +94,12 @@ def _time(
 
 
 def _row(kind: str, name: str, run: Timed, ours: Timed) -> list[str]:
-    seconds, count = median(run.seconds), len(run.scores)
-    apart = max(abs(a - b) for a, b in zip(run.scores, ours.scores, strict=True))
+    seconds, count = median(run.seconds), len(ours.scores)
     ratio = seconds / median(ours.seconds)
-    return [kind, name, f"{seconds:.1f}", f"{ratio:.2f}", f"{count / seconds:.1f}", f"{apart:.4f}"]
+    apart = "–"
+    if run.scores:
+        apart = f"{max(abs(a - b) for a, b in zip(run.scores, ours.scores, strict=True)):.4f}"
+    return [kind, name, f"{seconds:.1f}", f"{ratio:.2f}", f"{count / seconds:.1f}", apart]
 
 
 def _kinds(data: Path | None) -> dict[str, list[Pair]]:
@@ -158,6 +166,22 @@ def _ours(endpoint: Endpoint, work: Path) -> Scorer:
             answers = [journal.get(request) for request in requests]
         path.unlink()
         return [answer.loglikelihood for answer in answers if isinstance(answer, Likelihood)]
+
+    return score
+
+
+def _reading(endpoint: Endpoint) -> Scorer:
+    """Each prompt with a salt of its own, so that none is read out of the cache; scores nothing."""
+    encoder = load_encoder(endpoint, None)
+
+    def read(ids: Sequence[int]) -> None:
+        endpoint.complete(ids, max_tokens=1, cache_salt=secrets.token_hex(16))
+
+    def score(pairs: Sequence[Pair]) -> list[float]:
+        prompts = [encode_request(encoder, *pair).ids for pair in pairs]
+        with ThreadPoolExecutor(CONCURRENCY) as pool:
+            list(pool.map(read, prompts))
+        return []
 
     return score
 

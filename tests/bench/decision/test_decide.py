@@ -122,6 +122,7 @@ def test_limits_kept_while_the_queue_grows_show_nothing(tmp_path: Path) -> None:
     record.load.steady = SteadyWindow(
         start_s=1, end_s=30, requests=35, request_throughput=1.2, output_token_throughput=40
     )
+    record.load.duration_s = 1 + record.load.completed / 1.2
     record.save(folder)
     figure = of(decide(campaign, plan_of(tmp_path)), "w8").figure
     assert figure and (figure.low, figure.value, figure.high) == (1.0, 1.0, 2.0)
