@@ -117,11 +117,12 @@ def capacity(offered: Sequence[float], completed: Sequence[float]) -> float:
 
 
 def completion_rate(result: LoadResult) -> float:
-    """Requests completed per second: while they still came, or between the first end and the last.
+    """Requests completed per second: in the steady window, or from the first end to the last; the larger.
 
-    A short run shows too little by both, so the larger counts: while requests come, an engine that reads
-    prompts first has more and more of them unfinished, and the last end may be one straggler's. At most what
-    was offered: after a stall more complete than come, which no endpoint can go on with.
+    While requests come, an engine that shares itself among all of them leaves ever more unfinished, and the
+    window shows as little as half of what it can do, however long the run. The last end may be one
+    straggler's. At most what was offered: after a stall more complete than come, which no endpoint can go on
+    with. The first request of an open loop is sent at 0, so both are on one clock.
     """
     steady = result.steady
     if steady is None or not steady.requests:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from qdeploy.bench.load.figures.metrics import summarize
+from qdeploy.bench.load.figures.outcome import Outcome
+from qdeploy.bench.load.figures.steady import steady_window
 from qdeploy.bench.load.run import Measurement, measure
 from qdeploy.bench.load.series import sweep as module
 from qdeploy.bench.load.series.series import Series
-from qdeploy.bench.load.series.sweep import capacity, saturated, search, summarize_series, sweep
+from qdeploy.bench.load.series.sweep import (
+    capacity,
+    completion_rate,
+    saturated,
+    search,
+    summarize_series,
+    sweep,
+)
 from qdeploy.bench.load.spec import LoadSpec
+from qdeploy.bench.load.workload.arrivals import arrival_times
 from qdeploy.bench.records import Estimate, LoadResult, SloResult, SteadyWindow
 from qdeploy.errors import EndpointError, Interrupted, OutputError, UsageError
 from tests.bench.load.server import Server
@@ -68,13 +82,48 @@ def test_saturated_is_less_than_chance_leaves(completed: int, much: bool) -> Non
     assert saturated(run_of_60(completed, end_s=2 + 59 * 58 / completed)) is much
 
 
-def test_answers_that_are_late_and_end_in_time_saturate_nothing() -> None:
-    """Where prompts are read before answers are written on, many are unfinished when the last arrives."""
-    assert not saturated(run_of_60(40, end_s=63))
+@pytest.mark.parametrize(
+    ("completed", "end_s", "rate"),
+    [(57, 500, 57 / 58), (20, 120, 59 / 118), (20, 40, 1.0)],
+    ids=["a straggler", "late answers", "no more than offered"],
+)
+def test_completions_of_a_run(completed: int, end_s: float, rate: float) -> None:
+    assert completion_rate(run_of_60(completed, end_s)) == pytest.approx(rate)
 
 
-def test_one_straggler_saturates_nothing() -> None:
-    assert not saturated(run_of_60(57, end_s=500))
+@pytest.mark.parametrize("use", [0.6, 0.8, 1.2, 1.5, 2.0])
+def test_completions_of_an_engine_that_shares_itself_among_all(use: float) -> None:
+    """Ten requests a second, each 0.6 s alone: below that all that come complete, above it ten."""
+    arrivals = arrival_times("poisson", 10 * use, 200, 0) / 1e9
+    ends = shared(arrivals, rate=10.0, alone=0.6)
+    outcomes = [served(i, *times) for i, times in enumerate(zip(arrivals, ends, strict=True))]
+    result = summarize(LoadSpec(rate=10 * use, requests=200), outcomes, 1)
+    result.steady = steady_window(outcomes, None)
+    assert completion_rate(result) == pytest.approx(min(10 * use, 10.0), rel=0.1)
+    assert saturated(result) is (use > 1)
+
+
+def shared(arrivals: NDArray[np.float64], rate: float, alone: float) -> NDArray[np.float64]:
+    """When each request ends, seconds, of a server that does `rate` of them a second, all equally fast."""
+    ends, left, now, waiting = np.zeros_like(arrivals), dict[int, float](), 0.0, deque(enumerate(arrivals))
+    while waiting or left:
+        speed = min(1 / alone, rate / len(left)) if left else 0.0
+        index = min(left, key=left.__getitem__, default=-1)
+        end = now + left[index] / speed if left else math.inf
+        then = min(end, waiting[0][1] if waiting else math.inf)
+        left = {each: work - speed * (then - now) for each, work in left.items()}
+        now = then
+        if now == end:
+            ends[index] = now
+            del left[index]
+        else:
+            left[waiting.popleft()[0]] = 1.0
+    return ends
+
+
+def served(index: int, arrival: float, end: float) -> Outcome:
+    sent, ended = round(arrival * 1e9), round(end * 1e9)
+    return replace(request(index), scheduled_ns=sent, dispatched_ns=sent, sent_ns=sent, end_ns=ended)
 
 
 def run_of_60(completed: int, end_s: float) -> LoadResult:
