@@ -19,7 +19,7 @@ SHARDS, HIDDEN = 16, 2816
 OURS = "compressed-tensors"
 TARGETS = ("gptq", "awq", "modelopt")
 JOBS = (1, 2)
-ROUNDS = 3
+ROUNDS = 6
 
 
 def convert(work: Path) -> None:

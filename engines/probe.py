@@ -22,9 +22,10 @@ PATTERN = (101, 203, 307, 409, 503, 607, 701, 809)
 TOP_K = (256, 128, 20, 5)
 """Numbers of log-probabilities per position to ask for; vLLM's own limit is 20."""
 
-BEGINNING = PATTERN * 32 + PATTERN[:1]
-"""Longer than the blocks in which caches keep a prompt (16 tokens on GPUs, 128 in vLLM's CPU build), by one:
-that token must be computed for the next one to be scored."""
+BEGINNING = PATTERN * 30 + PATTERN[:1]
+"""As long as 15 blocks of 16 tokens, in which caches keep a prompt, and one token more, which must be
+computed for the next one to be scored. Of blocks of 32, 64 or 128 it fills an odd number too, so that how
+much of it is found in the cache tells the size of a block."""
 
 TOLERANCE = 0.1
 """How far apart two requests for one log-probability may be in 16 bits, nats."""
@@ -40,7 +41,8 @@ class Capabilities:
         top_k: most log-probabilities per prompt position, keyed by token id, that it gave; 0: none.
         chosen_logprobs: log-probabilities of chosen token ids at each prompt position.
         listed_logprobs: log-probabilities of chosen candidates for the next token, whatever their rank.
-        cached_beginning: the end of a sequence is scored without computing a beginning that is in the cache.
+        cache_block: how many tokens go into a block of the cache, where the end of a sequence is scored
+            without computing what blocks of its beginning hold; 0: it is not.
         special_tokens: tokens such as BOS that the server puts before a prompt given as text.
         empty_output: takes `max_tokens` 0.
         usage: counts tokens in a plain answer; stream_usage: at a stream's end; continuous_usage: in each
@@ -56,7 +58,7 @@ class Capabilities:
     top_k: int
     chosen_logprobs: bool
     listed_logprobs: bool
-    cached_beginning: bool
+    cache_block: int
     special_tokens: int | None
     empty_output: bool
     usage: bool
@@ -87,13 +89,19 @@ def probe(endpoint: Endpoint) -> Capabilities:
     version = (endpoint.get_optional("/version") or {}).get("version")
     reasons: dict[str, str] = {}
 
-    def supports(name: str, check: Callable[[], None]) -> bool:
+    def found(name: str, check: Callable[[], int]) -> int:
         try:
-            check()
+            return check()
         except EndpointError as error:
             reasons[name] = str(error)
-            return False
-        return True
+            return 0
+
+    def supports(name: str, check: Callable[[], None]) -> bool:
+        def passed() -> int:
+            check()
+            return 1
+
+        return found(name, passed) == 1
 
     return Capabilities(
         engine=endpoint.owner or "unknown",
@@ -104,7 +112,7 @@ def probe(endpoint: Endpoint) -> Capabilities:
         top_k=next((k for k in TOP_K if supports(f"top_k={k}", partial(_check_top, endpoint, k))), 0),
         chosen_logprobs=supports("chosen_logprobs", partial(_check_chosen, endpoint)),
         listed_logprobs=supports("listed_logprobs", partial(_check_listed, endpoint)),
-        cached_beginning=supports("cached_beginning", partial(_check_cached, endpoint)),
+        cache_block=found("cache_block", partial(_cache_block, endpoint)),
         special_tokens=_special_tokens(endpoint),
         empty_output=supports("empty_output", partial(_check_empty_output, endpoint)),
         usage=supports("usage", partial(_check_usage, endpoint)),
@@ -154,7 +162,7 @@ def _check_listed(endpoint: Endpoint) -> None:
         )
 
 
-def _check_cached(endpoint: Endpoint) -> None:
+def _cache_block(endpoint: Endpoint) -> int:
     """After a known beginning, the end must get the figures that it gets where all is computed."""
     start, salt = len(BEGINNING), secrets.token_hex(16)
     endpoint.score_end(BEGINNING + PATTERN, start, salt=salt)
@@ -170,6 +178,8 @@ def _check_cached(endpoint: Endpoint) -> None:
         raise EndpointError(
             "The endpoint scores a prompt's end differently with its beginning from the cache."
         )
+    # An odd number of blocks, whose size is a power of two: the lowest bit that is set.
+    return found.cached & -found.cached
 
 
 def _special_tokens(endpoint: Endpoint) -> int | None:

@@ -85,23 +85,25 @@ def convert(
 
 
 def _each(files: Sequence[Path], work: Callable[[Path], Callable[[], None]], jobs: int) -> None:
-    """Do `work` with every file, `jobs` at a time, and meanwhile what is left to do of those before.
+    """Do `work` with every file, `jobs` at a time, and beside it what is left to do of those before.
 
     In threads: what takes time lets go of the interpreter's lock. Each computes in one thread, since tensors
     go through in small blocks, of which to share one takes longer than to do it.
     """
     manage_heap(ample=True)
     threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,))
+    finishing = ThreadPoolExecutor(jobs)
     with progress("Converting", len(files)) as shown:
-        pool = ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,))
         try:
-            futures = {file: pool.submit(work, file) for file in files}
-            for file, future in futures.items():
+            begun = {file: pool.submit(lambda file: finishing.submit(work(file)), file) for file in files}
+            for file, future in begun.items():
                 shown.note(file.name)
-                future.result()()
+                future.result().result()
                 shown.advance()
         finally:
             pool.shutdown(cancel_futures=True)
+            finishing.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable
@@ -17,7 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 torch.set_num_threads(1)
 # What tests run is not entered in the catalogue of whoever runs them.
-os.environ["QDEPLOY_CATALOGUE"] = str(Path(tempfile.mkdtemp(prefix="qdeploy-tests-")) / "runs.sqlite3")
+CATALOGUE = tempfile.mkdtemp(prefix="qdeploy-tests-")
+atexit.register(shutil.rmtree, CATALOGUE, ignore_errors=True)
+os.environ["QDEPLOY_CATALOGUE"] = str(Path(CATALOGUE) / "runs.sqlite3")
 # The same examples in every run, and none too slow on a machine that has other work.
 settings.register_profile("steady", derandomize=True, deadline=None, database=None)
 settings.load_profile("steady")

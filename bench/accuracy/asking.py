@@ -20,9 +20,14 @@ Answered = list[tuple[Request | Generation, Answer]]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Requests that are answered together: one, or several one-token continuations of the same context."""
+    """Requests that are answered together: one, or several one-token continuations of the same context.
+
+    Attributes:
+        known: the server's cache will hold a part of what is not scored, and nothing else.
+    """
 
     requests: tuple[Request | Generation, ...]
+    known: bool = False
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -36,16 +41,17 @@ class Shortcuts:
 
     Attributes:
         listed: gives log-probabilities of any candidates for the next token.
-        cached: scores the end of a sequence without computing again a beginning that it knows.
+        block: scores the end of a sequence without computing again what is in blocks of so many tokens of its
+            cache; 0: does not.
     """
 
     listed: bool = False
-    cached: bool = False
+    block: int = 0
 
     @classmethod
     def of(cls, found: Capabilities) -> Shortcuts:
         """Those that the probe saw work."""
-        return cls(found.listed_logprobs, found.cached_beginning)
+        return cls(found.listed_logprobs, found.cache_block)
 
 
 NO_SHORTCUTS = Shortcuts()
@@ -79,12 +85,12 @@ class Asker:
             next_token = self.endpoint.next_token(first.ids[:-1], candidates, self.shortcuts.listed)
             if next_token.logprobs.keys() >= set(candidates):
                 return list(_labels(requests, next_token))
-        return [(request, self._score(request)) for request in requests]
+        return [(request, self._score(request, job.known)) for request in requests]
 
-    def _score(self, request: Request) -> Likelihood:
+    def _score(self, request: Request, known: bool) -> Likelihood:
         ids, start, greedy = request.ids, request.start, request.greedy
         scores = None
-        if self.shortcuts.cached:
+        if known:
             scores = self.endpoint.score_end(ids, start, greedy=greedy, salt=self.salt)
         if scores is None:
             scores = self.endpoint.score(ids, greedy=greedy)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from itertools import islice
 
 from qdeploy.bench import noise
@@ -20,8 +21,12 @@ AHEAD = 2
 """Jobs handed to the senders for each request in flight; the others wait as plain tuples."""
 
 
-def jobs(requests: Iterable[Request | Generation]) -> list[Job]:
-    """Each different request once, choices of one token after the same context together, in prefix order."""
+def jobs(requests: Iterable[Request | Generation], block: int = 0) -> list[Job]:
+    """Each different request once, choices of one token after the same context together, in prefix order.
+
+    Args:
+        block: tokens to a block of the server's cache, 0 for none.
+    """
     alone: list[Job] = []
     labels: dict[tuple[int, ...], list[Request]] = defaultdict(list)
     for request in dict.fromkeys(requests):
@@ -29,7 +34,26 @@ def jobs(requests: Iterable[Request | Generation]) -> list[Job]:
             labels[request.ids[: request.start]].append(request)
         else:
             alone.append(Job((request,)))
-    return sorted([*alone, *(Job(tuple(group)) for group in labels.values())], key=lambda job: job.ids)
+    ordered = sorted([*alone, *(Job(tuple(group)) for group in labels.values())], key=lambda job: job.ids)
+    return list(_marked(ordered, block)) if block else ordered
+
+
+def _marked(ordered: Sequence[Job], block: int) -> Iterator[Job]:
+    for index, job in enumerate(ordered):
+        first, neighbours = job.requests[0], [*ordered[max(0, index - 1) : index], *ordered[index + 1 :][:1]]
+        known = isinstance(first, Request) and _comes_cached(first, [n.ids for n in neighbours], block)
+        yield replace(job, known=known)
+
+
+def _comes_cached(request: Request, others: Sequence[tuple[int, ...]], block: int) -> bool:
+    """Whether the cache will hold something of its beginning, and nothing that its first score needs.
+
+    A request for the end alone costs the server more where it has nothing to spare, and is lost where the
+    cache reaches the token that the first to be scored follows.
+    """
+    ids, reach = request.ids, -(-request.start // block) * block
+    spared = request.start > block and any(other[:block] == ids[:block] for other in others)
+    return spared and not any(len(ids) > reach and other[:reach] == ids[:reach] for other in others)
 
 
 def answer_all(
@@ -51,7 +75,7 @@ def answer_all(
         EndpointError: the endpoint fails for good. All answers that have arrived are in the journal.
         Interrupted: Ctrl-C; likewise.
     """
-    pending = jobs(request for request in requests if journal.get(request) is None)
+    pending = jobs((request for request in requests if journal.get(request) is None), shortcuts.block)
     if shuffled:
         pending = noise.shuffled(pending)
     done = len(journal.answers)

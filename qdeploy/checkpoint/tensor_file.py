@@ -11,6 +11,7 @@ import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -85,9 +86,11 @@ def finish_tensors(path: Path) -> str:
     """
     temporary = _temporary(path)
     with disk_errors(path), _removed_on_failure(temporary):
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        digest = sha256_file(temporary)
+        with temporary.open("rb") as file, ThreadPoolExecutor(1) as pool:
+            # A processor hashes, and the disk is waited for.
+            flushed = pool.submit(os.fsync, file.fileno())
+            digest = sha256_file(temporary)
+            flushed.result()
         temporary.replace(path)
         fsync_folder(path.parent)
     return digest

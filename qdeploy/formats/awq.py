@@ -33,8 +33,8 @@ SYMMETRIC = -0x77777778
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight columns is in each field of a word, from the lowest."""
 
-BLOCK = 1 << 18
-"""Words that are worked on at a time: with what is made of them, no more than a core's cache holds."""
+BLOCK = 1 << 19
+"""Words that are worked on at a time: few enough to stay in the processor's cache, enough for long rows."""
 
 Words = NDArray[np.uint32]
 

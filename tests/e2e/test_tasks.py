@@ -90,7 +90,7 @@ def _ours(
     [task] = harness_tasks(name, DOCUMENTS[name], data_dir=data)
     with Endpoint(engine.base_url) as endpoint, Journal(folder / "answers.jsonl", {}) as journal:
         encoder, shortcuts = load_encoder(endpoint, None), Shortcuts.of(probe(endpoint))
-        assert shortcuts == Shortcuts(listed=True, cached=True)
+        assert shortcuts == Shortcuts(listed=True, block=shortcuts.block) and shortcuts.block
         items = [encode_item(encoder, item, LENGTH) for item in task.items]
         return task, items, score_items(endpoint, [(task, items)], 4, journal, shortcuts)
 

@@ -24,7 +24,7 @@ def test_a_full_server(serve: Serve) -> None:
     assert found.prompt_logprobs
     assert found.top_k == 256
     assert found.chosen_logprobs
-    assert found.cached_beginning
+    assert found.cache_block == 16
     assert found.usage
     assert found.stream_usage
     assert found.continuous_usage
@@ -68,13 +68,23 @@ def test_ends_after_cached_beginnings_that_cannot_be_had_or_trusted(
     serve: Serve, behaviour: dict[str, bool], reason: str
 ) -> None:
     found = _probe(serve(**behaviour))
-    assert found.prompt_logprobs and not found.cached_beginning
-    assert reason in found.reasons["cached_beginning"]
+    assert found.prompt_logprobs and not found.cache_block
+    assert reason in found.reasons["cache_block"]
+
+
+@pytest.mark.parametrize("block", [32, 64, 128])
+def test_the_size_of_the_caches_blocks_is_found(serve: Serve, block: int) -> None:
+    assert _probe(serve(block=block)).cache_block == block
+
+
+def test_blocks_longer_than_any_beginning_count_for_none(serve: Serve) -> None:
+    found = _probe(serve(block=256))
+    assert found.cache_block == 0 and "from the cache" in found.reasons["cache_block"]
 
 
 def test_a_server_can_be_probed_again(serve: Serve) -> None:
     url = serve()
-    assert [_probe(url).cached_beginning for _ in range(2)] == [True, True]
+    assert [_probe(url).cache_block for _ in range(2)] == [16, 16]
 
 
 def test_no_prompt_logprobs_is_said_before_any_scoring(serve: Serve) -> None:

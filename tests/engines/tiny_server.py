@@ -7,6 +7,7 @@ Run as `tiny_server.py --model FOLDER --port N`; FOLDER/behaviour.json says how 
     mixed_up         true: those of chosen ids are of others
     listed           false: does not know `logprob_token_ids`
     tells_cached     false: does not tell how much of a prompt it had in its cache
+    block            how many tokens go into a block of the cache; 16
     stale            true: what comes after a cached beginning is scored as after another one
     max_logprobs     most log-probabilities per position, 20
     key              refuses requests without this bearer token
@@ -39,8 +40,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 VOCABULARY = 1000
-BLOCK = 16
-"""Tokens by which the cache of prompts goes."""
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
@@ -94,8 +93,9 @@ def generate(request: dict[str, Any], behaviour: dict[str, Any], known: set[Any]
     if "prompt_logprob_token_ids" in request["sampling_params"]:
         return chosen(request, behaviour.get("mixed_up", False))
     ids = request["token_ids"]
-    blocks = [(request["cache_salt"], *ids[:end]) for end in range(BLOCK, len(ids), BLOCK)]
-    cached = BLOCK * sum(1 for _ in itertools.takewhile(known.__contains__, blocks))
+    size = behaviour.get("block", 16)
+    blocks = [(request["cache_salt"], *ids[:end]) for end in range(size, len(ids), size)]
+    cached = size * sum(1 for _ in itertools.takewhile(known.__contains__, blocks))
     known.update(blocks)
     rows = prompt_rows(ids, request["sampling_params"]["prompt_logprobs"])
     if behaviour.get("stale") and cached:

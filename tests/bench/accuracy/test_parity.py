@@ -26,7 +26,7 @@ lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("tenacity")  # of lm-eval[api]
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-QUICK = Shortcuts(listed=True, cached=True)
+QUICK = Shortcuts(listed=True, block=8)
 QUESTIONS = [
     {"q": "the color of snow?", "choices": ["black", "white"], "a": 1, "b": [0, 1]},
     {"q": "the color of coal? ", "choices": ["black", "dark red"], "a": 0, "b": [0]},

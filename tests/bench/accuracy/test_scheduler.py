@@ -102,7 +102,7 @@ def test_a_beginning_that_is_known_is_not_computed_again(
     asked = [encode_request(encoder, f"{context}{i}:", f" end {j}") for i in range(3) for j in range(4)]
     asked = [replace(request, greedy=greedy) for request in asked]
     _, plain = _scores(ask, asked, tmp_path / "plain")
-    server, quick = _scores(ask, asked, tmp_path / "quick", Shortcuts(cached=True), drops_rows=drops_rows)
+    server, quick = _scores(ask, asked, tmp_path / "quick", Shortcuts(block=BLOCK), drops_rows=drops_rows)
     assert [a.loglikelihood for a in quick] == pytest.approx([a.loglikelihood for a in plain], abs=1e-5)
     assert [a.greedy for a in quick] == [a.greedy for a in plain]
     assert len(server.asked) == len(asked), "and none was asked twice"
@@ -114,11 +114,29 @@ def test_a_beginning_that_is_known_is_not_computed_again(
 def test_choices_that_begin_alike_are_scored_from_their_beginning(
     ask: Ask, encoder: Encoder, tmp_path: Path, drops_rows: bool
 ) -> None:
-    """What the cache holds of a choice has no score, and what is in its place must not be taken for one."""
-    asked = [encode_request(encoder, "Well:", f" {'the very same words ' * 2}{i}") for i in range(4)]
+    """What the cache holds of a choice has no score, so such choices are asked for as a whole at once."""
+    asked = [encode_request(encoder, "Well, then:", f" {'the very same words ' * 2}{i}") for i in range(4)]
     _, plain = _scores(ask, asked, tmp_path / "plain")
-    server, quick = _scores(ask, asked, tmp_path / "quick", Shortcuts(cached=True), drops_rows=drops_rows)
-    assert max(server.cached) > asked[0].start
+    server, quick = _scores(ask, asked, tmp_path / "quick", Shortcuts(block=BLOCK), drops_rows=drops_rows)
+    assert not server.cached and len(server.asked) == len(asked)
+    assert [a.loglikelihood for a in quick] == pytest.approx([a.loglikelihood for a in plain], abs=1e-5)
+    with client(server) as endpoint:
+        first, second = (endpoint.score_end(each.ids, each.start, salt="of this test") for each in asked[:2])
+    assert first is not None and second is None, "what is in the place of a score is not taken for one"
+
+
+@pytest.mark.parametrize(("length", "known"), [(BLOCK, False), (BLOCK + 1, True)])
+def test_only_beginnings_that_fill_a_block_and_are_shared_come_from_the_cache(
+    ask: Ask, tmp_path: Path, length: int, known: bool
+) -> None:
+    """A request for the end alone takes the server longer, so it must have something to spare."""
+    shared = [Request((*range(40, 40 + length), *choice), length) for choice in ((1, 2), (3, 4), (5, 6))]
+    alone = Request((*range(60, 60 + length), 1, 2), length)
+    assert [job.known for job in jobs([*shared, alone], BLOCK)] == [known, known, known, False]
+    assert not any(job.known for job in jobs(shared))
+    server, quick = _scores(ask, [*shared, alone], tmp_path / "quick", Shortcuts(block=BLOCK))
+    assert len(server.cached) == (3 if known else 0)
+    _, plain = _scores(ask, [*shared, alone], tmp_path / "plain")
     assert [a.loglikelihood for a in quick] == pytest.approx([a.loglikelihood for a in plain], abs=1e-5)
 
 
@@ -128,7 +146,7 @@ def test_a_second_run_does_not_find_the_choices_of_the_first(
     server = ask()
     for name in ("first", "second"):
         with client(server) as endpoint, Journal(tmp_path / name, {}) as journal:
-            answer_all(endpoint, requests, journal, 1, Shortcuts(cached=True))
+            answer_all(endpoint, requests, journal, 1, Shortcuts(block=BLOCK))
     half = len(server.cached) // 2
     assert server.cached[:half] == server.cached[half:]
 
@@ -138,7 +156,7 @@ def test_where_the_shortcut_fails_the_long_way_is_gone(
 ) -> None:
     """vLLM's rows of cached positions may hold what JSON cannot, and the answer is a 500."""
     _, plain = _scores(ask, requests, tmp_path / "plain")
-    server, quick = _scores(ask, requests, tmp_path / "quick", Shortcuts(cached=True), statuses=[500, 500])
+    server, quick = _scores(ask, requests, tmp_path / "quick", Shortcuts(block=BLOCK), statuses=[500, 500])
     assert not server.statuses
     assert quick == plain
 
