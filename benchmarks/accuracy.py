@@ -35,8 +35,8 @@ from qdeploy.engines.probe import probe
 from qdeploy.engines.vllm import VllmEngine
 
 ITEMS, SHOTS, PASSAGE_WORDS, ROUNDS, CONCURRENCY = 8, 5, 150, 3, 8
-TASKS = ("arc_easy", "hellaswag", "piqa", "winogrande")
-"""Tasks of lm-eval that are asked, without examples, where there are files."""
+TASKS, DOCUMENTS = ("arc_easy", "hellaswag", "piqa", "winogrande"), 32
+"""Tasks of lm-eval of which so many questions are asked, without examples, where there are files."""
 
 Pair = tuple[str, str]
 """A context and a continuation."""
@@ -114,7 +114,7 @@ def _kinds(data: Path | None) -> dict[str, list[Pair]]:
 
 
 def _of_task(name: str, data: Path) -> list[Pair]:
-    [task] = harness_tasks(name, ITEMS, data_dir=data)
+    [task] = harness_tasks(name, DOCUMENTS, data_dir=data)
     return [call for item in task.items for call in item.requests if isinstance(call, tuple)]
 
 
