@@ -108,7 +108,7 @@ def test_dataset_on_the_completions_route(server: Server, tmp_path: Path) -> Non
     assert [b["prompt"] for b in server.payloads if b["max_tokens"] > 1] == ["[ab-0] same", "[ab-1] same"]
 
 
-@pytest.mark.skipif("QDEPLOY_TEST_DATA" not in os.environ, reason="QDEPLOY_TEST_DATA names no folder of data")
+@pytest.mark.skipif(not os.environ.get("QDEPLOY_TEST_DATA"), reason="QDEPLOY_TEST_DATA names no folder")
 def test_real_files() -> None:
     data = Path(os.environ["QDEPLOY_TEST_DATA"])
     for name, count in (("code", 8819), ("conv", 19366)):
