@@ -19,9 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 torch.set_num_threads(1)
 # What tests run is not entered in the catalogue of whoever runs them.
-CATALOGUE = tempfile.mkdtemp(prefix="qdeploy-tests-")
-atexit.register(shutil.rmtree, CATALOGUE, ignore_errors=True)
-os.environ["QDEPLOY_CATALOGUE"] = str(Path(CATALOGUE) / "runs.sqlite3")
+if "qdeploy-tests-" not in os.environ.get("QDEPLOY_CATALOGUE", ""):  # as of the process that started this one
+    catalogue = tempfile.mkdtemp(prefix="qdeploy-tests-")
+    atexit.register(shutil.rmtree, catalogue, ignore_errors=True)
+    os.environ["QDEPLOY_CATALOGUE"] = str(Path(catalogue) / "runs.sqlite3")
 # The same examples in every run, and none too slow on a machine that has other work.
 settings.register_profile("steady", derandomize=True, deadline=None, database=None)
 settings.load_profile("steady")
